@@ -1,0 +1,45 @@
+# make demo: draws made-up faces, trains both stages on them, tests, prints the table. make test: style and tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := demo
+
+.PHONY: demo test fuzz clean-demo help
+
+help:
+	@echo "make demo        the whole way on made-up faces, on a CPU"
+	@echo "make test        ruff and pytest"
+	@echo "make fuzz        100,000 damaged files for each reader, some minutes; FUZZ='--readers png --seed 1'"
+	@echo "make clean-demo  removes what make demo made"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(DEMO)/face_dataset: | $(VENV)/installed
+	$(RUN) prepare.py synthetic --output $@
+
+# Each step goes on where it was stopped, and is done at once when it is finished.
+demo: $(VENV)/installed | $(DEMO)/face_dataset
+	$(RUN) train.py @recipes/demo-age.args
+	$(RUN) train.py @recipes/demo.args
+	$(RUN) test.py @recipes/demo-test.args
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest
+
+fuzz: $(VENV)/installed-dev
+	$(RUN) tests/fuzz.py $(FUZZ)
+
+clean-demo:
+	rm -rf $(DEMO)

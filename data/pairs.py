@@ -1,0 +1,179 @@
+"""Lists of image pairs for verification: is it the same person in both?"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.faces import FaceIndex, index_names, is_image_name
+from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
+
+NUM_NAMES_SHOWN = 3  # of missing images, in a message
+NUM_CHARACTERS_SHOWN = 80  # of a malformed line or a missing image
+MAX_LINE_LENGTH = 10_000  # two of the longest paths that Linux takes, 4,096 bytes each, and some
+EXPECTED = "one 'name_a name_b 1|0' per line is expected"
+
+
+class Pair(NamedTuple):
+    name_a: str
+    name_b: str
+    genuine: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PairList:
+    """P pairs of U different images, in the order of the list; an image of many pairs stands in `images` once."""
+
+    images: FaceIndex
+    first: np.ndarray  # (P,) int64, positions in images
+    second: np.ndarray  # (P,) int64
+    genuine: np.ndarray  # (P,) bool
+    missing: tuple[str, ...]  # names in the list without a file
+    num_pairs_dropped: int  # because of them
+
+    def __len__(self) -> int:
+        return len(self.genuine)
+
+
+def find_pair_list(root: str | Path, benchmark: Benchmark) -> Path | None:
+    """The first of the benchmark's published places below `root` (face_dataset) that holds its list, or None."""
+    paths = (Path(root) / place for place in benchmark.pair_lists)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_pair_list(list_path: str | Path, images_folder: str | Path, allow_missing: bool = False) -> PairList:
+    """Pairs of a text file with `name_a name_b 1|0` per line, 1 for the same person; blank lines are skipped.
+
+    With `allow_missing` pairs without both images are dropped and counted; the others keep their order.
+
+    Raises:
+        UserError: for a missing or empty list, a malformed line, a missing folder or missing images.
+    """
+    pairs = [_parse_line(line, f"{str(list_path)!r}, line {number}") for number, line in _numbered_lines(list_path)]
+    if not pairs:
+        raise UserError(f"The pair list {str(list_path)!r} holds no pairs: {EXPECTED}.")
+    return _locate(pairs, images_folder, allow_missing)
+
+
+def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -> PairList:
+    """The 4,000 pairs of CACD-VS by their rule, without a list file; images may have any extension in any case.
+
+    Source: the published evaluation: `NNNN_0 NNNN_1`, genuine where (NNNN div 200) is even.
+
+    Raises:
+        UserError: for a missing folder or missing images.
+    """
+    names_by_stem = _image_names_by_stem(_checked_folder(images_folder))
+    pairs = [
+        Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine) for pair in _cacd_vs_rule()
+    ]
+    return _locate(pairs, images_folder, allow_missing)
+
+
+def write_cacd_vs_list(path: str | Path) -> None:
+    """Writes the list file of CACD-VS, 4,000 lines; a file of that name is replaced at once or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text("".join(f"{a} {b} {int(genuine)}\n" for a, b, genuine in _cacd_vs_rule()), encoding="ascii")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _cacd_vs_rule() -> list[Pair]:
+    return [
+        Pair(f"{number:04d}_0.jpg", f"{number:04d}_1.jpg", number // CACD_VS_PAIRS_PER_HALF_FOLD % 2 == 0)
+        for number in range(BENCHMARKS["cacd_vs"].num_pairs)
+    ]
+
+
+def _image_names_by_stem(folder: str) -> dict[str, str]:
+    """Image names in `folder` by their stem; of several with one stem the extension that meta.py lists first wins."""
+    names = [name for name in os.listdir(folder) if is_image_name(name)]
+    names.sort(key=lambda name: (IMAGE_EXTENSIONS.index(Path(name).suffix.lower()), name), reverse=True)
+    return {Path(name).stem: name for name in names}  # a later name replaces an earlier one
+
+
+def _numbered_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1, one at a time."""
+    shown = repr(str(list_path))
+    try:
+        if not stat.S_ISREG(os.stat(list_path).st_mode):  # a device may have no end
+            raise ValueError("it is a folder or a device")
+        # utf-8-sig: editors on Windows put a mark before the first name. surrogateescape: a name is bytes to the disk.
+        with open(list_path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_LENGTH + 1):
+                number += 1
+                if len(line) > MAX_LINE_LENGTH:
+                    raise UserError(
+                        f"{shown}, line {number}, has more than {MAX_LINE_LENGTH:,} characters: {EXPECTED}."
+                    )
+                if line.strip():
+                    yield number, line
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError for a NUL byte in the path too
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The pair list {shown} cannot be read, {reason}: check its path.") from error
+
+
+def _parse_line(line: str, where: str) -> Pair:
+    fields = line.split()
+    if len(fields) != 3 or fields[2] not in ("0", "1"):
+        shown = line.strip()[:NUM_CHARACTERS_SHOWN]
+        raise UserError(
+            f"{where}, reads {shown!r}: 'name_a name_b 1' (same person) or 'name_a name_b 0' is expected, "
+            "names without spaces in them."
+        )
+    names = [os.path.normpath(name) for name in fields[:2]]  # so that ./a.jpg and a.jpg are one image
+    for name in names:
+        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir or "\0" in name:
+            raise UserError(
+                f"{where}, names {name[:NUM_CHARACTERS_SHOWN]!r} outside the folder of images: "
+                "give names relative to that folder."
+            )
+    return Pair(*names, genuine=fields[2] == "1")
+
+
+def _checked_folder(images_folder: str | Path) -> str:
+    if not os.path.isdir(images_folder):
+        raise UserError(f"The folder {str(images_folder)!r} of images does not exist: make it or give another one.")
+    return str(images_folder)
+
+
+def _locate(pairs: Sequence[Pair], images_folder: str | Path, allow_missing: bool) -> PairList:
+    """Splits pairs into those with both images and those without."""
+    folder = _checked_folder(images_folder)
+    names = dict.fromkeys(name for pair in pairs for name in pair[:2])  # a set that keeps the order
+    missing = {name: None for name in names if not os.path.isfile(os.path.join(folder, name))}
+    kept = [pair for pair in pairs if pair.name_a not in missing and pair.name_b not in missing]
+    if missing and not allow_missing:
+        shown = ", ".join(repr(name[:NUM_CHARACTERS_SHOWN]) for name in list(missing)[:NUM_NAMES_SHOWN])
+        shown += ", ..." if len(missing) > NUM_NAMES_SHOWN else ""
+        raise UserError(
+            f"The folder {folder!r} lacks {len(missing)} of the {len(names)} images in the pair list ({shown}): "
+            f"add them, or give --allow-missing to leave out the {len(pairs) - len(kept)} pairs that need them."
+        )
+    if not kept:
+        raise UserError(
+            f"The folder {folder!r} has both images of none of the {len(pairs)} pairs: give another folder."
+        )
+    positions: dict[str, int] = {}
+    for pair in kept:
+        for name in pair[:2]:
+            positions.setdefault(name, len(positions))
+    return PairList(
+        images=index_names(folder, positions),
+        first=np.array([positions[pair.name_a] for pair in kept], dtype=np.int64),
+        second=np.array([positions[pair.name_b] for pair in kept], dtype=np.int64),
+        genuine=np.array([pair.genuine for pair in kept], dtype=bool),
+        missing=tuple(missing),
+        num_pairs_dropped=len(pairs) - len(kept),
+    )

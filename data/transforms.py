@@ -1,0 +1,119 @@
+"""Pictures to what a network takes: bytes (uint8) until the device, a fourth of the floats' memory and transfer."""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, UserError
+
+# The formats of meta.IMAGE_EXTENSIONS, whatever a file's extension says: each further decoder is one more that a file
+# from a stranger can attack, and of a GIF nobody knows which of its pictures is meant.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Limits on what the header claims, asked before anything is allocated: a file of some bytes can claim gigabytes.
+MAX_PIXELS = 64_000_000  # more than cameras for portraits take; 256 MB as RGBA, in each worker
+MAX_SIDE = 65_535  # JPEG's own limit; the resizing filter of one line of MAX_PIXELS would take 2 GB
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of PIL's, which begins above MAX_PIXELS
+
+
+class UnreadablePicture(UserError):
+    """A picture that cannot be decoded: its `name`, and the `reason` in words."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # these are what travels from a worker process to the main one
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name!r} cannot be decoded, {self.reason}: replace it or leave it out."
+
+
+def decode_face(source: str | Path | bytes | BinaryIO, size: int = IMAGE_SIZE, name: str = "") -> Tensor:
+    """RGB picture as uint8 (3, size, size), resized by PIL's bicubic filter as published; EXIF does not turn it.
+
+    What is transparent is laid on black, the colour that alignment fills the border of a face with. (The published
+    loader shows the colours that the file keeps below, seen by nobody; its data sets hold no transparency.) Of several
+    pictures in one file the first counts. Of RGB with 16 bits a channel the upper 8 count.
+    `name` stands in messages for a source that is no path.
+
+    Raises:
+        UnreadablePicture: for a file that is missing, truncated, no image, grey with 16 bits, or too large.
+    """
+    try:
+        with Image.open(_checked_source(source), formats=FORMATS) as picture:
+            picture = _to_rgb(picture)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything on broken files: SyntaxError, struct.error, ...
+        shown = name or (os.fspath(source) if isinstance(source, (str, Path)) else "an image in memory")
+        raise UnreadablePicture(shown, _reason(error)) from error
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.array(picture)  # (size, size, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, size, size)
+
+
+def _checked_source(source: str | Path | bytes | BinaryIO) -> str | Path | BinaryIO:
+    """What PIL can open without waiting for ever: of paths only those of files."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would never end
+        raise ValueError("it is a folder or a device, not a file")
+    return source
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """The pixels, decoded here; so far PIL has read the header alone."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,} or {MAX_SIDE:,} on a side")
+    # PIL would cut values above 255 to white without a word.
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are {picture.mode}, not 8 bits a channel")
+    if picture.has_transparency_data:
+        colours = picture.convert("RGBA")
+        picture = Image.new("RGB", colours.size)  # black
+        picture.paste(colours, mask=colours)
+    return picture.convert("RGB")
+
+
+def to_network_input(images: Tensor, channels_last: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (N, 3, H, W) -> the same pixels in [-1, 1], on the device of `images`."""
+    assert images.dtype == torch.uint8, f"pixels have to be uint8, not {images.dtype}"
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    # x - 127.5 is an odd multiple of 1/2 below 128: exact even in bfloat16's 8 bits, so only the division rounds.
+    return images.to(dtype=dtype, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
+
+
+def mirror(images: Tensor) -> Tensor:
+    """The images (..., H, W), left and right exchanged."""
+    return images.flip(-1)
+
+
+def random_mirror(
+    images: Tensor, generator: torch.Generator | None = None, flips: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The images (N, 3, H, W), each mirrored with probability 1/2 (published), and which were: bool (N,).
+
+    Either `generator` draws the flips, on its own device, or `flips` (N,) says them: runs have to repeat, so the
+    global generator is never asked.
+    """
+    assert (generator is None) != (flips is None), "give either a generator or flips"
+    if flips is None:
+        flips = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    flips = flips.to(device=images.device, dtype=torch.bool, non_blocking=True)
+    return torch.where(flips[:, None, None, None], mirror(images), images), flips  # flips as (N, 1, 1, 1)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text has the path again, or an object's address
+        return f"it is not an image ({', '.join(FORMATS)})"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # some hold bytes of the file
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,199 @@
+"""Facts: data sets, file names, age groups, benchmarks, weight files, input. No torch, nothing computed from data.
+
+`UserError` stands here because `models`, `data` and `utils` never import each other and all of them raise it.
+Source: Xie, Pun, Lam, IEEE TIFS 17, 2022, 399-412, and its published scripts (github.com/JeffersonXie/IEFP).
+"""
+
+import bisect
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+class UserError(ValueError):
+    """A mistake of the user's: its message is one sentence saying what is wrong, where, and what to do.
+
+    Scripts print the message and leave with status 2. Any other exception is a mistake of ours and keeps its traceback.
+    """
+
+
+# ---------------------------------------------------------------------------------------------------------- input
+
+IMAGE_SIZE = 112  # pixels, both sides
+PIXEL_MEAN = 127.5  # (x - 127.5) / 127.5 maps 0..255 to [-1, 1]: mean 0.5 and std 0.5 of the [0, 1] range
+PIXEL_SCALE = 127.5
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compared in lower case
+EMBEDDING_SIZE = 512
+
+# ----------------------------------------------------------------------------------------------------------- ages
+
+AGE_GROUP_UPPER_EDGES = (12, 18, 25, 35, 45, 55, 65)  # years, inclusive
+AGE_GROUP_NAMES = ("0-12", "13-18", "19-25", "26-35", "36-45", "46-55", "56-65", "66+")
+NUM_AGE_GROUPS = len(AGE_GROUP_NAMES)
+MIN_AGE, MAX_AGE = 0, 120  # years; anything else in a file name is a mistake
+
+
+def age_group(age: int) -> int:
+    """Index 0..7 of the age group that holds `age` (years)."""
+    return bisect.bisect_left(AGE_GROUP_UPPER_EDGES, age)
+
+
+@dataclass(frozen=True)
+class FilenamePattern:
+    """Where a data set keeps the age in a base name: the name is split at `separators`, the age is part `position`."""
+
+    name: str
+    separators: str  # regular expression
+    position: int
+    example: str
+
+
+FILENAME_PATTERNS = MappingProxyType(
+    {
+        pattern.name: pattern
+        for pattern in (
+            FilenamePattern("ms1mv3", r"_|\.", 2, "05179510_age_39.jpg"),
+            FilenamePattern("fgnet", r"A|\.|a|b", 1, "001A02.JPG or 001A43a.JPG"),
+            FilenamePattern("morph2", r"M|F|\.", 1, "009055_1M54.JPG"),
+        )
+    }
+)
+
+# ------------------------------------------------------------------------------------------------------ data sets
+
+FACE_DATASET_FOLDER = "face_dataset"
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """One folder per identity, ages in the file names."""
+
+    name: str
+    folder: str  # below face_dataset/
+    pattern: str
+    num_identities: int
+    source: str
+    how_to_get: str
+
+
+TRAINING_SETS = MappingProxyType(
+    {
+        "ms1mv3": TrainingSet(
+            name="ms1mv3",
+            folder="ms1mv3_256times256_with_age",
+            pattern="ms1mv3",
+            num_identities=93431,
+            source="https://github.com/deepinsight/insightface/tree/master/recognition/_datasets_",
+            how_to_get="MS1MV3 (MS1M-RetinaFace), one folder per identity, each image renamed from 05179510.jpg to "
+            "05179510_age_39.jpg with its age",
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published benchmark: its protocol, its folders below face_dataset/ and where it can be had."""
+
+    name: str
+    title: str
+    protocol: str  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
+    folders: tuple[str, ...]
+    pattern: str | None  # of the ages in its file names
+    source: str
+    unpacked_into: str  # below face_dataset/
+    subject_counts: tuple[int, ...] = ()  # MORPH2's settings
+    pair_lists: tuple[str, ...] = ()  # accepted places, first the one where the folder is described
+    num_pairs: int = 0
+    notes: str = ""
+
+
+BENCHMARKS = MappingProxyType(
+    {
+        benchmark.name: benchmark
+        for benchmark in (
+            Benchmark(
+                name="fgnet",
+                title="FG-NET",
+                protocol="leave_one_out",
+                folders=("ID_processed_FGNET",),
+                pattern="fgnet",
+                source="https://drive.google.com/file/d/1A2MHRUkNlIk5l7grDRY84vZ8egT4UGXN/view",
+                unpacked_into="ID_processed_FGNET",
+                notes="82 identities, 1,002 images, one folder per identity",
+            ),
+            Benchmark(
+                name="morph2",
+                title="MORPH2",
+                protocol="probe_gallery",
+                folders=tuple(
+                    f"ID_processed_morph2_2/{side}_{count}" for count in (3000, 10000) for side in ("probe", "gallery")
+                ),
+                pattern="morph2",
+                source="https://drive.google.com/file/d/1P6bEBCax0P7GcfwGlZu4aFpioX16cZI9/view",
+                unpacked_into="ID_processed_morph2_2",
+                subject_counts=(3000, 10000),
+                notes="per subject the youngest image in gallery_N, the oldest in probe_N, one folder per subject",
+            ),
+            Benchmark(
+                name="cacd_vs",
+                title="CACD-VS",
+                protocol="ten_fold_verification",
+                folders=("CACD_VS/processed_CACDVS_2",),
+                pattern=None,
+                source="https://drive.google.com/file/d/1XldmKL8s8_nR5Owxdcrq5ZGM0PJiP-_s/view",
+                unpacked_into="CACD_VS",
+                pair_lists=("CACD_VS/txt/CACD_VS_pairs_labels.txt", "CACD_VS/CACD_VS_pairs_labels.txt"),
+                num_pairs=4000,
+                notes="4,000 pairs NNNN_0.jpg NNNN_1.jpg, ten folds of 200 genuine then 200 impostor pairs",
+            ),
+            Benchmark(
+                name="calfw",
+                title="CALFW",
+                protocol="ten_fold_verification",
+                folders=("CALFW/processed_CALFW_2",),
+                pattern=None,
+                source="https://drive.google.com/file/d/1nuW8g2irSJFFrOG32_J3xRaOXZxHe62R/view",
+                unpacked_into="CALFW",
+                pair_lists=("CALFW/txts/CALFW_img_pairs_labels.txt", "CALFW/CALFW_img_pairs_labels.txt"),
+                num_pairs=6000,
+                notes="6,000 pairs, ten folds of 300 genuine then 300 impostor pairs",
+            ),
+        )
+    }
+)
+
+CACD_VS_PAIRS_PER_HALF_FOLD = 200  # label 1 where (NNNN div 200) is even
+
+# --------------------------------------------------------------------------------------------------- weight files
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published weight file: where it goes and where it can be had."""
+
+    path: str  # below the top of this project
+    source: str
+    holds: str
+
+
+WEIGHT_FILES = MappingProxyType(
+    {
+        "age": WeightFile(
+            path="pretrained_age_estimation_models/ms1mv3_AgeDB_iresnet50_ae_1.pth",
+            source="https://drive.google.com/file/d/1h77KtVKgoUdOtErBWRhdb4gdgZUCOtgd/view",
+            holds="age branch, iresnet50, purification unit of scale 1, trained on MS1MV3 and AgeDB",
+        ),
+        "iefp": WeightFile(
+            path="pretrained_IEFP_models/ms1mv3_iresnet50_IEFP.pth",
+            source="https://drive.google.com/file/d/14ja6v_0ZkgcCtUYDSvTwJX2c2Z8oVkEW/view",
+            holds="the whole IEFP model, iresnet50, purification unit of scale 1, 93,431 identities of MS1MV3",
+        ),
+    }
+)
+
+# ----------------------------------------------------------------------------------------------------------- paper
+
+CITATION = (
+    'Jiu-Cheng Xie, Chi-Man Pun, Kin-Man Lam, "Implicit and Explicit Feature Purification for Age-invariant Facial '
+    'Representation Learning", IEEE Transactions on Information Forensics and Security 17, 2022, 399-412.'
+)

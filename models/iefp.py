@@ -1,0 +1,88 @@
+"""IEFP: identity branch, age branch, and the estimator of the mutual information between their embeddings.
+
+The state_dict is the published file format: backbone_id.*, backbone_ae.*, margin_fc.weight, clubmi.*, age_estimator.*
+Source: Xie et al., TIFS 2022, figure 2.
+"""
+
+from torch import Tensor, nn
+
+from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
+from models.club import ESTIMATORS
+from models.iresnet import IResNet
+from models.margin import MARGINS
+
+
+class IEFP(nn.Module):
+    """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
+
+    `margin_value` None takes the head's own default. `num_identities` None leaves the margin head out: comparing faces
+    needs none.
+
+    Raises:
+        UserError: for an unknown backbone, purification, margin or estimator, or fewer than one identity.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "iresnet50",
+        purification: int | str = 1,
+        num_identities: int | None = 93431,
+        margin: str = "cosface",
+        margin_scale: float = 64.0,
+        margin_value: float | None = 0.35,
+        age_backbone: str | None = None,
+        age_purification: int | str | None = None,
+        estimator: str = "sampled",
+    ):
+        super().__init__()
+        if margin not in MARGINS:
+            raise UserError(f"margin {margin!r} is unknown: give one of {', '.join(MARGINS)}.")
+        if estimator not in ESTIMATORS:
+            raise UserError(f"estimator {estimator!r} is unknown: give one of {', '.join(ESTIMATORS)}.")
+        if num_identities is not None and num_identities < 1:
+            raise UserError(f"num_identities {num_identities} is out of range: give at least 1.")
+        self.backbone_id = IResNet(backbone, purification)
+        self.backbone_ae = IResNet(
+            backbone if age_backbone is None else age_backbone,
+            purification if age_purification is None else age_purification,
+        )
+        self.margin_fc = MARGINS[margin](num_identities, margin_scale, margin_value) if num_identities else None
+        self.clubmi = ESTIMATORS[estimator]()
+        self.age_estimator = nn.Linear(EMBEDDING_SIZE, NUM_AGE_GROUPS)
+        self.age_branch_is_frozen = False
+        self.apply(_initialise)
+
+    def identity_features(self, images: Tensor) -> Tensor:
+        """images (N, 3, 112, 112) in [-1, 1] -> (N, 512) before L2 normalisation."""
+        return self.backbone_id(images)
+
+    def age_features(self, images: Tensor) -> Tensor:
+        """images (N, 3, 112, 112) in [-1, 1] -> (N, 512) before L2 normalisation."""
+        return self.backbone_ae(images)
+
+    def age_logits(self, age_features: Tensor) -> Tensor:
+        """(N, 512) -> (N, 8), one logit an age group."""
+        return self.age_estimator(age_features)
+
+    def freeze_age_branch(self) -> "IEFP":
+        """Settles for good that the age branch gets no gradients and stays in eval mode, also after `.train()`."""
+        self.age_branch_is_frozen = True
+        for module in (self.backbone_ae, self.age_estimator):
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "IEFP":
+        super().train(mode)
+        if self.age_branch_is_frozen:
+            self.backbone_ae.eval()
+            self.age_estimator.eval()
+        return self
+
+
+def _initialise(module: nn.Module) -> None:
+    """Published initial weights; BatchNorm starts at 1 and 0 and the margin head draws its own."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.01)
+        nn.init.zeros_(module.bias)

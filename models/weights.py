@@ -1,0 +1,328 @@
+"""Weight files -> model: the released IEFP and age files, InsightFace backbones, and what train.py writes.
+
+Files are read with `weights_only=True`: nothing in them is executed. What a file holds (backbone, purification) is
+read off its keys and shapes. A variant of the purification unit that keys can't tell apart (its sign) stands in the
+JSON file of the same name that train.py writes beside its weights, or in a checkpoint under "branches".
+"""
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meta import WEIGHT_FILES, UserError
+from models.iefp import IEFP
+from models.iresnet import BACKBONES
+from models.purification import formula, parse_purification
+
+ACCEPTED = (
+    "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
+    "and iefp.pth, age.pth and checkpoints written by train.py."
+)
+MAX_NAMED = 3  # keys named in an error
+MAX_CHARACTERS = 120  # of anything a file says, in an error
+MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The architecture of one branch, read off a file."""
+
+    backbone: str
+    purification: int | str
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file read: tensors under IEFP's names, and the branches it holds (None where it has none)."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    identity_branch: Branch | None
+    age_branch: Branch | None
+
+
+def load_identity_branch(model: IEFP, path: str | Path) -> None:
+    """Puts the identity branch of a weight file into `model`; margin weights are not needed.
+
+    Raises:
+        UserError: no such file, not a weight file, no identity branch in it, or one that does not fit `model`.
+    """
+    _put(model, read_weight_file(path), "identity")
+
+
+def load_age_branch(model: IEFP, path: str | Path) -> None:
+    """Puts the age encoder and the age estimator of a weight file into `model`.
+
+    Raises:
+        UserError: no such file, not a weight file, no age branch in it, or one that does not fit `model`.
+    """
+    _put(model, read_weight_file(path), "age")
+
+
+def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> str:
+    """Puts those tensors of a weight file into `model` whose name and shape fit; gives a sentence on what did not.
+
+    Only names that start with one of `prefixes` are looked at.
+
+    Raises:
+        UserError: no such file, not a weight file, or nothing in it fits.
+    """
+    expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    found = {key: value for key, value in read_weight_file(path).tensors.items() if key.startswith(prefixes)}
+    fitting = {key: value for key, value in found.items() if key in expected and value.shape == expected[key].shape}
+    if not fitting:
+        raise UserError(f"nothing in {path} fits this model: its backbone or stage must be another. {ACCEPTED}")
+    model.load_state_dict(fitting, strict=False)
+    new = [key for key in expected if key not in fitting]
+    unused = [key for key in found if key not in fitting]
+    return (
+        f"{path}: {len(fitting)} of {len(expected)} tensors taken; {len(new)} start new ({_first(new) or 'none'}); "
+        f"{len(unused)} of the file not used ({_first(unused) or 'none'})"
+    )
+
+
+def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
+    """A model in eval mode built as the file says, and whether the file brought an age branch (else untrained).
+
+    Raises:
+        UserError: no such file, not a weight file, or no identity branch in it.
+    """
+    weights = read_weight_file(path)
+    if weights.identity_branch is None:
+        raise _lacks(weights, "identity")
+    identity, age = weights.identity_branch, weights.age_branch or weights.identity_branch
+    model = IEFP(
+        identity.backbone,
+        identity.purification,
+        num_identities=None,
+        age_backbone=age.backbone,
+        age_purification=age.purification,
+    )
+    _put(model, weights, "identity")
+    if weights.age_branch is not None:
+        _put(model, weights, "age")
+    return model.freeze_age_branch().eval(), weights.age_branch is not None
+
+
+def read_weight_file(path: str | Path) -> WeightFile:
+    """Reads any accepted weight file.
+
+    Raises:
+        UserError: no such file, unreadable, holding anything but tensors, or of an unknown kind.
+    """
+    path = Path(path)
+    content = _read_content(path)
+    tensors = _rename(path, _find_tensors(path, content))
+    told = content.get("branches")
+    told = told if isinstance(told, dict) else _read_description(path)
+    branches = {}
+    for name, prefix in (("identity_branch", "backbone_id."), ("age_branch", "backbone_ae.")):
+        keys = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
+        branches[name] = _read_branch(path, keys, told.get(name)) if keys else None
+    return WeightFile(path, tensors, **branches)
+
+
+def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
+    """The age branch in the layout of the released age file: `backbone.*` and `age_estimator.*`, on the CPU."""
+    tensors = {f"backbone.{key}": value for key, value in model.backbone_ae.state_dict().items()}
+    tensors |= {f"age_estimator.{key}": value for key, value in model.age_estimator.state_dict().items()}
+    return _portable(tensors)
+
+
+def iefp_file_tensors(model: IEFP) -> dict[str, Tensor]:
+    """The whole model in the layout of the released IEFP file (without its `module.` prefix), on the CPU."""
+    return _portable(model.state_dict())
+
+
+def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
+    """What the keys of a weight file can't tell, for the JSON file of the same name beside it."""
+    branches = {"identity_branch": model.backbone_id, "age_branch": model.backbone_ae}
+    return {name: vars(Branch(encoder.backbone, encoder.purification)) for name, encoder in branches.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        raise UserError(f"weight file {path} does not exist. {_where_to_get(path)}")
+    try:
+        _check_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
+        raise UserError(
+            f"{path} can't be read as a weight file (damaged, not from torch.save, or holding more than tensors: "
+            f"{_reason(error)}). {ACCEPTED}"
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a table of named tensors. {ACCEPTED}")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for an archive that unpacks to more than it is: a few megabytes could fill all memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > os.path.getsize(path):  # torch.save does not compress
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the file has")
+
+
+def _reason(error: Exception) -> str:
+    """The first words of torch's message, less its advice to read the file unsafely."""
+    refused = re.search(r"(?:GLOBAL|forbidden global) (\S+)", str(error))
+    if refused:
+        return f"it asks for {_shown(refused[1])}"
+    first = _shown(re.split(r"[.\n]", str(error).strip())[0])
+    return type(error).__name__ if first in ("", "Weights only load failed") else f"{type(error).__name__}: {first}"
+
+
+def _find_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+    config = content.get("config")
+    of_age_stage = isinstance(config, dict) and config.get("stage") == "age"
+    for wrapper in ("model", "state_dict"):  # checkpoints hold the weights beside the optimisers
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    others = [key for key, value in content.items() if not _is_plain(value)]
+    if others or not content:
+        raise UserError(f"{path} holds no table of named tensors but {_first(others) or 'nothing'}. {ACCEPTED}")
+    tensors = {key.removeprefix("module."): value for key, value in content.items()}
+    if of_age_stage:  # its identity branch is as it was drawn: comparing faces with it would mean nothing
+        tensors = {key: value for key, value in tensors.items() if key.startswith(("backbone_ae.", "age_estimator."))}
+    return tensors
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor that can be copied into a parameter; a file may hold any kind that torch knows."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"  # a tensor on "meta" has no values
+        and not (value.is_nested or value.is_quantized or value.is_complex())
+    )
+
+
+def _where_to_get(path: Path) -> str:
+    for known in WEIGHT_FILES.values():
+        if path.name == Path(known.path).name:
+            return f"The published file ({known.holds}) is at {known.source} and belongs at {known.path}."
+    return ACCEPTED
+
+
+def _rename(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the file -> names of IEFP."""
+    if any(key.startswith(("backbone_id.", "backbone_ae.")) for key in tensors):
+        return tensors
+    if any(key.startswith("backbone.") for key in tensors):
+        return {re.sub(r"^backbone\.", "backbone_ae.", key): value for key, value in tensors.items()}
+    if "layer1.0.bn1.weight" in tensors:  # InsightFace: a bare backbone
+        return {f"backbone_id.{key}": value for key, value in tensors.items()}
+    raise UserError(f"{path} has keys of another network ({_first(tensors)}). {ACCEPTED}")
+
+
+def _read_description(path: Path) -> dict[str, dict]:
+    beside = path.with_suffix(".json")
+    if not os.path.isfile(beside):
+        return {}
+    try:
+        with open(beside, encoding="utf-8") as file:
+            text = file.read(MAX_DESCRIPTION + 1)
+        if len(text) > MAX_DESCRIPTION:
+            raise ValueError(f"more than {MAX_DESCRIPTION} characters")
+        told = json.loads(text)
+        return told if isinstance(told, dict) else {}
+    except (ValueError, OSError, RecursionError):  # the last for brackets in brackets in brackets
+        raise UserError(
+            f"{beside}, which describes {path.name}, can't be read as JSON: restore or remove it."
+        ) from None
+
+
+def _read_branch(path: Path, shapes: dict[str, torch.Size], told: object) -> Branch:
+    blocks = tuple(len({key.split(".")[1] for key in shapes if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
+    stem = shapes.get("conv1.weight", ())
+    width = stem[0] if stem else 0
+    for name, architecture in BACKBONES.items():
+        if architecture.blocks == blocks and architecture.width == width:
+            return Branch(name, _read_purification(path, shapes, told))
+    raise UserError(
+        f"{path} has {blocks} blocks in its layers and a stem of {width} planes, which is none of "
+        f"{', '.join(BACKBONES)} (its keys: {_first(shapes)}). {ACCEPTED}"
+    )
+
+
+def _read_purification(path: Path, shapes: dict[str, torch.Size], told: object) -> int | str:
+    weights = (re.match(r"spu\.seq\.([0-9]{1,4})\.weight", key) for key, shape in shapes.items() if len(shape) == 2)
+    linear = sorted(int(found[1]) for found in weights if found)
+    told = told.get("purification") if isinstance(told, dict) else None
+    if told is None:
+        return "x_minus_relu_linear_bn" if linear == [1] else len(linear)
+    try:
+        if not isinstance(told, (int, str)):
+            raise UserError(f"a {type(told).__name__} names no unit")
+        told = parse_purification(told)
+        if [place for place, layer in enumerate(formula(told)[1]) if layer == "linear"] == linear:
+            return told
+    except ValueError:
+        pass  # a name or a number that this version does not know fits no keys either
+    raise UserError(
+        f"{path} is described as having purification {_shown(repr(told))}, but its linear layers are at "
+        f"{_shown(str(linear))} of spu.seq: restore or remove {path.with_suffix('.json')}."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- putting
+
+
+def _put(model: IEFP, weights: WeightFile, branch: str) -> None:
+    """All of a branch or nothing: what does not fit is found before anything is copied."""
+    held, prefixes = {
+        "identity": (weights.identity_branch, ("backbone_id.",)),
+        "age": (weights.age_branch, ("backbone_ae.", "age_estimator.")),
+    }[branch]
+    if held is None:
+        raise _lacks(weights, branch)
+    found = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
+    expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    # Files of other tools may lack BatchNorm's counters, which nothing here reads.
+    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in found if key not in expected]
+    reshaped = [
+        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or reshaped:
+        faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        listed = "; ".join(f"{len(keys)} keys {what} ({_first(keys)})" for what, keys in faults if keys)
+        raise UserError(
+            f"{weights.path} does not fit the {branch} branch (it holds {held.backbone} with purification "
+            f"{held.purification}): {listed}. {ACCEPTED}"
+        )
+    model.load_state_dict(found, strict=False)
+
+
+def _lacks(weights: WeightFile, branch: str) -> UserError:
+    return UserError(f"{weights.path} holds no {branch} branch (its keys: {_first(weights.tensors)}). {ACCEPTED}")
+
+
+def _first(keys) -> str:
+    keys = list(keys)
+    return ", ".join(map(_shown, keys[:MAX_NAMED])) + (", ..." if len(keys) > MAX_NAMED else "")
+
+
+def _shown(text: str) -> str:
+    """Words of a file for an error: cut short, and without the codes that would move a terminal's cursor."""
+    return ascii(text[:MAX_CHARACTERS])[1:-1]
+
+
+def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu", memory_format=torch.contiguous_format) for key, value in tensors.items()}

@@ -1,0 +1,96 @@
+"""What several test files use: a tiny set of made-up faces in all layouts, and scripts run inside this process."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from scripts import load_script
+
+from data.synthetic import write_all
+from meta import TRAINING_SETS
+from models.iefp import IEFP
+from models.weights import age_file_tensors, iefp_file_tensors
+from utils.config import parse_config, run_script
+
+torch.set_num_threads(2)
+
+
+SMALL = ("--backbone", "iresnet18_quarter", "--batch-size", "12", "--workers", "0", "--learning-rate", "0.02",
+         "--log-every", "1", "--device", "cpu")  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def tiny_faces(tmp_path_factory) -> Path:
+    """A face_dataset folder: 6 people for training, a few for each benchmark."""
+    root = tmp_path_factory.mktemp("faces") / "face_dataset"
+    write_all(
+        root,
+        num_people=6,
+        pictures_per_person=6,
+        fgnet_people=4,
+        fgnet_pictures_per_person=4,
+        morph2_subjects=(3, 5),
+        cacd_vs_pairs=20,
+        calfw_pairs=20,
+        progress=False,
+    )
+    return root
+
+
+@pytest.fixture
+def run_main(monkeypatch, capfd):
+    """Runs a script's main function with flags as from the command line; gives its status and what it printed."""
+    entries = {"train": ("TrainConfig", "train"), "test": ("TestConfig", "test"), "prepare": ("Subcommand", None)}
+
+    def run(script: str, *flags: object) -> Outcome:
+        module = load_script(script)
+        config_name, function_name = entries[script]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
+
+        def main() -> int | None:
+            config = parse_config(getattr(module, config_name))
+            return getattr(module, function_name)(config) if function_name else config.run()
+
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_script(main)
+        return Outcome(ended.value.code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def age_weights(tmp_path_factory) -> Path:
+    """An untrained age branch in the published layout: enough for stage identity to start from."""
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("age") / "age.pth"
+    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
+    return path
+
+
+@pytest.fixture
+def train_identity(run_main, tiny_faces, age_weights):
+    folder = tiny_faces / TRAINING_SETS["ms1mv3"].folder
+
+    def train(run_folder: Path, *flags: object):
+        return run_main("train", "--train-data", folder, "--age-weights", age_weights,
+                        "--run-folder", run_folder, *SMALL, *flags)  # fmt: skip
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """An untrained model in the published layout."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "iefp.pth"
+    torch.save(iefp_file_tensors(IEFP("iresnet18_quarter", 1, 6)), path)
+    return path

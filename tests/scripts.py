@@ -1,0 +1,19 @@
+"""Loads the top-level scripts as modules: `import test` would give Python's own test package."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_script(name: str) -> ModuleType:
+    """The module of `name`.py at the top of the project, loaded once."""
+    module_name = f"script_{name}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, ROOT / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # before it runs: dataclasses look their own module up
+        spec.loader.exec_module(module)
+    return sys.modules[module_name]

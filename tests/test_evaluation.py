@@ -1,0 +1,191 @@
+"""test.py on a tiny set: what it reports, that it agrees with the protocols done by hand, missing and bad data."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import ROOT
+from torch.nn import functional as F
+
+from models.iefp import IEFP
+from models.weights import load_for_embedding
+
+BENCHMARK_FOLDERS = ("ID_processed_FGNET", "ID_processed_morph2_2", "CACD_VS", "CALFW")
+
+
+@pytest.fixture
+def faces(tiny_faces, tmp_path) -> Path:
+    """A copy of the benchmarks, to be damaged."""
+    for folder in BENCHMARK_FOLDERS:
+        shutil.copytree(tiny_faces / folder, tmp_path / "faces" / folder)
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def run_test(run_main, weights, tmp_path):
+    def run(faces: Path, *flags: object):
+        outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
+                           "--workers", 0, "--device", "cpu", *flags)  # fmt: skip
+        path = tmp_path / "results" / "results.json"
+        return outcome, json.loads(path.read_text()) if path.exists() else None
+
+    return run
+
+
+def test_test_sh_runs_all_four_benchmarks_and_says_so(tiny_faces, weights, tmp_path):
+    command = [ROOT / "test.sh", "--weights", weights, "--face-dataset", tiny_faces, "--output", tmp_path,
+               "--workers", "0", "--device", "cpu"]  # fmt: skip
+    environment = os.environ | {"PYTHON": sys.executable}
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert set(results) == {"fgnet", "morph2_3000", "morph2_10000", "cacd_vs", "calfw"}
+    for title in ("FG-NET", "MORPH2 3,000", "MORPH2 10,000", "CACD-VS", "CALFW"):
+        assert f"| {title} " in ended.stdout
+    assert (tmp_path / "results.md").read_text().strip() in ended.stdout
+
+
+def embed_by_hand(model: IEFP, path: Path) -> np.ndarray:
+    """Both views one after the other, concatenated: the published way, picture by picture."""
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float()
+    image = (pixels / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        views = [F.normalize(model.identity_features(view.unsqueeze(0)))[0] for view in (image, image.flip(-1))]
+    return F.normalize(torch.cat(views), dim=0).numpy()
+
+
+def test_leave_one_out_is_what_a_plain_loop_over_the_pictures_gives(run_test, tiny_faces, weights):
+    outcome, report = run_test(tiny_faces, "--benchmarks", "fgnet")
+    assert outcome.status == 0
+    model, _ = load_for_embedding(weights)
+    paths = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))
+    embeddings = [embed_by_hand(model, path) for path in paths]
+    hits = 0
+    for probe, path in enumerate(paths):
+        others = [other for other in range(len(paths)) if other != probe]
+        nearest = max(others, key=lambda other: float(embeddings[probe] @ embeddings[other]))
+        hits += paths[nearest].parent == path.parent
+    measured = report["results"]["fgnet"]["leave_one_out"]["concatenate"]["rank1_percent"]
+    assert measured == pytest.approx(100 * hits / len(paths))
+
+
+def test_a_model_that_knows_people_by_pixels_gets_every_protocol_right(run_test, tiny_faces, faces):
+    """Pictures of one person are made identical: whatever the weights, every figure has to be perfect."""
+    for folder in ("ID_processed_FGNET", "ID_processed_morph2_2"):
+        first: dict[str, Path] = {}
+        for path in sorted((faces / folder).rglob("*.JPG")):
+            if first.setdefault(path.parent.name, path) != path:
+                shutil.copy(first[path.parent.name], path)
+    for images, pair_list in (("CACD_VS/processed_CACDVS_2", "CACD_VS/txt/CACD_VS_pairs_labels.txt"),
+                              ("CALFW/processed_CALFW_2", "CALFW/txts/CALFW_img_pairs_labels.txt")):  # fmt: skip
+        for line in (faces / pair_list).read_text().splitlines():
+            a, b, genuine = line.split()
+            if genuine == "1":
+                shutil.copy(faces / images / a, faces / images / b)
+    outcome, report = run_test(faces)
+    assert outcome.status == 0
+    for join in ("concatenate", "add"):
+        results = report["results"]
+        assert results["fgnet"]["leave_one_out"][join]["rank1_percent"] == 100
+        assert results["fgnet"]["mates_against_rest"][join]["cmc_percent_1"] == 100
+        for count in (3000, 10000):
+            assert results[f"morph2_{count}"]["probe_gallery"][join]["rank1_percent"] == 100
+        assert results["cacd_vs"]["verification"][join]["pooled_auc_percent"] == 100
+        assert results["calfw"]["verification"][join]["pooled_auc_percent"] == 100
+
+
+def test_floors_stand_beside_identification_results(run_test, tiny_faces):
+    _, report = run_test(tiny_faces, "--benchmarks", "fgnet", "morph2")
+    for result in (report["results"]["fgnet"]["leave_one_out"], report["results"]["morph2_3000"]["probe_gallery"]):
+        assert set(result) == {"concatenate", "add", "grey_pixels", "chance"}
+    assert report["results"]["morph2_3000"]["probe_gallery"]["chance"]["rank1_percent"] == pytest.approx(100 / 3)
+
+
+def test_the_batch_size_does_not_change_the_figures(run_test, tiny_faces):
+    reports = [run_test(tiny_faces, "--batch-size", size)[1]["results"] for size in (1, 7)]
+    assert reports[0] == reports[1]
+
+
+# ----------------------------------------------------------------------------------------- missing and bad data
+
+
+def test_a_missing_benchmark_is_named_the_others_run_and_the_status_says_so(run_test, faces):
+    shutil.rmtree(faces / "CALFW")
+    outcome, report = run_test(faces)
+    assert outcome.status == 2
+    assert set(report["results"]) == {"fgnet", "morph2_3000", "morph2_10000", "cacd_vs"}
+    for words in ("CALFW", str(faces / "CALFW" / "processed_CALFW_2"), "drive.google.com", "prepare.py synthetic"):
+        assert words in outcome.err and words in report["did_not_run"]["calfw"] + " CALFW"
+    assert sum("did not run" in line for line in outcome.err.splitlines()) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_one_missing_folder_of_morph2_is_named(run_test, faces):
+    shutil.rmtree(faces / "ID_processed_morph2_2" / "gallery_10000")
+    outcome, report = run_test(faces, "--benchmarks", "morph2")
+    assert outcome.status == 2 and "gallery_10000" in outcome.err
+    assert "morph2_3000" in report["results"] and "morph2_10000" not in report["results"]
+
+
+def test_a_probe_whose_subject_the_gallery_lacks_is_named(run_test, faces):
+    gallery = faces / "ID_processed_morph2_2" / "gallery_3000"
+    lost = sorted(gallery.iterdir())[0]
+    shutil.rmtree(lost)
+    outcome, _ = run_test(faces, "--benchmarks", "morph2")
+    assert outcome.status == 2 and lost.name in outcome.err
+
+
+def test_pair_lists_are_found_in_both_published_places(run_test, faces):
+    (faces / "CALFW/txts/CALFW_img_pairs_labels.txt").rename(faces / "CALFW/CALFW_img_pairs_labels.txt")
+    assert run_test(faces, "--benchmarks", "calfw")[0].status == 0
+
+
+def test_a_malformed_list_line_is_named_with_its_number(run_test, faces):
+    path = faces / "CALFW/txts/CALFW_img_pairs_labels.txt"
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4].rsplit(" ", 1)[0] + " maybe"
+    path.write_text("\n".join(lines))
+    outcome, _ = run_test(faces, "--benchmarks", "calfw")
+    assert outcome.status == 2 and str(path) in outcome.err and "5" in outcome.err and "maybe" in outcome.err
+
+
+def test_a_missing_image_is_an_error_unless_allowed_and_then_counted(run_test, faces):
+    lost = sorted((faces / "CACD_VS/processed_CACDVS_2").iterdir())[3]
+    lost.unlink()
+    outcome, _ = run_test(faces, "--benchmarks", "cacd_vs")
+    assert outcome.status == 2 and lost.name in outcome.err and "--allow-missing" in outcome.err
+    outcome, report = run_test(faces, "--benchmarks", "cacd_vs", "--allow-missing")
+    assert outcome.status == 0 and report["results"]["cacd_vs"]["num_pairs_dropped"] == 1
+    assert "1 pairs left out" in outcome.out
+
+
+def test_a_truncated_picture_is_named(run_test, faces):
+    picture = sorted((faces / "ID_processed_FGNET").glob("*/*.JPG"))[0]
+    picture.write_bytes(picture.read_bytes()[:600])
+    outcome, _ = run_test(faces, "--benchmarks", "fgnet")
+    assert outcome.status == 2 and str(picture) in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--weights", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["--weights", "pretrained_IEFP_models/ms1mv3_iresnet50_IEFP.pth"], "drive.google.com"),
+        (["--weights", __file__], "Accepted are"),
+        (["--batch-size", "0"], "--batch-size 0 is out of range"),
+        (["--device", "cuda:99"], "--device"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_status_2(run_test, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)  # the published files may well lie in the project
+    outcome, report = run_test(tmp_path, *flags)
+    assert outcome.status == 2 and words in outcome.err and report is None
+    assert len(outcome.err.strip().splitlines()) == 1 and "Traceback" not in outcome.err

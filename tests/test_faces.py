@@ -1,0 +1,149 @@
+"""data/faces.py: what an index holds, in which order, and what it refuses. Nothing is decoded, files are empty."""
+
+import os
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from data.faces import index_identity_folders, index_names
+from meta import AGE_GROUP_UPPER_EDGES, FILENAME_PATTERNS, UserError, age_group
+
+MS1MV3 = FILENAME_PATTERNS["ms1mv3"]
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names_of(index):
+    return [index.name(i) for i in range(len(index))]
+
+
+def test_index_holds_every_picture_in_sorted_order(tmp_path):
+    touch(tmp_path, "b/1_age_70.jpg", "b/0_age_12.jpg", "a/9_age_13.PNG", "c/2_age_30.JpEg")
+    index = index_identity_folders(tmp_path, MS1MV3)
+    assert names_of(index) == ["a/9_age_13.PNG", "b/0_age_12.jpg", "b/1_age_70.jpg", "c/2_age_30.JpEg"]
+    assert index.path(2) == str(tmp_path / "b" / "1_age_70.jpg")
+    assert index.identity_names == ("a", "b", "c")
+    assert index.num_identities == 3
+    assert index.identities.tolist() == [0, 1, 1, 2]
+    assert index.ages.tolist() == [13, 12, 70, 30]
+    assert index.age_groups.tolist() == [1, 0, 7, 3]
+    assert (index.identities.dtype, index.ages.dtype) == (np.int64, np.int16)
+    assert (index.path_offsets.dtype, index.age_groups.dtype) == (np.int64, np.int64)
+
+
+def test_positions_beyond_the_end_are_an_error_not_an_empty_name(tmp_path):
+    touch(tmp_path, "a/x.jpg", "a/y.jpg")
+    index = index_identity_folders(tmp_path, None)
+    assert index.name(-1) == "a/y.jpg"
+    with pytest.raises(IndexError):
+        index.name(2)
+
+
+def test_other_files_hidden_files_and_folders_without_images_do_not_count(tmp_path):
+    touch(tmp_path, "a/x.jpg", "a/notes.txt", "a/.hidden.jpg", "a/._x.jpg", "a/jpg", "a/deeper/y.jpg", "loose.jpg")
+    touch(tmp_path, "empty/readme.md", ".cache/z.jpg", "__MACOSX/._x.jpg", "b/y.webp", "b/y.bmp")
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    index = index_identity_folders(tmp_path, None)
+    assert names_of(index) == ["a/x.jpg", "b/y.bmp", "b/y.webp"]
+    assert index.identity_names == ("a", "b")
+    assert index.ages is None
+    assert index.age_groups.tolist() == [-1, -1, -1]
+
+
+def test_age_groups_agree_with_meta_on_both_sides_of_every_edge(tmp_path):
+    ages = sorted({age for edge in AGE_GROUP_UPPER_EDGES for age in (edge, edge + 1)} | {0, 120})
+    touch(tmp_path, *(f"p/{i:03d}_age_{age}.jpg" for i, age in enumerate(ages)))
+    index = index_identity_folders(tmp_path, MS1MV3)
+    assert index.ages.tolist() == ages
+    assert index.age_groups.tolist() == [age_group(age) for age in ages]
+
+
+def test_links_are_followed_and_a_broken_one_is_not_dropped(tmp_path):
+    touch(tmp_path, "elsewhere/real/x.jpg")
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    (faces / "linked").symlink_to(tmp_path / "elsewhere" / "real")
+    (tmp_path / "elsewhere" / "real" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert names_of(index_identity_folders(faces, None)) == ["linked/gone.jpg", "linked/x.jpg"]
+
+
+def test_names_that_are_not_utf8_lead_to_their_file(tmp_path):
+    folder = os.path.join(os.fsencode(tmp_path), b"Jos\xe9")  # Latin-1
+    os.mkdir(folder)
+    with open(os.path.join(folder, "\u00fc \u5f20.jpg".encode()), "wb") as file:
+        file.write(b"found")
+    index = index_identity_folders(tmp_path, None)
+    with open(index.path(0), "rb") as file:
+        assert file.read() == b"found"
+
+
+def test_index_of_names_keeps_order_and_knows_no_identity(tmp_path):
+    index = index_names(tmp_path, ["z.jpg", "sub/a.jpg"])
+    assert names_of(index) == ["z.jpg", "sub/a.jpg"]
+    assert index.path(1) == str(tmp_path / "sub" / "a.jpg")
+    assert index.identities.tolist() == [-1, -1]
+    assert index.age_groups.tolist() == [-1, -1]
+    assert len(index_names(tmp_path, [])) == 0
+
+
+def test_paths_are_absolute_for_a_relative_folder(tmp_path, monkeypatch):
+    touch(tmp_path, "faces/a/x.jpg")
+    monkeypatch.chdir(tmp_path)
+    index = index_identity_folders("faces", None)
+    monkeypatch.chdir("/")
+    assert os.path.exists(index.path(0))
+
+
+def test_number_of_objects_does_not_grow_with_the_number_of_pictures(tmp_path):
+    def num_objects(folder, num_images):
+        touch(tmp_path / folder, *(f"a/{i:04d}_age_{i % 90}.jpg" for i in range(num_images)))
+        packed = pickle.dumps(index_identity_folders(tmp_path / folder, MS1MV3), protocol=5)
+        return sum(1 for _ in pickletools.genops(packed))
+
+    assert num_objects("many", 300) <= num_objects("few", 3) + 10
+
+
+def test_missing_folder_is_named_with_how_to_get_it(tmp_path):
+    missing = tmp_path / "nowhere"
+    with pytest.raises(UserError) as caught:
+        index_identity_folders(missing, None, what="FG-NET", how_to_get="https://example.org/fgnet")
+    for part in (str(missing), "FG-NET", "does not exist", "https://example.org/fgnet"):
+        assert part in str(caught.value)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    touch(tmp_path, "file")
+    with pytest.raises(UserError, match="does not exist"):
+        index_identity_folders(tmp_path / "file", None)
+
+
+@pytest.mark.parametrize("names", [(), ("a/notes.txt",), ("loose.jpg",), ("too/deep/x.jpg",)])
+def test_a_folder_without_images_of_identities_is_refused(tmp_path, names):
+    touch(tmp_path, *names)
+    with pytest.raises(UserError, match="holds no images: put one folder per identity") as caught:
+        index_identity_folders(tmp_path, None)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_too_few_identities_are_counted_and_refused(tmp_path):
+    touch(tmp_path, "a/x.jpg", "a/y.jpg", "b/notes.txt")
+    assert index_identity_folders(tmp_path, None).num_identities == 1
+    with pytest.raises(UserError, match="images of 1 identity, but at least 2 are needed") as caught:
+        index_identity_folders(tmp_path, None, min_identities=2)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_name_without_an_age_is_refused_with_its_whole_path(tmp_path):
+    touch(tmp_path, "a/0_age_3.jpg", "b/plain.jpg")
+    with pytest.raises(UserError) as caught:
+        index_identity_folders(tmp_path, MS1MV3)
+    assert str(tmp_path / "b" / "plain.jpg") in str(caught.value)
+    assert MS1MV3.example in str(caught.value)
+    assert len(index_identity_folders(tmp_path, None)) == 2

@@ -1,0 +1,317 @@
+"""data/transforms.py and data/loaders.py: pixels as torchvision makes them, batches in an order that repeats."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from torchvision import transforms
+
+from data.faces import index_identity_folders
+from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
+from data.transforms import decode_face, mirror, random_mirror, to_network_input
+from meta import FILENAME_PATTERNS, UserError
+
+NUM_FACES = 14
+
+
+def picture(seed, size=(112, 112), mode="RGB"):
+    """Noise: it shows every difference of filter, order and orientation."""
+    pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def random_images(num_images=6, size=8):
+    return torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8, generator=torch.manual_seed(0))
+
+
+def jpeg_bytes(image, **how):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **how)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """14 faces of 3 identities with ages, an index over them."""
+    folder = tmp_path_factory.mktemp("faces")
+    for i in range(NUM_FACES):
+        (folder / f"person{i % 3}").mkdir(exist_ok=True)
+        picture(i).save(folder / f"person{i % 3}" / f"{i:02d}_age_{5 * i}.png")
+    return index_identity_folders(folder, FILENAME_PATTERNS["ms1mv3"])
+
+
+# ------------------------------------------------------------------------------------------------------- transforms
+
+
+@pytest.mark.parametrize("size", [(112, 112), (256, 256), (90, 131), (40, 40)])
+def test_decoded_and_scaled_pixels_are_torchvisions(tmp_path, size):
+    picture(1, size).save(tmp_path / "face.jpg")
+    published = transforms.Compose(
+        [
+            transforms.Resize((112, 112), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    expected = published(Image.open(tmp_path / "face.jpg").convert("RGB"))
+    face = decode_face(tmp_path / "face.jpg")
+    assert (face.dtype, face.shape, face.is_contiguous()) == (torch.uint8, (3, 112, 112), True)
+    torch.testing.assert_close(to_network_input(face[None])[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_pictures_of_every_common_mode_become_rgb(tmp_path, mode):
+    image = picture(2, (112, 112), mode)
+    path = tmp_path / ("face.jpg" if mode == "CMYK" else "face.png")
+    image.save(path)
+    face = decode_face(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+        expected = np.array(stored.convert("RGB"))
+    assert np.array_equal(face.permute(1, 2, 0).numpy(), expected)
+    if mode in ("L", "LA", "1"):
+        assert torch.equal(face[0], face[1])
+        assert torch.equal(face[0], face[2])
+
+
+def test_orientation_in_exif_does_not_turn_the_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be shown turned by 90 degrees
+    assert torch.equal(decode_face(jpeg_bytes(picture(3), exif=exif)), decode_face(jpeg_bytes(picture(3))))
+
+
+def test_path_bytes_and_open_file_give_the_same_face(tmp_path):
+    path = tmp_path / "face.jpg"
+    path.write_bytes(jpeg_bytes(picture(4)))
+    expected = decode_face(path)
+    assert torch.equal(decode_face(str(path)), expected)
+    assert torch.equal(decode_face(path.read_bytes()), expected)
+    with open(path, "rb") as file:
+        assert torch.equal(decode_face(file), expected)
+    assert decode_face(path, size=64).shape == (3, 64, 64)
+
+
+def broken_files():
+    whole = jpeg_bytes(picture(5))
+    sixteen_bits = io.BytesIO()
+    Image.fromarray(np.full((112, 112), 40000, dtype=np.uint16)).save(sixteen_bits, "PNG")
+    buffer = io.BytesIO()
+    picture(5).save(buffer, "PNG")
+    return {
+        "truncated jpeg": (whole[: len(whole) // 2], "truncated"),
+        "truncated png": (buffer.getvalue()[:5000], "truncated"),
+        "png header only": (buffer.getvalue()[:20], "cannot be decoded"),
+        "empty": (b"", "it is not an image"),
+        "text": (b"<html>404</html>", "it is not an image"),
+        "16 bits": (sixteen_bits.getvalue(), "not 8 bits a channel"),
+    }
+
+
+@pytest.mark.parametrize("kind", broken_files())
+def test_a_broken_file_is_refused_with_name_and_reason(tmp_path, kind):
+    content, reason = broken_files()[kind]
+    path = tmp_path / "face.jpg"
+    path.write_bytes(content)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    for source, name in ((path, ""), (content, str(path))):
+        with pytest.raises(UserError, match=reason) as caught:
+            decode_face(source, name=name)
+        assert_is_one_sentence(caught.value, path)
+
+
+def test_a_missing_file_is_refused_with_name_and_reason(tmp_path):
+    with pytest.raises(UserError, match="No such file") as caught:
+        decode_face(tmp_path / "gone.jpg")
+    assert str(caught.value).count("gone.jpg") == 1
+
+
+def assert_is_one_sentence(error, path):
+    message = str(error)
+    assert str(path) in message
+    assert "Traceback" not in message
+    assert "\n" not in message
+    assert message.endswith("replace it or leave it out.")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_network_input_has_the_type_and_layout_asked_for(dtype, channels_last):
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    before = images.clone()
+    network_input = to_network_input(images, channels_last, dtype)
+    assert network_input.dtype == dtype
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert network_input.is_contiguous(memory_format=memory_format)
+    exact = (images.double() - 127.5) / 127.5
+    # Rounded once: half a unit in the last place, in the short types too.
+    torch.testing.assert_close(network_input.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(images, before)
+
+
+def test_mirror_exchanges_left_and_right_as_torchvision_does():
+    images = random_images()
+    assert torch.equal(mirror(images), transforms.functional.hflip(images))
+    assert not torch.equal(mirror(images), images)
+    assert torch.equal(mirror(mirror(images)), images)
+
+
+def test_random_mirror_flips_each_image_by_its_own_draw_and_says_which():
+    images = random_images(1000, size=4)
+    flipped_images, flipped = random_mirror(images, torch.Generator().manual_seed(3))
+    assert (flipped.dtype, flipped.shape) == (torch.bool, (1000,))
+    assert 430 < flipped.sum() < 570  # 500 +- 4.4 standard deviations
+    assert torch.equal(flipped_images[flipped], mirror(images[flipped]))
+    assert torch.equal(flipped_images[~flipped], images[~flipped])
+
+
+def test_random_mirror_repeats_with_its_generator_and_leaves_the_global_one_alone():
+    images = random_images(64, size=4)
+    state = torch.get_rng_state()
+    draws = [random_mirror(images, torch.Generator().manual_seed(seed))[1] for seed in (7, 7, 8)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    with pytest.raises(AssertionError):
+        random_mirror(images)
+
+
+def test_random_mirror_takes_given_flips():
+    images = random_images(3)
+    flips = torch.tensor([True, False, True])
+    flipped_images, flipped = random_mirror(images, flips=flips)
+    assert torch.equal(flipped, flips)
+    assert torch.equal(flipped_images[0], mirror(images[0]))
+    assert torch.equal(flipped_images[1], images[1])
+
+
+# ------------------------------------------------------------------------------------------------- order of training
+
+
+def epoch_of(sampler, epoch, start=0):
+    sampler.set_epoch(epoch, start)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_same_whole_batches_as_one_process(world_size):
+    alone = epoch_of(EpochSampler(100, 4 * world_size, seed=5), epoch=2)
+    shares = [epoch_of(EpochSampler(100, 4, 5, rank, world_size), epoch=2) for rank in range(world_size)]
+    joined = [sum(batch_shares, []) for batch_shares in zip(*shares, strict=True)]
+    assert joined == alone
+    seen = sum(alone, [])
+    assert len(alone) == 100 // (4 * world_size)
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= set(range(100))
+
+
+def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
+    sampler = EpochSampler(60, 10, seed=0)
+    first = epoch_of(sampler, 0)
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    assert epoch_of(sampler, 0) == first == epoch_of(EpochSampler(60, 10, seed=0), 0)
+    others = [first, epoch_of(sampler, 1), epoch_of(EpochSampler(60, 10, seed=1), 0)]
+    assert len({str(order) for order in others}) == 3  # seed 0, epoch 1 is not seed 1, epoch 0 either
+    assert first[0] != list(range(10))
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped_and_the_next_is_whole():
+    sampler = EpochSampler(60, 8, seed=0)
+    whole = epoch_of(sampler, 3)
+    assert epoch_of(sampler, 3, start=5) == whole[5:]
+    assert (len(sampler), sampler.num_batches) == (2, 7)
+    assert len(epoch_of(sampler, 4)) == len(sampler) == 7
+    assert epoch_of(sampler, 4, start=7) == []
+
+
+def test_fewer_images_than_one_whole_batch_are_refused(faces):
+    with pytest.raises(UserError, match=r"14 images do not fill one batch of 15: lower --batch-size"):
+        training_loader(faces, batch_size=15, seed=0)
+    with pytest.raises(UserError, match=r"one batch of 16 \(8 on each of 2 processes\): lower --batch-size"):
+        training_loader(faces, batch_size=8, seed=0, world_size=2)
+    assert len(training_loader(faces, batch_size=14, seed=0)[0]) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- loaders
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for our_batch, their_batch in zip(ours, theirs, strict=True):
+        for our_tensor, their_tensor in zip(our_batch[:4], their_batch[:4], strict=True):
+            assert torch.equal(our_tensor, their_tensor)
+        assert our_batch.failures == their_batch.failures == ()
+
+
+def test_evaluation_gives_every_face_once_in_order(faces):
+    loaded = list(batches(evaluation_loader(faces, batch_size=4)))
+    assert [len(batch.images) for batch in loaded] == [4, 4, 4, 2]
+    images, identities, age_groups, indices = (torch.cat(column) for column in list(zip(*loaded, strict=True))[:4])
+    assert images.dtype == torch.uint8
+    assert images.shape == (NUM_FACES, 3, 112, 112)
+    assert indices.tolist() == list(range(NUM_FACES))
+    assert identities.tolist() == faces.identities.tolist()
+    assert age_groups.tolist() == faces.age_groups.tolist()
+    for i in range(NUM_FACES):
+        assert torch.equal(images[i], decode_face(faces.path(i)))
+
+
+def test_faces_without_ages_carry_minus_one(faces):
+    index = index_identity_folders(faces.root, None)
+    assert next(batches(evaluation_loader(index, batch_size=3))).age_groups.tolist() == [-1, -1, -1]
+
+
+def test_workers_change_nothing(faces):
+    evaluated, trained = [], []
+    for workers in (0, 2):
+        evaluated.append(list(batches(evaluation_loader(faces, 4, workers))))
+        loader, sampler = training_loader(faces, 4, seed=1, workers=workers)
+        trained.append([])
+        for epoch in (0, 1):  # the second with the workers that the first has started
+            sampler.set_epoch(epoch)
+            trained[-1] += batches(loader)
+    assert_same_batches(*evaluated)
+    assert_same_batches(*trained)
+    assert len(trained[0]) == 6
+
+
+def test_training_batches_hold_the_faces_that_the_sampler_names(faces):
+    loader, sampler = training_loader(faces, 4, seed=1, rank=1, world_size=2)
+    sampler.set_epoch(6)
+    (batch,) = batches(loader)  # 14 images, whole batches of 8
+    assert batch.indices.tolist() == list(sampler)[0]
+    assert batch.identities.tolist() == faces.identities[batch.indices].tolist()
+    for image, i in zip(batch.images, batch.indices, strict=True):
+        assert torch.equal(image, decode_face(faces.path(int(i))))
+
+
+def test_loading_draws_nothing_from_the_global_generator(faces):
+    state = torch.get_rng_state()
+    loader, _ = training_loader(faces, 4, seed=1)
+    assert len(list(batches(loader))) == 3
+    assert len(list(batches(evaluation_loader(faces, 4)))) == 4
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, workers):
+    folder = tmp_path / "person"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.jpg").write_bytes(jpeg_bytes(picture(i)))
+    broken = folder / "4.jpg"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    index = index_identity_folders(tmp_path, None)
+
+    loaded = []
+    with pytest.raises(UserError, match="truncated") as caught:
+        for batch in batches(evaluation_loader(index, 2, workers)):
+            loaded.append(batch.indices.tolist())
+    assert_is_one_sentence(caught.value, broken)
+    assert loaded == [[0, 1], [2, 3]]
+
+    with pytest.raises(UserError, match="truncated") as caught:
+        list(batches(training_loader(index, 3, seed=0, workers=workers)[0]))
+    assert_is_one_sentence(caught.value, broken)

@@ -1,0 +1,220 @@
+"""data/pairs.py: pair lists as published, and every way in which one can be wrong. Nothing is decoded."""
+
+import os
+
+import numpy as np
+import pytest
+
+from data.pairs import find_pair_list, make_cacd_vs_pairs, read_pair_list, write_cacd_vs_list
+from meta import BENCHMARKS, UserError
+
+
+@pytest.fixture
+def faces(tmp_path):
+    folder = tmp_path / "faces"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"):
+        (folder / name).touch()
+    return folder
+
+
+def write_list(tmp_path, text):
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def pairs_of(pair_list):
+    """[(name_a, name_b, genuine), ...] as the list says it."""
+    name = pair_list.images.name
+    return [
+        (name(a), name(b), bool(genuine))
+        for a, b, genuine in zip(pair_list.first, pair_list.second, pair_list.genuine, strict=True)
+    ]
+
+
+def test_list_is_read_in_order_and_each_image_stands_once(tmp_path, faces):
+    path = write_list(tmp_path, "b.jpg a.jpg 1\n\na.jpg\tc.jpg\t0\n   \n ./a.jpg  sub/d.jpg 0\nb.jpg a.jpg 1")
+    pair_list = read_pair_list(path, faces)
+    assert pairs_of(pair_list) == [
+        ("b.jpg", "a.jpg", True),
+        ("a.jpg", "c.jpg", False),
+        ("a.jpg", "sub/d.jpg", False),
+        ("b.jpg", "a.jpg", True),
+    ]
+    assert [pair_list.images.name(i) for i in range(len(pair_list.images))] == ["b.jpg", "a.jpg", "c.jpg", "sub/d.jpg"]
+    assert pair_list.images.path(3) == str(faces / "sub" / "d.jpg")
+    assert (len(pair_list), pair_list.missing, pair_list.num_pairs_dropped) == (4, (), 0)
+    assert (pair_list.first.dtype, pair_list.second.dtype, pair_list.genuine.dtype) == (np.int64, np.int64, bool)
+
+
+def test_lists_written_on_windows_read_the_same(tmp_path, faces):
+    pair_list = read_pair_list(write_list(tmp_path, b"\xef\xbb\xbfa.jpg b.jpg 1\r\na.jpg c.jpg 0\r\n"), faces)
+    assert pairs_of(pair_list) == [("a.jpg", "b.jpg", True), ("a.jpg", "c.jpg", False)]
+
+
+def test_names_that_are_not_utf8_find_their_file(tmp_path, faces):
+    open(os.path.join(os.fsencode(faces), b"Jos\xe9.jpg"), "wb").close()
+    pair_list = read_pair_list(write_list(tmp_path, b"a.jpg Jos\xe9.jpg 1\n"), faces)
+    assert os.fsencode(pair_list.images.name(1)) == b"Jos\xe9.jpg"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.jpg b.jpg",
+        "a.jpg b.jpg 1 1",
+        "a.jpg,b.jpg,1",
+        "a.jpg b.jpg 2",
+        "a.jpg b.jpg -1",
+        "a.jpg b.jpg 1.0",
+        "a.jpg b.jpg True",
+        "1 a.jpg b.jpg",
+        "my face.jpg b.jpg 1",
+        "one",
+    ],
+)
+def test_a_malformed_line_is_refused_with_its_place_and_text(tmp_path, faces, line):
+    path = write_list(tmp_path, f"a.jpg b.jpg 1\n\n{line}\na.jpg c.jpg 0\n")
+    with pytest.raises(UserError, match="is expected") as caught:
+        read_pair_list(path, faces)
+    for part in (str(path), "line 3", repr(line)):
+        assert part in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused_in_a_short_message(tmp_path, faces):
+    for content in (bytes(range(128, 256)) * 40, "a.jpg b.jpg 1\n".encode("utf-16")):
+        with pytest.raises(UserError, match="line 1,") as caught:
+            read_pair_list(write_list(tmp_path, content), faces)
+        assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "sub/../../secret.jpg", "/etc/passwd", "..", "a.jpg\0"])
+def test_a_name_outside_the_folder_is_refused_even_where_the_file_exists(tmp_path, faces, name):
+    (tmp_path / "secret.jpg").touch()
+    path = write_list(tmp_path, f"a.jpg {name} 1\n")
+    with pytest.raises(UserError, match="line 1, .*outside the folder"):
+        read_pair_list(path, faces, allow_missing=True)
+
+
+def test_a_name_with_two_dots_in_it_is_inside(tmp_path, faces):
+    (faces / "..a.jpg").touch()
+    pair_list = read_pair_list(write_list(tmp_path, "..a.jpg sub/../b.jpg 1\n"), faces)
+    assert pairs_of(pair_list) == [("..a.jpg", "b.jpg", True)]
+
+
+def test_missing_images_are_counted_and_named(tmp_path, faces):
+    path = write_list(tmp_path, "a.jpg x1.jpg 1\nx2.jpg x3.jpg 0\nx4.jpg x1.jpg 0\na.jpg b.jpg 1\nsub a.jpg 0\n")
+    with pytest.raises(UserError) as caught:
+        read_pair_list(path, faces)
+    message = str(caught.value)
+    assert "lacks 5 of the 7 images" in message  # a folder is no image
+    assert "('x1.jpg', 'x2.jpg', 'x3.jpg', ...)" in message
+    assert "--allow-missing to leave out the 4 pairs" in message
+    assert str(faces) in message
+
+
+def test_allow_missing_drops_and_counts_pairs_and_keeps_the_order(tmp_path, faces):
+    path = write_list(tmp_path, "c.jpg b.jpg 0\na.jpg x.jpg 1\nx.jpg y.jpg 1\nb.jpg a.jpg 1\n")
+    pair_list = read_pair_list(path, faces, allow_missing=True)
+    assert pairs_of(pair_list) == [("c.jpg", "b.jpg", False), ("b.jpg", "a.jpg", True)]
+    assert pair_list.missing == ("x.jpg", "y.jpg")
+    assert pair_list.num_pairs_dropped == 2
+    assert len(pair_list.images) == 3
+
+
+def test_no_pair_left_is_refused_even_with_allow_missing(tmp_path, faces):
+    with pytest.raises(UserError, match="none of the 1 pairs"):
+        read_pair_list(write_list(tmp_path, "x.jpg a.jpg 1\n"), faces, allow_missing=True)
+
+
+def test_missing_or_empty_list_and_missing_folder_are_named(tmp_path, faces):
+    with pytest.raises(UserError, match=r"nowhere\.txt.*cannot be read"):
+        read_pair_list(tmp_path / "nowhere.txt", faces)
+    with pytest.raises(UserError, match=r"pairs\.txt.*holds no pairs"):
+        read_pair_list(write_list(tmp_path, "\n  \n"), faces)
+    with pytest.raises(UserError, match="nofaces.*does not exist"):
+        read_pair_list(write_list(tmp_path, "a.jpg b.jpg 1\n"), tmp_path / "nofaces", allow_missing=True)
+    with pytest.raises(UserError, match="nofaces.*does not exist"):
+        make_cacd_vs_pairs(tmp_path / "nofaces", allow_missing=True)
+
+
+@pytest.mark.parametrize("name", ["cacd_vs", "calfw"])
+def test_lists_are_found_at_both_published_places_the_described_one_first(tmp_path, name):
+    benchmark = BENCHMARKS[name]
+    assert find_pair_list(tmp_path, benchmark) is None
+    described, higher = (tmp_path / place for place in benchmark.pair_lists)
+    assert described.parent.parent == higher.parent
+    described.parent.mkdir(parents=True)
+    higher.touch()
+    assert find_pair_list(tmp_path, benchmark) == higher
+    described.touch()
+    assert find_pair_list(tmp_path, benchmark) == described
+
+
+@pytest.fixture(scope="module")
+def cacd_vs_faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processed_CACDVS_2")
+    for number in range(4000):
+        for side in (0, 1):
+            (folder / f"{number:04d}_{side}.{('jpg', 'JPG', 'png')[number % 3]}").touch()
+    return folder
+
+
+def test_cacd_vs_rule_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
+    pair_list = make_cacd_vs_pairs(cacd_vs_faces)
+    folds = pair_list.genuine.reshape(10, 400)
+    assert folds[:, :200].all()
+    assert not folds[:, 200:].any()
+    assert len(pair_list.images) == 8000
+    names = pairs_of(pair_list)
+    assert names[0] == ("0000_0.jpg", "0000_1.jpg", True)
+    assert names[1] == ("0001_0.JPG", "0001_1.JPG", True)
+    assert names[-1] == ("3999_0.jpg", "3999_1.jpg", False)
+
+
+def test_cacd_vs_missing_images_are_refused_or_dropped_like_a_lists(tmp_path):
+    for name in ("0000_0.jpg", "0000_0.png", "0000_1.JPEG", "0200_0.jpg", "0200_1.jpg", "0201_0.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="lacks 7995 of the 8000 images.*'0001_0.jpg'.*--allow-missing"):
+        make_cacd_vs_pairs(tmp_path)
+    pair_list = make_cacd_vs_pairs(tmp_path, allow_missing=True)
+    # Of two files with one stem the .jpg is taken.
+    assert pairs_of(pair_list) == [("0000_0.jpg", "0000_1.JPEG", True), ("0200_0.jpg", "0200_1.jpg", False)]
+    assert pair_list.num_pairs_dropped == 3998
+
+
+def test_the_written_list_reads_as_the_rule(tmp_path):
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for name in ("0000_0.jpg", "0000_1.jpg", "3999_0.jpg", "3999_1.jpg"):
+        (faces / name).touch()
+    path = tmp_path / BENCHMARKS["cacd_vs"].pair_lists[0]
+    write_cacd_vs_list(path)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 4000
+    assert lines[199:201] == ["0199_0.jpg 0199_1.jpg 1", "0200_0.jpg 0200_1.jpg 0"]
+    assert os.listdir(path.parent) == [path.name]  # nothing left beside it
+    read, made = read_pair_list(path, faces, allow_missing=True), make_cacd_vs_pairs(faces, allow_missing=True)
+    assert (
+        pairs_of(read)
+        == pairs_of(made)
+        == [
+            ("0000_0.jpg", "0000_1.jpg", True),
+            ("3999_0.jpg", "3999_1.jpg", False),
+        ]
+    )
+
+
+def test_a_list_that_cannot_be_put_in_place_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "list.txt"
+    path.write_text("mine")
+
+    def full_disk(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_cacd_vs_list(path)
+    assert path.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["list.txt"]

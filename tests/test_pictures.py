@@ -1,0 +1,304 @@
+"""Pictures as they come: each kind is decoded right, or refused in one sentence that names the file."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from data.faces import index_identity_folders
+from data.transforms import MAX_PIXELS, MAX_SIDE, decode_face
+from meta import UserError
+
+SIZE = (112, 112)
+
+
+def noise(mode="RGB", seed=0, size=SIZE):
+    """Noise in every channel of the mode, its transparency too."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode="L" if mode == "P" else mode)
+
+
+def saved(image, kind, **how):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def write(folder, content, name="face.jpg"):
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def pixels_of(face):
+    return face.permute(1, 2, 0).numpy()
+
+
+def assert_refused(path, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        decode_face(path)
+    message = str(caught.value)
+    assert repr(str(path)) in message
+    assert message.isprintable() and len(message) < 500
+    assert message.endswith("replace it or leave it out.")
+
+
+# ------------------------------------------------------------------------------------------------------ colours
+
+
+def test_a_grey_picture_has_three_equal_channels(tmp_path):
+    grey = noise("L")
+    face = pixels_of(decode_face(write(tmp_path, saved(grey, "PNG"))))
+    assert (face == np.array(grey)[..., None]).all()
+
+
+def test_a_palette_picture_has_the_colours_of_its_palette(tmp_path):
+    indices = np.random.RandomState(0).randint(0, 256, SIZE, dtype=np.uint8)
+    palette = np.random.RandomState(1).randint(0, 256, (256, 3), dtype=np.uint8)
+    picture = Image.fromarray(indices)
+    picture.putpalette(palette.tobytes())
+    assert picture.mode == "P"
+    assert np.array_equal(pixels_of(decode_face(write(tmp_path, saved(picture, "PNG")))), palette[indices])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_what_is_transparent_is_laid_on_black(tmp_path, kind):
+    picture = noise("RGBA")
+    how = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    face = pixels_of(decode_face(write(tmp_path, saved(picture, kind, **how))))
+    channels = np.array(picture).astype(float)
+    expected = channels[..., :3] * channels[..., 3:] / 255
+    assert np.abs(face - expected).max() <= 1
+    assert not face[channels[..., 3] == 0].any()
+
+
+def test_one_transparent_colour_of_a_palette_or_of_rgb_is_black(tmp_path):
+    colour = Image.new("RGB", SIZE, (200, 100, 50))
+    assert not decode_face(write(tmp_path, saved(colour, "PNG", transparency=(200, 100, 50)))).any()
+    assert not decode_face(write(tmp_path, saved(colour.quantize(4), "PNG", transparency=0))).any()
+    grey = Image.new("L", SIZE, 200)
+    assert not decode_face(write(tmp_path, saved(grey, "PNG", transparency=200))).any()
+
+
+def test_opaque_pictures_with_transparency_keep_every_pixel(tmp_path):
+    colours = noise("RGB")
+    opaque = colours.convert("RGBA")
+    assert np.array_equal(pixels_of(decode_face(write(tmp_path, saved(opaque, "PNG")))), np.array(colours))
+
+
+def test_inks_become_colours(tmp_path):
+    for inks, expected in (((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0), ((255, 255, 255, 0), 0)):
+        face = decode_face(write(tmp_path, saved(Image.new("CMYK", SIZE, inks), "JPEG", quality=95)))
+        assert (face.int() - expected).abs().max() <= 2
+
+
+def test_grey_with_16_bits_is_refused_and_colours_with_16_bits_keep_their_upper_8(tmp_path):
+    grey = Image.fromarray(np.full(SIZE, 40000, dtype=np.uint16))
+    assert_refused(write(tmp_path, saved(grey, "PNG")), "not 8 bits a channel")
+    assert (decode_face(png_of_16_bits(0xC8FF)) == 0xC8).all()
+
+
+def png_of_16_bits(value):
+    """RGB, 16 bits a channel, every one of them `value`; PIL can read these but not write them."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"\0" + struct.pack(">H", value) * 3 * SIZE[0]
+    header = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * SIZE[1])) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+# ------------------------------------------------------------------------------------------------- kinds of file
+
+
+def test_orientation_in_exif_does_not_turn_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees; the published loader does not
+    plain, turned = (decode_face(saved(noise(), "JPEG", **how)) for how in ({}, {"exif": exif}))
+    assert torch.equal(plain, turned)
+
+
+def test_a_progressive_jpeg_is_the_same_picture(tmp_path):
+    plain, progressive = (saved(noise(), "JPEG", progressive=how) for how in (False, True))
+    assert plain != progressive
+    assert torch.equal(decode_face(plain), decode_face(write(tmp_path, progressive)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_a_truncated_file_is_refused(tmp_path, kind):
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    whole = saved(noise(), kind)
+    for share in (0.02, 0.5, 0.95):
+        assert_refused(write(tmp_path, whole[: int(share * len(whole))]), "cannot be decoded")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"<html>404 Not Found</html>", b"\xff\xd8\xff"])
+def test_a_file_that_is_no_picture_is_refused(tmp_path, content):
+    assert_refused(write(tmp_path, content), "cannot be decoded")
+
+
+def test_an_animated_gif_is_never_taken_for_a_face(tmp_path):
+    gif = saved(noise("P", 1), "GIF", save_all=True, append_images=[noise("P", 2)])
+    (tmp_path / "person").mkdir()
+    write(tmp_path / "person", gif, "0.gif")
+    disguised = write(tmp_path / "person", gif, "1.jpg")
+    index = index_identity_folders(tmp_path, None)
+    assert [index.name(i) for i in range(len(index))] == ["person/1.jpg"]
+    assert_refused(disguised, "not an image .JPEG, PNG, BMP, WEBP")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "PDF"])
+def test_formats_that_nobody_asked_for_are_refused_whatever_their_name(tmp_path, kind):
+    assert_refused(write(tmp_path, saved(noise(size=(32, 32)), kind)), "cannot be decoded")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_first_of_several_pictures_counts(tmp_path, kind):
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    moving = saved(noise(seed=1), kind, save_all=True, append_images=[noise(seed=2)], **lossless)
+    assert np.array_equal(pixels_of(decode_face(write(tmp_path, moving))), np.array(noise(seed=1)))
+
+
+def test_a_true_extension_is_not_needed_among_the_known_formats(tmp_path):
+    assert np.array_equal(pixels_of(decode_face(write(tmp_path, saved(noise(), "PNG"), "a.jpg"))), np.array(noise()))
+
+
+# -------------------------------------------------------------------------------------------------------- sizes
+
+
+def test_one_pixel_fills_the_face(tmp_path):
+    face = decode_face(write(tmp_path, saved(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")))
+    assert face.shape == (3, 112, 112)
+    assert (face == torch.tensor([1, 2, 3])[:, None, None]).all()
+
+
+def claiming(kind, width, height):
+    """A small file whose header claims this size."""
+    content = bytearray(saved(noise(size=(16, 16)), kind))
+    if kind == "PNG":
+        struct.pack_into(">II", content, 16, width, height)
+        struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
+    elif kind == "BMP":
+        struct.pack_into("<ii", content, 18, width, height)
+    elif kind == "JPEG":
+        start = content.index(b"\xff\xc0")  # baseline frame: length, bits, height, width
+        struct.pack_into(">HH", content, start + 5, height, width)
+    else:
+        struct.pack_into("<HH", content, content.index(b"\x9d\x01\x2a") + 3, width, height)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("pils_limit", ["PIL's limit", "none"])
+@pytest.mark.parametrize(
+    ("kind", "width", "height"),
+    [
+        ("PNG", 20_000, 20_000),
+        ("BMP", 20_000, 20_000),
+        ("JPEG", 20_000, 20_000),
+        ("WEBP", 16_383, 16_383),
+        ("JPEG", 8_001, 8_000),  # the first beyond MAX_PIXELS
+        ("PNG", 10_000, 10_000),  # where PIL only warns
+        ("PNG", 2**31 - 1, 2**31 - 1),
+    ],
+)
+def test_a_picture_that_claims_too_many_pixels_is_refused_by_its_header(
+    tmp_path, monkeypatch, kind, width, height, pils_limit
+):
+    if pils_limit == "none":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.exit("pixels were asked for"))
+    assert_refused(write(tmp_path, claiming(kind, width, height)), f"claims {width} x {height} pixels|exceeds limit")
+
+
+def test_a_line_of_pixels_is_refused_and_the_largest_picture_is_not(tmp_path):
+    line = claiming("PNG", MAX_SIDE + 1, 1)
+    assert_refused(write(tmp_path, line), f"claims {MAX_SIDE + 1} x 1 pixels")
+    assert MAX_PIXELS == 8_000 * 8_000
+    assert_refused(write(tmp_path, claiming("PNG", 8_000, 8_000)), "truncated")  # not for its size
+
+
+# ---------------------------------------------------------------------------------------------- names and places
+
+
+@pytest.mark.parametrize("name", ["my face.jpg", "\u00fc \u5f20\U0001f600.PNG", "-x.JPEG", "a'b\"c.WebP", "x.y.BmP"])
+def test_odd_names_and_upper_case_suffixes_are_read(tmp_path, name):
+    (tmp_path / "Zo\u00eb X").mkdir()
+    kind = {"jpg": "JPEG", "jpeg": "JPEG"}.get(name.rsplit(".")[-1].lower(), name.rsplit(".")[-1].upper())
+    write(tmp_path / "Zo\u00eb X", saved(noise(), kind), name)
+    index = index_identity_folders(tmp_path, None)
+    assert index.name(0) == f"Zo\u00eb X/{name}"
+    assert decode_face(index.path(0)).shape == (3, 112, 112)
+
+
+def test_a_name_with_a_line_break_stays_one_printable_sentence(tmp_path):
+    assert_refused(write(tmp_path, b"", "a\nb\x1b[31mred.jpg"), "cannot be decoded")
+
+
+def test_folder_loops_end_and_a_looping_identity_is_named(tmp_path):
+    person = tmp_path / "person"
+    person.mkdir()
+    write(person, saved(noise(), "PNG"), "0.png")
+    (person / "back").symlink_to(tmp_path)  # folders in a person's folder are not looked at
+    (tmp_path / "again").symlink_to(tmp_path)
+    index = index_identity_folders(tmp_path, None)
+    assert [index.name(i) for i in range(len(index))] == ["person/0.png"]
+
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    with pytest.raises(UserError, match=r"ring' cannot be read, Too many levels of symbolic links"):
+        index_identity_folders(tmp_path, None)
+
+
+def test_an_identity_whose_link_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "person").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"person' cannot be read, No such file.*where its link leads"):
+        index_identity_folders(tmp_path, None)
+
+
+def test_a_picture_whose_link_is_a_loop_or_leads_nowhere_is_refused_when_it_is_read(tmp_path):
+    (tmp_path / "person").mkdir()
+    (tmp_path / "person" / "loop.jpg").symlink_to(tmp_path / "person" / "loop.jpg")
+    (tmp_path / "person" / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    index = index_identity_folders(tmp_path, None)
+    assert len(index) == 2
+    assert_refused(index.path(0), "Too many levels of symbolic links")
+    assert_refused(index.path(1), "No such file")
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, saved(noise(), "PNG"))
+    plain_open = open
+
+    def forbidden(file, *arguments, **options):  # root may read everything, so permissions would show nothing
+        if os.fspath(file) == os.fspath(path):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return plain_open(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    assert_refused(path, "Permission denied")
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    for name in ("folder.jpg", "pipe.jpg", "zeros.jpg"):
+        assert_refused(tmp_path / name, "a folder or a device, not a file")
+    assert_refused(tmp_path / "gone.jpg", "No such file")
+    assert_refused("nul\0byte.jpg", "null byte")
+
+
+def test_no_memory_is_no_fault_of_the_picture(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        decode_face(saved(noise(), "PNG"))

@@ -1,0 +1,143 @@
+"""prepare.py as a program: what it writes and says, and what it refuses."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.faces import index_identity_folders
+from data.pairs import find_pair_list, read_pair_list
+from meta import BENCHMARKS, FILENAME_PATTERNS, IMAGE_SIZE, TRAINING_SETS
+
+SMALL = ("--workers", 1, "--num-people", 2, "--pictures-per-person", 3,
+         "--fgnet-people", 2, "--fgnet-pictures-per-person", 2, "--morph2-subjects", 2, 3,
+         "--cacd-vs-pairs", 20, "--calfw-pairs", 20)  # fmt: skip
+
+
+def pictures_in(folder: Path) -> int:
+    return sum(path.suffix.lower() == ".jpg" for path in folder.rglob("*"))
+
+
+# ------------------------------------------------------------------------------------------------------ synthetic
+
+
+def test_synthetic_draws_what_train_and_test_read_and_counts_it(run_main, tmp_path):
+    root = tmp_path / "demo" / "face_dataset"
+    outcome = run_main("prepare", "synthetic", "--output", root, *SMALL)
+    assert outcome.status == 0, outcome.err
+    told = {Path(path).name: int(count) for path, count in re.findall(r"^(\S+): (\d+) pictures$", outcome.out, re.M)}
+    assert told == {folder.name: pictures_in(folder) for folder in root.iterdir()}
+    training = TRAINING_SETS["ms1mv3"]
+    faces = index_identity_folders(root / training.folder, FILENAME_PATTERNS[training.pattern])
+    assert (len(faces), faces.num_identities) == (6, 2)
+    for benchmark in BENCHMARKS.values():
+        for folder in benchmark.folders:
+            if benchmark.pattern is not None:
+                faces = index_identity_folders(root / folder, FILENAME_PATTERNS[benchmark.pattern])
+                expected = {"probe_3000": 2, "gallery_3000": 2, "probe_10000": 3, "gallery_10000": 3}
+                assert faces.num_identities == expected.get(Path(folder).name, 2)
+            else:
+                pairs = read_pair_list(find_pair_list(root, benchmark), root / folder)
+                assert (len(pairs), pairs.genuine.sum()) == (20, 10)
+
+
+def test_synthetic_leaves_a_folder_that_holds_something_alone(run_main, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    outcome = run_main("prepare", "synthetic", "--output", tmp_path, *SMALL)
+    assert outcome.status == 2 and str(tmp_path) in outcome.err and "not empty" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# -------------------------------------------------------------------------------------------------- contact sheet
+
+
+def test_a_contact_sheet_has_a_row_a_person_and_a_column_an_age(run_main, tmp_path):
+    path = tmp_path / "new" / "sheet.png"
+    outcome = run_main("prepare", "contact-sheet", "--output", path, "--num-people", 2, "--ages", 5, 30, 70)
+    assert (outcome.status, outcome.out) == (0, f"written: {path}\n")
+    with Image.open(path) as sheet:
+        assert sheet.format == "PNG"
+        margins = {side - IMAGE_SIZE * count for side, count in zip(sheet.size, (3, 2), strict=True)}
+        assert len(margins) == 1 and 0 <= margins.pop() < IMAGE_SIZE
+        first_face = np.array(sheet)[-2 * IMAGE_SIZE : -IMAGE_SIZE, -3 * IMAGE_SIZE : -2 * IMAGE_SIZE]
+    assert first_face.std() > 10  # a picture, no blank
+
+
+def test_another_seed_is_another_contact_sheet_and_the_same_seed_the_same(run_main, tmp_path):
+    sheets = []
+    for number, seed in enumerate((1, 1, 2)):
+        path = tmp_path / f"{number}.png"
+        flags = ("--output", path, "--num-people", 1, "--ages", 40, "--seed", seed)
+        assert run_main("prepare", "contact-sheet", *flags).status == 0
+        sheets.append(path.read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+# --------------------------------------------------------------------------------------------------- CACD-VS list
+
+
+def test_the_cacd_vs_list_goes_where_test_py_looks_for_it(run_main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_main("prepare", "cacd-vs-list")
+    assert outcome.status == 0, outcome.err
+    path = find_pair_list(tmp_path / "face_dataset", BENCHMARKS["cacd_vs"])
+    assert path == tmp_path / "face_dataset" / BENCHMARKS["cacd_vs"].pair_lists[0]
+    lines = path.read_text().splitlines()
+    assert len(lines) == 4000
+    assert lines[0] == "0000_0.jpg 0000_1.jpg 1" and lines[3999] == "3999_0.jpg 3999_1.jpg 0"
+    for number, line in enumerate(lines):
+        assert line == f"{number:04d}_0.jpg {number:04d}_1.jpg {int(number % 400 < 200)}"
+
+
+def test_a_cacd_vs_list_that_is_there_is_not_replaced(run_main, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("mine")
+    outcome = run_main("prepare", "cacd-vs-list", "--output", path)
+    assert outcome.status == 2 and f"{path} exists" in outcome.err
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("synthetic", ["--num-people", 1], "--num-people 1 is out of range"),
+        ("synthetic", ["--workers", 0], "--workers 0 is out of range"),
+        ("synthetic", ["--morph2-subjects", 1, 3], "--morph2-subjects 1 is out of range"),
+        ("synthetic", ["--morph2-subjects", 5, 3], "at least 5"),
+        ("synthetic", ["--cacd-vs-pairs", 19], "--cacd-vs-pairs 19 is out of range"),
+        ("synthetic", ["--cacd-vs-pairs", 30], "multiple of 20"),
+        ("synthetic", ["--calfw-pairs", 30], "multiple of 20"),
+        ("synthetic", ["--nuisance", "nan"], "--nuisance nan is out of range"),
+        ("synthetic", ["--nuisance", 3], "--nuisance 3.0 is out of range"),
+        ("synthetic", ["--seed", -1], "--seed -1 is out of range"),
+        ("contact-sheet", ["--ages", 20, 81], "--ages 81 is out of range"),
+        ("contact-sheet", ["--ages"], "number of ages"),
+        ("contact-sheet", ["--num-people", 0], "--num-people 0 is out of range"),
+        ("synthetic", ["@nowhere.args"], "argument file nowhere.args can't be read"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_and_status_2_and_nothing_is_written(run_main, tmp_path, command, flags, words):
+    usual = SMALL if command == "synthetic" else ()
+    outcome = run_main("prepare", command, "--output", tmp_path / "out", *usual, *flags)
+    assert outcome.status == 2 and words in outcome.err, outcome.err
+    assert outcome.err.startswith("prepare.py: ") and len(outcome.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["unheard-of"], ["synthetic", "--unheard-of"], ["contact-sheet", "stray"]])
+def test_a_command_or_flag_that_does_not_exist_is_status_2(run_main, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_main("prepare", *arguments)
+    assert outcome.status == 2 and (arguments[-1] if arguments else "subcommand") in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_the_three_commands(run_main):
+    outcome = run_main("prepare", "--help")
+    assert outcome.status == 0
+    assert all(command in outcome.out for command in ("synthetic", "contact-sheet", "cacd-vs-list"))

@@ -1,0 +1,525 @@
+"""Every accepted weight file gives the features of the model that it came from; every other file is refused whole."""
+
+import copy
+import json
+import pickle
+import random
+import shutil
+from collections import OrderedDict
+
+import pytest
+import torch
+from golden_weights import fill
+from torch import nn
+
+from meta import WEIGHT_FILES, UserError
+from models.iefp import IEFP
+from models.iresnet import BACKBONES, IResNet
+from models.purification import PURIFICATION_VARIANTS
+from models.weights import (
+    Branch,
+    age_file_tensors,
+    describe_branches,
+    iefp_file_tensors,
+    load_age_branch,
+    load_for_embedding,
+    load_identity_branch,
+    read_weight_file,
+)
+
+QUARTER = "iresnet18_quarter"
+NUM_IDENTITIES = 7
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A model of scale 1 with weights drawn by key, as if trained."""
+    return fill(IEFP(QUARTER, 1, NUM_IDENTITIES)).eval()
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    """The same without purification units: what InsightFace trains."""
+    return fill(IEFP(QUARTER, 0, None)).eval()
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """A model that wrong files are offered to; `assert_refused` sees that it stays as it is."""
+    return IEFP(QUARTER, 1, 3)
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Emptied after each test: the files of one run would fill a gigabyte."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def identity_features(model, images):
+    with torch.no_grad():
+        return model.eval().identity_features(images)
+
+
+def age_outputs(model, images):
+    with torch.no_grad():
+        features = model.eval().age_features(images)
+        return torch.cat([features, model.age_logits(features)], dim=1)
+
+
+def save(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+def beginning(tensors, prefix):
+    return {key: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def module_prefixed(tensors):
+    return OrderedDict((f"module.{key}", value) for key, value in tensors.items())
+
+
+def checkpoint(model, stage="identity", **more):
+    """What train.py's save_checkpoint writes."""
+    layer = copy.deepcopy(model.age_estimator)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 512)).sum().backward()
+    optimiser.step()  # so that there is momentum to save
+    return {
+        "format": 1,
+        "step": 12,
+        "config": {"stage": stage, "run": "runs/x", "learning_rate": 0.1},
+        "position": {"epoch": 0, "batch": 12, "step": 12},
+        "model": model.state_dict(),
+        "optimisers": {stage: optimiser.state_dict()},
+        "scaler": {},
+        **more,
+    }
+
+
+def bare_backbone(model, keep=lambda key: True):
+    """An InsightFace backbone.pth."""
+    tensors = beginning(model.state_dict(), "backbone_id.")
+    return OrderedDict((key.removeprefix("backbone_id."), value) for key, value in tensors.items() if keep(key))
+
+
+def without_counters(tensors):
+    return {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+def hollow(tensors):
+    """The same names and shapes on one stored number a tensor: large networks as small files."""
+    return {key: torch.zeros(()).expand(value.shape) for key, value in tensors.items()}
+
+
+def state_copy(module):
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_same_state(module, before):
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+# --------------------------------------------------------------------------------------------- files of the whole model
+
+WHOLE_FILES = {
+    "the released IEFP file": lambda model: module_prefixed(model.state_dict()),
+    "iefp.pth of train.py": iefp_file_tensors,
+    "a checkpoint of train.py": checkpoint,
+    "a checkpoint of two processes": lambda model: {"state_dict": module_prefixed(model.state_dict())},
+    "no margin weights": lambda model: {k: v for k, v in model.state_dict().items() if not k.startswith("margin_fc")},
+    "no estimator": lambda model: {k: v for k, v in model.state_dict().items() if not k.startswith("clubmi")},
+    "no BatchNorm counters": lambda model: without_counters(model.state_dict()),
+    "parameters, not tensors": lambda model: {k: nn.Parameter(v, False) for k, v in model.state_dict().items()},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_FILES)
+def test_a_file_of_the_whole_model_gives_both_branches(source, kind, tmp_path, images):
+    path = save(tmp_path / "weights.pth", WHOLE_FILES[kind](source))
+    loaded, has_age = load_for_embedding(path)
+    assert has_age
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(identity_features(loaded, images), identity_features(source, images))
+    assert torch.equal(age_outputs(loaded, images), age_outputs(source, images))
+
+    other = IEFP(QUARTER, 1, 3)
+    load_identity_branch(other, path)
+    assert torch.equal(identity_features(other, images), identity_features(source, images))
+    load_age_branch(other, path)
+    assert torch.equal(age_outputs(other, images), age_outputs(source, images))
+
+
+def test_old_torch_files_are_read(source, tmp_path, images):
+    path = save(tmp_path / "old.pth", source.state_dict(), _use_new_zipfile_serialization=False)
+    assert torch.equal(identity_features(load_for_embedding(path)[0], images), identity_features(source, images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_files_of_another_precision_load_as_float32(source, dtype, tmp_path, images):
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    rounded = IEFP(QUARTER, 1, NUM_IDENTITIES)
+    rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
+    loaded, _ = load_for_embedding(save(tmp_path / "short.pth", stored))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(identity_features(loaded, images), identity_features(rounded, images))
+
+
+def test_loading_one_branch_leaves_everything_else_alone(source, tmp_path):
+    path = save(tmp_path / "iefp.pth", source.state_dict())
+    for load, prefixes in ((load_identity_branch, ("backbone_id.",)), (load_age_branch, ("backbone_ae.", "age_esti"))):
+        model = IEFP(QUARTER, 1, NUM_IDENTITIES)
+        before = state_copy(model)
+        load(model, path)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, source.state_dict()[key] if key.startswith(prefixes) else before[key]), key
+
+
+def test_a_loaded_model_for_embedding_has_no_margin_head_and_asks_no_gradients_of_the_age_branch(source, tmp_path):
+    model, _ = load_for_embedding(save(tmp_path / "iefp.pth", iefp_file_tensors(source)))
+    assert model.margin_fc is None
+    assert not any(parameter.requires_grad for parameter in model.backbone_ae.parameters())
+    assert model.train().backbone_ae.training is False
+
+
+def test_written_tensors_are_plain_whatever_the_model_was(tmp_path):
+    model = IEFP(QUARTER, 1, NUM_IDENTITIES).to(memory_format=torch.channels_last)
+    for tensors in (iefp_file_tensors(model), age_file_tensors(model)):
+        for key, value in tensors.items():
+            assert value.device.type == "cpu", key
+            assert value.is_contiguous(), key
+            assert not value.requires_grad, key
+    assert list(iefp_file_tensors(model)) == list(model.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------ files of one branch
+
+AGE_FILES = {
+    "the released age file": lambda model: OrderedDict(age_file_tensors(model)),
+    "with the DataParallel prefix": lambda model: module_prefixed(age_file_tensors(model)),
+    "a checkpoint of --stage age": lambda model: checkpoint(model, stage="age"),
+}
+
+
+@pytest.mark.parametrize("kind", AGE_FILES)
+def test_an_age_file_gives_the_age_branch_and_no_identity_branch(source, kind, tmp_path, images):
+    path = save(tmp_path / "age.pth", AGE_FILES[kind](source))
+    model = IEFP(QUARTER, 1, NUM_IDENTITIES)
+    load_age_branch(model, path)
+    assert torch.equal(age_outputs(model, images), age_outputs(source, images))
+
+    read = read_weight_file(path)
+    assert (read.identity_branch, read.age_branch) == (None, Branch(QUARTER, 1))
+    before = state_copy(model)
+    # In a checkpoint of the age stage stands an identity branch that nobody trained: no faces are compared with it.
+    for refuse in (lambda: load_identity_branch(model, path), lambda: load_for_embedding(path)):
+        with pytest.raises(UserError, match=r"age\.pth holds no identity branch .*Accepted are"):
+            refuse()
+    assert_same_state(model, before)
+
+
+BACKBONE_FILES = {
+    "as saved": bare_backbone,
+    "without BatchNorm counters": lambda model: bare_backbone(model, lambda key: not key.endswith("_tracked")),
+    "with the DataParallel prefix": lambda model: module_prefixed(bare_backbone(model)),
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONE_FILES)
+def test_an_insightface_backbone_loads_as_scale_0(baseline, kind, tmp_path, images):
+    path = save(tmp_path / "backbone.pth", BACKBONE_FILES[kind](baseline))
+    model, has_age = load_for_embedding(path)
+    assert not has_age
+    assert not any(module.training for module in model.modules())
+    assert model.backbone_id.purification == 0
+    assert torch.equal(identity_features(model, images), identity_features(baseline, images))
+
+    other = IEFP(QUARTER, 0, NUM_IDENTITIES, age_purification=1)
+    load_identity_branch(other, path)
+    assert torch.equal(identity_features(other, images), identity_features(baseline, images))
+    before = state_copy(other)
+    with pytest.raises(UserError, match=r"backbone\.pth holds no age branch .*Accepted are"):
+        load_age_branch(other, path)
+    assert_same_state(other, before)
+
+
+def test_a_backbone_without_purification_does_not_pass_for_one_with_it(baseline, tmp_path):
+    path = save(tmp_path / "backbone.pth", bare_backbone(baseline))
+    with pytest.raises(UserError, match=r"holds iresnet18_quarter with purification 0\): 6 keys missing .*spu\.seq\.0"):
+        load_identity_branch(IEFP(QUARTER, 1, 3), path)
+
+
+# ----------------------------------------------------------------------------------------- what a file says of itself
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbone_and_scale_are_read_off_the_keys(backbone, tmp_path):
+    for purification in (0, 1, 2, 8):
+        with torch.device("meta"):
+            encoder = IResNet(backbone, purification)
+        path = save(tmp_path / f"{purification}.pth", hollow(encoder.state_dict()))
+        assert read_weight_file(path).identity_branch == Branch(backbone, purification)
+
+
+def test_each_branch_has_its_own_backbone_and_purification(tmp_path, images):
+    source = fill(IEFP(QUARTER, 2, NUM_IDENTITIES, age_backbone="iresnet18", age_purification=0)).eval()
+    path = save(tmp_path / "iefp.pth", iefp_file_tensors(source))
+    read = read_weight_file(path)
+    assert (read.identity_branch, read.age_branch) == (Branch(QUARTER, 2), Branch("iresnet18", 0))
+    loaded, has_age = load_for_embedding(path)
+    assert has_age
+    assert torch.equal(identity_features(loaded, images), identity_features(source, images))
+    assert torch.equal(age_outputs(loaded, images), age_outputs(source, images))
+
+
+@pytest.mark.parametrize("kind", ["a JSON file beside it", "branches in a checkpoint"])
+@pytest.mark.parametrize("variant", PURIFICATION_VARIANTS)
+def test_a_variant_with_another_sign_is_told_beside_the_keys(variant, kind, tmp_path, images):
+    age_variant = "relu_linear_bn"
+    source = IEFP(QUARTER, variant, NUM_IDENTITIES, age_purification=age_variant).eval()
+    path = tmp_path / "iefp.pth"
+    if kind == "branches in a checkpoint":
+        save(path, checkpoint(source, branches=describe_branches(source)))
+    else:
+        save(path, iefp_file_tensors(source))
+        path.with_suffix(".json").write_text(json.dumps(describe_branches(source)))
+    loaded, _ = load_for_embedding(path)
+    assert (loaded.backbone_id.purification, loaded.backbone_ae.purification) == (variant, age_variant)
+    assert torch.equal(identity_features(loaded, images), identity_features(source, images))
+    assert torch.equal(age_outputs(loaded, images), age_outputs(source, images))
+
+
+def test_without_a_description_a_variant_is_the_published_reading_of_its_keys(tmp_path):
+    for variant, read in (("linear_relu_bn", 1), ("x_plus_relu_linear_bn", "x_minus_relu_linear_bn")):
+        with torch.device("meta"):
+            encoder = IResNet(QUARTER, variant)
+        path = save(tmp_path / "bare.pth", hollow(encoder.state_dict()))
+        assert read_weight_file(path).identity_branch == Branch(QUARTER, read)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"identity_branch": 3}', '{"age_branch": {}}', '{"lr": [0.1]}'])
+def test_a_json_file_about_something_else_says_nothing(text, baseline, tmp_path):
+    path = save(tmp_path / "backbone.pth", bare_backbone(baseline))
+    path.with_suffix(".json").write_text(text)
+    assert read_weight_file(path).identity_branch == Branch(QUARTER, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "\x00\x01", *(f'{{"identity_branch": {{"purification": {p}}}}}' for p in ("7", "true", "[1]", '"x"'))],
+)
+def test_a_description_that_can_not_be_right_is_an_error_that_names_it(text, baseline, tmp_path):
+    path = save(tmp_path / "backbone.pth", bare_backbone(baseline))
+    beside = path.with_suffix(".json")
+    beside.write_text(text)
+    with pytest.raises(UserError) as raised:
+        load_for_embedding(path)
+    assert str(beside) in str(raised.value)
+    assert path.name in str(raised.value)
+    assert "restore or remove" in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong files
+
+
+class Harmful:
+    """Pickled, it writes a file as soon as a careless reader opens it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def torchvision_resnet18():
+    tensors = {"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64), "bn1.bias": torch.zeros(64)}
+    for layer in (1, 2, 3, 4):
+        for block in (0, 1):
+            for conv in (1, 2):
+                tensors[f"layer{layer}.{block}.conv{conv}.weight"] = torch.zeros(())
+                tensors[f"layer{layer}.{block}.bn{conv}.weight"] = torch.zeros(64)
+    return tensors | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+
+
+def changed(tensors, without=(), **more):
+    return {key: value for key, value in tensors.items() if key not in without} | more
+
+
+# name -> (content from the IEFP tensors of the source, what the message says); bytes are written as they are.
+WRONG_FILES = {
+    "empty": (lambda tensors: b"", "can't be read as a weight file"),
+    "text": (lambda tensors: b"conv1.weight = 3\n", "can't be read as a weight file"),
+    "a page of a download site": (
+        lambda tensors: b"<!DOCTYPE html>\n<html></html>\n",
+        "can't be read as a weight file",
+    ),
+    "noise": (lambda tensors: random.Random(0).randbytes(1000), "can't be read as a weight file"),
+    "a picture": (lambda tensors: b"\x89PNG\r\n\x1a\n" + bytes(100), "can't be read as a weight file"),
+    "pickle of nothing": (lambda tensors: b".", "can't be read as a weight file"),  # pops from an empty list
+    "a list": (lambda tensors: list(tensors.values()), "holds a list, not a table of named tensors"),
+    "a tensor": (lambda tensors: torch.zeros(3), "holds a Tensor, not a table of named tensors"),
+    "numbered tensors": (lambda tensors: dict(enumerate(tensors.values())), "not a table of named tensors"),
+    "an empty table": (lambda tensors: {}, "holds no table of named tensors but nothing"),
+    "no tensors": (lambda tensors: {"epoch": 3, "best": 0.5}, "no table of named tensors but epoch, best"),
+    "an optimiser's state": (lambda tensors: {"state": {}, "param_groups": []}, "but state, param_groups"),
+    "tensors and others": (lambda tensors: tensors | {"epoch": 3}, "holds no table of named tensors but epoch"),
+    "torchvision": (
+        lambda tensors: torchvision_resnet18(),
+        r"holds iresnet18 .*keys missing .*keys of another shape .*conv1\.weight \(64, 3, 7, 7\)",
+    ),
+    "another network": (
+        lambda tensors: {f"features.{n}.weight": torch.zeros(3) for n in range(9)},
+        r"keys of another network \(features\.0\.weight, features\.1\.weight, features\.2\.weight, \.\.\.\)",
+    ),
+    "another backbone": (
+        lambda tensors: {"backbone.stem.weight": torch.zeros(3), "neck.weight": torch.zeros(3)},
+        r"\(0, 0, 0, 0\) blocks .*its keys: stem\.weight",
+    ),
+    "a key missing": (
+        lambda tensors: changed(tensors, without=["backbone_id.fc.bias"]),
+        r"with purification 1\): 1 keys missing \(backbone_id\.fc\.bias\)",
+    ),
+    "many keys missing": (
+        lambda tensors: {k: v for k, v in tensors.items() if "running" not in k},
+        r"64 keys missing \(backbone_id\.bn1\.running_mean, backbone_id\.bn1\.running_var, .*, \.\.\.\)",
+    ),
+    "a key too many": (
+        lambda tensors: tensors | {"backbone_id.attention.weight": torch.zeros(3)},
+        r"1 keys unexpected \(backbone_id\.attention\.weight\)",
+    ),
+    "another shape": (
+        lambda tensors: tensors | {"backbone_id.fc.weight": torch.zeros(512, 128)},
+        r"1 keys of another shape \(backbone_id\.fc\.weight \(512, 128\) for \(512, 6272\)\)",
+    ),
+    "another width": (
+        lambda tensors: tensors | {"backbone_id.conv1.weight": torch.zeros(24, 3, 3, 3)},
+        "a stem of 24 planes, which is none of iresnet18, ",
+    ),
+    "a number for a stem": (
+        lambda tensors: tensors | {"backbone_id.conv1.weight": torch.zeros(())},
+        r"its keys: .*conv1\.weight",
+    ),
+}
+
+
+def write(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def assert_refused(path, message, model, loads=(load_identity_branch,)):
+    """Each way to load the file is a user's mistake told in one line, and leaves the model as it was."""
+    before = state_copy(model)
+    ways = [lambda load=load: load(model, path) for load in loads]
+    if load_identity_branch in loads:
+        ways.append(lambda: load_for_embedding(path))
+    for way in ways:
+        with pytest.raises(UserError, match=message) as raised:
+            way()
+        text = str(raised.value)
+        assert "\n" not in text
+        assert str(path) in text
+        assert "Accepted are: the released IEFP file" in text
+        assert text.endswith(".")
+        assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_a_wrong_file_is_refused_whole(source, case, untouched, tmp_path):
+    make, message = WRONG_FILES[case]
+    path = write(tmp_path / "wrong.pth", make(hollow(iefp_file_tensors(source))))
+    assert_refused(path, message, untouched)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(source, share, untouched, tmp_path):
+    path = save(tmp_path / "cut.pth", iefp_file_tensors(source))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert_refused(path, "can't be read as a weight file", untouched, (load_identity_branch, load_age_branch))
+
+
+AGE_FAULTS = {
+    "no age estimator": (lambda t: beginning(t, "backbone."), r"2 keys missing \(age_estimator\.weight, age_est"),
+    "another number of age groups": (
+        lambda t: t | {"age_estimator.weight": torch.zeros(5, 512)},
+        r"1 keys of another shape \(age_estimator\.weight \(5, 512\) for \(8, 512\)\)",
+    ),
+    "a key too many": (lambda t: t | {"age_estimator.0.bias": torch.zeros(3)}, r"1 keys unexpected \(age_estimator\.0"),
+    "a key missing": (lambda t: changed(t, without=["backbone.bn1.weight"]), r"\(backbone_ae\.bn1\.weight\)"),
+}
+
+
+@pytest.mark.parametrize("case", AGE_FAULTS)
+def test_an_age_branch_is_loaded_whole_or_not_at_all(source, case, untouched, tmp_path):
+    change, message = AGE_FAULTS[case]
+    path = save(tmp_path / "age.pth", change(hollow(age_file_tensors(source))))
+    assert_refused(path, message, untouched, (load_age_branch,))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["torch.save", "pickle", "in a checkpoint"])
+def test_nothing_in_a_file_is_executed(source, how, untouched, tmp_path):
+    written, path = tmp_path / "written", tmp_path / "harmful.pth"
+    content = {"backbone_id.conv1.weight": Harmful(written)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+        pickle.loads(path.read_bytes())["backbone_id.conv1.weight"].close()
+        assert written.exists()  # a careless reader would do harm
+        written.unlink()
+    else:
+        save(path, content if how == "torch.save" else {"model": iefp_file_tensors(source), "config": content})
+    assert_refused(path, "holding more than tensors", untouched, (load_identity_branch, load_age_branch))
+    assert not written.exists()
+
+
+def test_a_pickled_model_is_refused_without_advice_to_trust_it(source, tmp_path):
+    path = save(tmp_path / "model.pth", source)
+    with pytest.raises(UserError, match=r"it asks for models\.iefp\.IEFP\)") as raised:
+        load_for_embedding(path)
+    assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_in_a_file_never_shows_as_a_mistake_of_ours(zipped, tmp_path):
+    path = tmp_path / "small.pth"
+    tensors = {"backbone_id.conv1.weight": torch.ones(2, 3), "age_estimator.bias": torch.ones(8)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    whole, randomness = path.read_bytes(), random.Random(int(zipped))
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[randomness.randrange(len(damaged))] = randomness.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(UserError):  # unharmed, it would still hold no known backbone
+            read_weight_file(path)
+
+
+@pytest.mark.parametrize("known", WEIGHT_FILES.values(), ids=WEIGHT_FILES)
+def test_a_published_file_that_is_missing_is_told_where_to_get(known, tmp_path):
+    path = tmp_path / known.path
+    model = IEFP(QUARTER, 1, 3)
+    for load in (lambda: load_identity_branch(model, path), lambda: load_for_embedding(path)):
+        with pytest.raises(UserError, match="does not exist") as raised:
+            load()
+        assert str(path) in str(raised.value)
+        assert known.source in str(raised.value)
+        assert f"belongs at {known.path}" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_another_file_that_is_missing_is_told_what_is_accepted(untouched, tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        assert_refused(path, "weight file .* does not exist", untouched)

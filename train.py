@@ -1,0 +1,581 @@
+"""Trains the age branch (--stage age) or the identity branch with IEFP (--stage identity, the default).
+
+    python train.py --stage age @recipes/demo.args
+    torchrun --nproc-per-node 2 train.py --train-data face_dataset/ms1mv3_256times256_with_age
+
+The defaults are the published recipe. A run is a folder: config.json, log.jsonl, tensorboard/, checkpoints/, and at the
+end the weights in the published layout. The same command started again goes on from the newest checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from data.faces import FaceIndex, index_identity_folders
+from data.loaders import EpochSampler, FaceBatch, batches, training_loader
+from data.transforms import random_mirror, to_network_input
+from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
+from models.iefp import IEFP
+from models.iresnet import set_batchnorm_momentum
+from models.purification import parse_purification
+from models.weights import (
+    age_file_tensors,
+    describe_branches,
+    iefp_file_tensors,
+    load_age_branch,
+    load_what_fits,
+    read_weight_file,
+)
+from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
+from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
+from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.run_log import BadImages, Meter, RunLog, progress
+from utils.stopping import StopRequest
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one stage of IEFP. Flags may stand in a file: @recipes/demo.args."""
+
+    stage: Literal["age", "identity"] = "identity"
+    """age: the age branch, by cross-entropy over 8 age groups. identity: the identity branch, by IEFP."""
+    train_data: Path = Path(FACE_DATASET_FOLDER) / TRAINING_SETS["ms1mv3"].folder
+    """Folder with one folder per identity, ages in the file names."""
+    names: Literal["ms1mv3", "fgnet", "morph2"] = "ms1mv3"
+    """How the file names hold the age."""
+    run_folder: Path = Path("runs/iefp")
+    """Folder of this run; an unfinished run in it is resumed."""
+    age_weights: Path = Path(WEIGHT_FILES["age"].path)
+    """Trained age branch, for stage identity."""
+
+    backbone: str = "iresnet50"
+    """iresnet18, 34, 50, 100, 200, or iresnet18_quarter (for demos on a CPU)."""
+    purification: str = "1"
+    """Scale of the purification unit (0 leaves it out), or a variant such as x_plus_linear_relu_bn."""
+    margin: Literal["cosface", "arcface"] = "cosface"
+    margin_scale: float = bounded(64.0, above=0)
+    margin_value: float | None = bounded(None, low=0, high=1.5)
+    """None: 0.35 for CosFace, 0.5 for ArcFace."""
+    estimator: Literal["sampled", "unsampled"] = "sampled"
+    """How CLUB draws its negatives."""
+    mutual_information_weight: float = bounded(0.001, low=0)
+    """Lambda: weight of the mutual information in the identity loss; 0 leaves explicit purification out."""
+    club_weight: float = bounded(0.1, above=0)
+    """Weight of the log-likelihood in CLUB's own loss."""
+
+    batch_size: int = bounded(512, low=2)
+    """Images a step over all processes together."""
+    epochs: int = bounded(25, low=1)
+    learning_rate: float = bounded(0.1, above=0)
+    learning_rate_epochs: tuple[int, ...] = bounded((10, 18, 22), low=1)
+    """Epochs, counted from 0, from which the learning rate is 10 times lower."""
+    momentum: float = bounded(0.9, low=0, high=1)
+    weight_decay: float = bounded(1e-4, low=0)
+    clip_norm: float = bounded(5.0, above=0)
+    """Gradient norm at which each optimiser clips."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the encoders; everything after them is fp32. auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
+
+    sync_batchnorm: bool = False
+    """Under torchrun: BatchNorm over the whole batch instead of each process's share (slower)."""
+    deterministic: bool = False
+    """On a GPU: only operations that repeat bit for bit (slower). On a CPU runs repeat anyway."""
+
+    init_from: Path | None = None
+    """Weight file to start from: what fits is taken, what does not is named and starts new."""
+    override_config: bool = False
+    """Go on with a run although other settings are given than it was begun with."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """skip: use the next image in place of one that can't be read, and list it in the run folder."""
+    max_bad_share: float = bounded(0.001, low=0, high=1)
+    """Share of the images that may be skipped before the run ends."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = bounded(8, low=0)
+    """Processes a rank that read images; 0 reads in the training process."""
+    seed: int = bounded(0, low=0)
+    log_every: int = bounded(50, low=1)
+    """Steps between log lines."""
+    save_every: int = bounded(2000, low=1)
+    """Steps between checkpoints; the end of an epoch also makes one."""
+    keep_checkpoints: int = bounded(2, low=1)
+    best_metric: str | None = None
+    """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth."""
+
+
+# What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
+FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
+                  "log_every", "save_every", "keep_checkpoints", "best_metric"}  # fmt: skip
+
+# The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
+# momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
+ONE_PASS_MOMENTUM = 0.19
+
+# ------------------------------------------------------------------------------------------------------ the steps
+
+
+class IdentityStage:
+    """Stage (b): identity encoder, margin head and CLUB are trained; the age branch is frozen."""
+
+    weights_file, published_tensors = "iefp.pth", staticmethod(iefp_file_tensors)
+
+    def __init__(self, config: TrainConfig, model: IEFP, process: Process):
+        self.config, self.model = config, model.freeze_age_branch()
+        set_batchnorm_momentum(model.backbone_id, ONE_PASS_MOMENTUM)
+        self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
+        self.margin_head = in_parallel(model.margin_fc, process)
+        self.club = in_parallel(model.clubmi, process, config.sync_batchnorm)
+        self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
+        self.club_parameters = list(model.clubmi.parameters())
+        self.optimisers = {
+            "identity": make_optimiser(config, self.identity_parameters),
+            "club": make_optimiser(config, self.club_parameters),
+        }
+        self.autocast, self.scaler = make_precision(config, process.device)
+
+    def step(
+        self, images: Tensor, identities: Tensor, age_groups: Tensor, permutation: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One CLUB step and one identity step, on images (N, 3, 112, 112) in [-1, 1]; losses as they were before."""
+        with self.autocast:
+            age = self.model.age_features(images)  # (N, 512), no gradients: the branch is frozen
+            identity = self.encoder(images)  # (N, 512)
+
+        # CLUB learns to predict identity from age: ascend the log-likelihood.
+        log_likelihood = self.club(age, identity.detach())
+        self.optimisers["club"].zero_grad()
+        (-self.config.club_weight * log_likelihood).backward()
+        club_gradient_norm = clip_grad_norm_(self.club_parameters, self.config.clip_norm)
+        self.optimisers["club"].step()
+
+        # The identity branch learns to recognise people and to leave the just-updated CLUB nothing to predict.
+        mutual_information = self.model.clubmi.mutual_information(age, identity, permutation)
+        logits = self.margin_head(identity, identities)  # (N, identities)
+        face_recognition_loss = F.cross_entropy(logits, identities)
+        loss = face_recognition_loss + self.config.mutual_information_weight * mutual_information
+        gradient_norm = update(
+            self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
+        )
+
+        with torch.no_grad():
+            age_loss = F.cross_entropy(self.model.age_logits(age), age_groups)
+        return {
+            "face_recognition_loss": face_recognition_loss.detach(),
+            "mutual_information": mutual_information.detach(),
+            "log_likelihood": log_likelihood.detach(),
+            "age_loss": age_loss,
+            "gradient_norm": gradient_norm,
+            "club_gradient_norm": club_gradient_norm,
+        }
+
+
+class AgeStage:
+    """Stage (a): age encoder and age estimator are trained by cross-entropy over the age groups."""
+
+    weights_file, published_tensors = "age.pth", staticmethod(age_file_tensors)
+
+    def __init__(self, config: TrainConfig, model: IEFP, process: Process):
+        self.config, self.model = config, model
+        self.encoder = in_parallel(model.backbone_ae, process, config.sync_batchnorm)
+        self.estimator = in_parallel(model.age_estimator, process)
+        self.parameters = [*model.backbone_ae.parameters(), *model.age_estimator.parameters()]
+        self.optimisers = {"age": make_optimiser(config, self.parameters)}
+        self.autocast, self.scaler = make_precision(config, process.device)
+
+    def step(
+        self, images: Tensor, identities: Tensor, age_groups: Tensor, permutation: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One step on images (N, 3, 112, 112) in [-1, 1] with age groups 0..7; identities don't matter here."""
+        with self.autocast:
+            age = self.encoder(images)  # (N, 512)
+        logits = self.estimator(age)  # (N, 8)
+        age_loss = F.cross_entropy(logits, age_groups)
+        gradient_norm = update(self.optimisers["age"], self.parameters, age_loss, self.scaler, self.config.clip_norm)
+        error = (logits.detach().argmax(1) - age_groups).abs().float()
+        return {
+            "age_loss": age_loss.detach(),
+            "age_group_mae": error.mean(),
+            "age_group_accuracy_percent": 100 * (error == 0).float().mean(),
+            "gradient_norm": gradient_norm,
+        }
+
+
+STAGES = {"identity": IdentityStage, "age": AgeStage}
+
+
+def make_optimiser(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def make_precision(config: TrainConfig, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
+    """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
+    precision = config.precision
+    if precision == "auto":
+        on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        precision = on_gpu if device.type == "cuda" else "fp32"
+    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def update(
+    optimiser: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    loss: Tensor,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float,
+) -> Tensor:
+    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping.
+
+    With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
+    which is its normal work.
+    """
+    optimiser.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimiser)
+    gradient_norm = clip_grad_norm_(parameters, clip_norm)
+    scaler.step(optimiser)
+    scaler.update()
+    return gradient_norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else gradient_norm
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the epoch, batches of it done, steps done since the start."""
+
+    epoch: int
+    batch: int
+    step: int
+
+    def next(self) -> "Position":
+        return Position(self.epoch, self.batch + 1, self.step + 1)
+
+
+@dataclass
+class Run:
+    """All that the loop needs."""
+
+    config: TrainConfig
+    process: Process
+    index: FaceIndex
+    stage: IdentityStage | AgeStage
+    loader: torch.utils.data.DataLoader
+    sampler: EpochSampler
+    log: RunLog
+    stop: StopRequest
+    bad_images: BadImages
+    best: float | None  # of config.best_metric, so far
+    readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
+
+
+def train(config: TrainConfig) -> int:
+    """Trains one stage from the folder of pictures to the weight file, going on where an earlier run stopped.
+
+    The exit status is 0, or 128 + the signal that asked it to stop.
+    """
+    process = start_process(config.device)
+    make_repeatable(config)
+    check_run_folder(config, process)
+    index = index_identity_folders(
+        config.train_data,
+        FILENAME_PATTERNS[config.names],
+        min_identities=2,
+        what="training images",
+        how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
+    )
+    loader, sampler = make_loader(config, index, process)
+    stage = STAGES[config.stage](config, make_model(config, index.num_identities, process), process)
+    position, best = resume(config, stage, process)
+    if process.is_first:
+        write_json(config.run_folder / "config.json", as_plain(config))
+    wait_for_all(process)  # a folder that only the first process can write is its error alone
+    log = RunLog(config.run_folder, process.is_first, position.step)
+    log.event("start", images=len(index), identities=index.num_identities, processes=process.world_size,
+              resumed_step=position.step)  # fmt: skip
+    tell(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
+         f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
+         f"{position.step:,} steps done")  # fmt: skip
+    bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
+    run = Run(config, process, index, stage, loader, sampler, log, StopRequest(process), bad_images, best)
+    try:
+        status = 0
+        while position.epoch < config.epochs and not status:
+            position, status = train_epoch(run, position)
+        if process.is_first and not status:
+            finish(config, stage, log)
+            tell(process, f"weights in the published layout: {config.run_folder / stage.weights_file}")
+        wait_for_all(process)
+    finally:
+        run.stop.restore()
+        log.close()
+    stop_process(process)
+    return status
+
+
+def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
+    """Trains to the end of the epoch that `start` lies in, or to a request to stop; gives the position and a status."""
+    config, process, sampler = run.config, run.process, run.sampler
+    learning_rate = set_learning_rate(config, run.stage, start.epoch)
+    sampler.set_epoch(start.epoch, start.batch)
+    run.stage.model.train()
+    meter, what, position = Meter(process), f"epoch {start.epoch + 1}/{config.epochs}", start
+    watched = progress(batches(run.loader), sampler.num_batches, what, start.batch, enabled=process.is_first)
+    for faces in watched:
+        images, identities, age_groups, permutation = prepare(config, faces, position.step, process)
+        losses = run.stage.step(images, identities, age_groups, permutation)
+        meter.add(position.step, losses, len(images))
+        run.bad_images.add(faces.failures)
+        position = position.next()
+        is_end, status = position.batch == sampler.num_batches, run.stop.status()
+        if is_end or status or position.step % config.log_every == 0 or position.step % config.save_every == 0:
+            check_numbers(run, meter, start)
+            run.bad_images.check()
+            means = meter.read()
+            run.readings.append(means)
+            run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means)
+            if is_end or status or position.step % config.save_every == 0:
+                if is_end:
+                    position = Position(start.epoch + 1, 0, position.step)
+                saved = save(run, position)
+            if status:
+                done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
+                tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
+                return position, status
+    tell(process, f"{what}: {meter.last_line}")
+    return position, 0
+
+
+def check_numbers(run: Run, meter: Meter, start: Position) -> None:
+    """Ends the run when a step since `start` had a loss or gradient that is no finite number.
+
+    Raises:
+        UserError: naming the term, the step and the files of its batch.
+    """
+    scale = run.stage.scaler.get_scale()
+    if scale <= 0:
+        raise UserError(f"the loss scale of fp16 has fallen to {scale}: no step counts any more; train with "
+                        f"--precision bf16 or fp32, or lower --learning-rate.")  # fmt: skip
+    bad = meter.first_bad_step()
+    if not any(gather_lists([bad is not None], run.process)):
+        return
+    if bad is None:  # another process has the sentence; this one must not go on to save
+        raise UserError(f"rank {run.process.rank} stops: a loss of another process is not finite.")
+    step, terms = bad
+    files = [run.index.name(i) for i in run.sampler.indices_of(start.epoch, start.batch + step - start.step)]
+    path = run.config.run_folder / f"bad_batch_step_{step}_rank_{run.process.rank}.txt"
+    path.write_text("\n".join(files) + "\n")
+    raise UserError(
+        f"not finite at step {step}: {', '.join(f'{name} {value}' for name, value in terms.items())}; the batch held "
+        f"{', '.join(files[:3])}, ... (all {len(files)} in {path}); checkpoints from before are kept: lower "
+        f"--learning-rate (now {run.config.learning_rate}) or look at those files."
+    )
+
+
+def make_repeatable(config: TrainConfig) -> None:
+    """Seeds what draws initial weights; the loop's own draws depend on seed and step alone, see `prepare`."""
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch for repeatable products
+        torch.use_deterministic_algorithms(True)
+
+
+def make_loader(
+    config: TrainConfig, index: FaceIndex, process: Process
+) -> tuple[torch.utils.data.DataLoader, EpochSampler]:
+    """Batches for this process, and the sampler that orders them."""
+    if config.batch_size % process.world_size:
+        raise UserError(f"--batch-size {config.batch_size} can't be shared equally by {process.world_size} processes: "
+                        f"give a multiple.")  # fmt: skip
+    return training_loader(
+        index,
+        config.batch_size // process.world_size,
+        seed=config.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=config.workers,
+        pin_memory=process.device.type == "cuda",
+        on_bad_image=config.on_bad_image,
+    )
+
+
+def prepare(
+    config: TrainConfig, faces: FaceBatch, step: int, process: Process
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images on the device as the network takes them, half of them mirrored; labels; CLUB's permutation.
+
+    All that is random depends on seed and step alone: a resumed run draws the same, and the whole batch is mirrored
+    alike however many processes share it.
+    """
+    draws = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    own = slice(process.rank * len(faces.images), (process.rank + 1) * len(faces.images))
+    flips = torch.rand(config.batch_size, generator=draws)[own] < 0.5
+    permutation = torch.randperm(len(faces.images), generator=draws)
+    images, identities, age_groups, flips, permutation = (
+        values.to(process.device, non_blocking=True)
+        for values in (faces.images, faces.identities, faces.age_groups, flips, permutation)
+    )
+    images, _ = random_mirror(images, flips=flips)
+    return to_network_input(images, channels_last=True), identities, age_groups, permutation
+
+
+def set_learning_rate(config: TrainConfig, stage: IdentityStage | AgeStage, epoch: int) -> float:
+    """The published schedule: 10 times lower from each of the given epochs on."""
+    learning_rate = config.learning_rate * 0.1 ** sum(epoch >= lower for lower in config.learning_rate_epochs)
+    for optimiser in stage.optimisers.values():
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+    return learning_rate
+
+
+# ------------------------------------------------------------------------------------------------ making, resuming
+
+
+def make_model(config: TrainConfig, num_identities: int, process: Process) -> IEFP:
+    """A model with fresh weights, and for stage identity a trained age branch; what the stage uses is on the device."""
+    purification = parse_purification(config.purification)
+    if config.stage == "age":
+        model = IEFP(config.backbone, purification, num_identities=None)
+        used = (model.backbone_ae, model.age_estimator)
+    else:
+        age_branch = read_weight_file(config.age_weights).age_branch
+        if age_branch is None:
+            raise UserError(f"--age-weights {config.age_weights} holds no age branch: give a file that does, "
+                            f"such as the age.pth of a run with --stage age.")  # fmt: skip
+        model = IEFP(
+            config.backbone,
+            purification,
+            num_identities,
+            config.margin,
+            config.margin_scale,
+            config.margin_value,
+            age_backbone=age_branch.backbone,
+            age_purification=age_branch.purification,
+            estimator=config.estimator,
+        )
+        load_age_branch(model, config.age_weights)
+        used = (model,)
+    if config.init_from is not None:
+        prefixes = ("backbone_ae.", "age_estimator.") if config.stage == "age" else IDENTITY_STAGE_PREFIXES
+        tell(process, load_what_fits(model, config.init_from, prefixes))
+    for module in used:
+        module.to(process.device, memory_format=torch.channels_last)
+    return model
+
+
+IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.")  # the age branch comes from --age-weights
+
+
+def check_run_folder(config: TrainConfig, process: Process) -> None:
+    """Compares the settings with those of the run in the folder.
+
+    Raises:
+        UserError: there are checkpoints made with other settings, and --override-config was not given.
+    """
+    path = config.run_folder / "config.json"
+    if not path.is_file() or not list_checkpoints(config.run_folder / "checkpoints"):
+        return
+    before, now = json.loads(path.read_text()), as_plain(config)
+    changed = "; ".join(
+        f"{flag(name)} {before.get(name)} -> {now[name]}"
+        for name in now
+        if name not in FREE_TO_CHANGE and before.get(name) != now[name]
+    )
+    if changed and config.override_config:
+        tell(process, f"goes on with other settings than before: {changed}")
+    elif changed:
+        raise UserError(f"{config.run_folder} holds a run with other settings ({changed}): give the same to resume it, "
+                        f"--override-config to insist, or another --run-folder.")  # fmt: skip
+
+
+def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Process) -> tuple[Position, float | None]:
+    """Puts the newest good checkpoint of the run, if any, into the stage; gives its position and best metric."""
+    folder = config.run_folder / "checkpoints"
+    content = load_newest(folder, report=lambda sentence: tell(process, sentence))
+    if content is None:
+        return Position(0, 0, 0), None
+    try:
+        stage.model.load_state_dict(content["model"])
+    except RuntimeError:
+        raise UserError(f"the checkpoints in {folder} are of another model than the data and flags ask for: give "
+                        f"another --run-folder, with --init-from to start from what fits.") from None  # fmt: skip
+    for name, optimiser in stage.optimisers.items():
+        optimiser.load_state_dict(content["optimisers"][name])
+    stage.scaler.load_state_dict(content["scaler"])
+    position = Position(**content["position"])
+    images_done = position.batch * content["config"]["batch_size"]  # another batch size goes on at the same image
+    return dataclasses.replace(position, batch=images_done // config.batch_size), content["best"]
+
+
+def save(run: Run, position: Position) -> bool:
+    """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
+
+    A disk that is full is told and the run goes on: what was saved before is untouched.
+    """
+    config, stage, saved = run.config, run.stage, [True]
+    is_best = update_best(run)
+    if run.process.is_first:
+        content = {
+            "config": as_plain(config),
+            "position": dataclasses.asdict(position),
+            "best": run.best,
+            "model": stage.model.state_dict(),
+            "branches": describe_branches(stage.model),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()},
+            "scaler": stage.scaler.state_dict(),
+        }
+        folder = config.run_folder / "checkpoints"
+        try:
+            save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
+        except OSError as error:
+            saved = [False]
+            tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
+                 f"are untouched; make room in {folder}")  # fmt: skip
+            run.log.event("checkpoint_failed", position.step, reason=str(error))
+    return all(gather_lists(saved, run.process))
+
+
+def update_best(run: Run) -> bool:
+    """Whether the mean of --best-metric since the last checkpoint is the best so far."""
+    metric, readings = run.config.best_metric, run.readings
+    run.readings = []
+    if metric is None:
+        return False
+    if metric not in readings[0]:
+        raise UserError(f"--best-metric {metric} is not logged in stage {run.config.stage}: "
+                        f"give one of {', '.join(readings[0])}.")  # fmt: skip
+    value = sum(reading[metric] for reading in readings) / len(readings)
+    sign = 1 if metric.endswith(("_percent", "log_likelihood")) else -1  # the others are better when lower
+    if run.best is not None and sign * value <= sign * run.best:
+        return False
+    run.best = value
+    return True
+
+
+def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> None:
+    """Writes the weights in the published layout, and beside them what their keys can't tell."""
+    path = config.run_folder / stage.weights_file
+    write_json(path.with_suffix(".json"), describe_branches(stage.model))
+    save_atomically(stage.published_tensors(stage.model), path)
+    log.event("end", weights=str(path))
+
+
+if __name__ == "__main__":
+    run_script(lambda: train(parse_config(TrainConfig)))

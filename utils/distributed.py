@@ -1,0 +1,162 @@
+"""One path for one and for many processes: torchrun's environment, nothing else."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from meta import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who this process is among the ones that train together."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    cpu_group: dist.ProcessGroup | None = None  # for what lies on the CPU: small facts and results; None when alone
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def start_process(device: str = "auto") -> Process:
+    """Joins the group that torchrun started (NCCL on GPUs, gloo on CPUs), or stands alone without torchrun.
+
+    Raises:
+        UserError: a device that this machine has not.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        return Process(rank, world_size, chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Process(rank, world_size, chosen, dist.new_group(backend="gloo"))
+
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """`auto` -> the process's GPU where there is one, else the CPU; other names as torch spells them.
+
+    Raises:
+        UserError: a device that this machine has not.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device} is no device: give auto, cpu, cuda or cuda:0.") from None
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not has_cuda):
+        raise UserError(f"--device {device} is not on this machine: give auto or cpu.")
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", local_rank)
+    if chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
+        raise UserError(
+            f"{chosen} is not on this machine, which has {torch.cuda.device_count()} GPUs: "
+            f"lower --nproc-per-node of torchrun or change --device."
+        )
+    return chosen
+
+
+def stop_process(process: Process) -> None:
+    """Leaves the group."""
+    if process.world_size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def in_parallel(module: nn.Module, process: Process, sync_batchnorm: bool = False) -> nn.Module:
+    """`module` with gradients averaged over the processes, or the module itself where there is only one.
+
+    Which parameters need gradients must be settled before. `sync_batchnorm` replaces its BatchNorm layers, in place, by
+    ones whose batch statistics are of the whole batch.
+    """
+    if process.world_size == 1:
+        return module
+    if sync_batchnorm:
+        synchronise_batchnorm(module, process)
+    devices = [process.device] if process.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices)
+
+
+class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose batch statistics are of all processes' equal shares, on any device; torch's own is for GPUs."""
+
+    def _check_input_dim(self, x: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C) or (N, C, H, W)
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        others = [axis for axis in range(x.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.numel() // x.shape[1] * dist.get_world_size()  # values a channel
+        mean = all_reduce_with_gradient(x.sum(others)) / count
+        centred = x - mean.view(shape)
+        variance = all_reduce_with_gradient((centred**2).sum(others)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        return centred * torch.rsqrt(variance + self.eps).view(shape) * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synchronise_batchnorm(module: nn.Module, process: Process) -> None:
+    """Makes every BatchNorm inside `module` take its batch statistics over all processes; parameters stay the same."""
+    if process.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            whole = WholeBatchNorm(child.num_features, child.eps, child.momentum)
+            whole.weight, whole.bias = child.weight, child.bias
+            whole.running_mean, whole.running_var = child.running_mean, child.running_var
+            whole.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, whole.train(child.training))
+        else:
+            synchronise_batchnorm(child, process)
+
+
+def average(values: Tensor, process: Process) -> Tensor:
+    """The mean of `values` over all processes."""
+    if process.world_size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= process.world_size
+    return values
+
+
+def gather_lists(own: list, process: Process) -> list:
+    """The lists of all processes joined, in order of rank; every process gets them."""
+    if process.world_size == 1:
+        return own
+    everyones: list = [None] * process.world_size
+    dist.all_gather_object(everyones, own, group=process.cpu_group)
+    return [item for one in everyones for item in one]
+
+
+def sum_rows(array: np.ndarray, process: Process) -> None:
+    """Adds up the arrays of all processes, in place; each process has filled rows of its own and left the others 0."""
+    if process.world_size > 1:
+        dist.all_reduce(torch.from_numpy(array), group=process.cpu_group)
+
+
+def wait_for_all(process: Process) -> None:
+    if process.world_size > 1:
+        dist.barrier()
+
+
+def tell(process: Process, sentence: str) -> None:
+    """Prints a sentence once, not once a process."""
+    if process.is_first:
+        print(sentence, flush=True)
