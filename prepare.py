@@ -27,21 +27,24 @@ class Synthetic:
     seed: int = bounded(0, low=0)
     workers: int = bounded(os.cpu_count() or 1, low=1)
     """Processes that draw; the files are the same for any number."""
-    num_people: int = bounded(160, low=2)
+    num_people: int = bounded(100, low=2)
     """People of the training set."""
-    pictures_per_person: int = bounded(24, low=2)
+    pictures_per_person: int = bounded(16, low=2)
     fgnet_people: int = bounded(40, low=2)
     fgnet_pictures_per_person: int = bounded(10, low=2)
     morph2_subjects: tuple[int, int] = bounded((60, 150), low=2)
     """Subjects of the small and of the large setting."""
-    cacd_vs_pairs: int = bounded(200, low=20)
-    """A multiple of 20."""
-    calfw_pairs: int = bounded(300, low=20)
+    cacd_vs_pairs: int = bounded(200, low=20, multiple_of=20)
+    """A multiple of 20: ten folds, half of each genuine."""
+    calfw_pairs: int = bounded(300, low=20, multiple_of=20)
     """A multiple of 20."""
     nuisance: float = bounded(1.0, low=0, high=2)
     """Strength of pose, light, expression, blur and the like; 0 draws plain frontal faces."""
 
     def run(self) -> None:
+        if self.morph2_subjects[0] > self.morph2_subjects[1]:
+            raise UserError(f"--morph2-subjects {self.morph2_subjects[0]} {self.morph2_subjects[1]}: "
+                            f"give the smaller number first.")  # fmt: skip
         settings = dict(vars(self))
         counts = write_all(settings.pop("output"), **settings)
         for folder, count in counts.items():

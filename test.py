@@ -97,7 +97,7 @@ def settings_of(benchmark: Benchmark) -> list[Setting]:
 # ------------------------------------------------------------------------------------------------- the benchmarks
 
 
-def run_fgnet(config: TestConfig, setting: Setting, embed: Embed) -> Score:
+def run_fgnet(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
     """Leave-one-out, and every pair of mates against all images of other people."""
     faces = index_identities(config, setting, setting.folders[0])
     extracted, identities = embed(faces, setting.title), faces.identities
@@ -112,7 +112,7 @@ def run_fgnet(config: TestConfig, setting: Setting, embed: Embed) -> Score:
     }
 
 
-def run_morph2(config: TestConfig, setting: Setting, embed: Embed) -> Score:
+def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
     """One probe and one gallery image a subject."""
     probe, gallery = (index_identities(config, setting, folder) for folder in setting.folders)
     # Subjects are matched by folder name: the two sides may not hold the same ones in the same order.
@@ -135,9 +135,9 @@ def run_morph2(config: TestConfig, setting: Setting, embed: Embed) -> Score:
     return score
 
 
-def run_verification(config: TestConfig, setting: Setting, embed: Embed) -> Score:
+def run_verification(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
     """Ten folds of pairs; the published figures, and exact ones over all pairs under other names."""
-    pairs = read_pairs(config, setting)
+    pairs = read_pairs(config, setting, process)
     extracted = embed(pairs.images, setting.title)
 
     def score_pairs(embeddings: np.ndarray) -> dict[str, float]:
@@ -196,7 +196,7 @@ def index_identities(config: TestConfig, setting: Setting, folder: str) -> FaceI
     )
 
 
-def read_pairs(config: TestConfig, setting: Setting) -> PairList:
+def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairList:
     """The pairs of the list, or, for CACD-VS without one, of the rule by which its list is made."""
     benchmark, images = setting.benchmark, config.face_dataset / setting.folders[0]
     if not images.is_dir():
@@ -210,12 +210,12 @@ def read_pairs(config: TestConfig, setting: Setting) -> PairList:
         pairs = read_pair_list(list_path, images, config.allow_missing)
     elif benchmark.name == "cacd_vs":
         pairs = make_cacd_vs_pairs(images, config.allow_missing)
-        print(f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")
+        tell(process, f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")
     else:
         raise UserError(f"pair list {first_place} does not exist: {how_to_get(config, benchmark)}.")
     if pairs.num_pairs_dropped:
-        print(f"{setting.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; "
-              f"its figures are not comparable with published ones")  # fmt: skip
+        tell(process, f"{setting.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images "
+             f"missing; its figures are not comparable with published ones")  # fmt: skip
     return pairs
 
 
@@ -301,7 +301,7 @@ def run_settings(
     results, failures = {}, {}
     for setting in settings:
         try:
-            score = RUNNERS[setting.benchmark.protocol](config, setting, embed)
+            score = RUNNERS[setting.benchmark.protocol](config, setting, process, embed)
             if process.is_first:
                 results[setting.name] = score()
         except UserError as error:

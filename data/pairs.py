@@ -1,8 +1,7 @@
 """Lists of image pairs for verification: is it the same person in both?"""
 
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data.faces import FaceIndex, index_names, is_image_name
+from data.files import numbered_lines, written_beside
 from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
 
 NUM_NAMES_SHOWN = 3  # of missing images, in a message
 NUM_CHARACTERS_SHOWN = 80  # of a malformed line or a missing image
-MAX_LINE_LENGTH = 10_000  # two of the longest paths that Linux takes, 4,096 bytes each, and some
 EXPECTED = "one 'name_a name_b 1|0' per line is expected"
 
 
@@ -53,7 +52,10 @@ def read_pair_list(list_path: str | Path, images_folder: str | Path, allow_missi
     Raises:
         UserError: for a missing or empty list, a malformed line, a missing folder or missing images.
     """
-    pairs = [_parse_line(line, f"{str(list_path)!r}, line {number}") for number, line in _numbered_lines(list_path)]
+    pairs = [
+        _parse_line(line, f"{str(list_path)!r}, line {number}")
+        for number, line in numbered_lines(list_path, "pair list", EXPECTED)
+    ]
     if not pairs:
         raise UserError(f"The pair list {str(list_path)!r} holds no pairs: {EXPECTED}.")
     return _locate(pairs, images_folder, allow_missing)
@@ -76,14 +78,8 @@ def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -
 
 def write_cacd_vs_list(path: str | Path) -> None:
     """Writes the list file of CACD-VS, 4,000 lines; a file of that name is replaced at once or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text("".join(f"{a} {b} {int(genuine)}\n" for a, b, genuine in _cacd_vs_rule()), encoding="ascii")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path, "w", encoding="ascii") as file:
+        file.writelines(f"{a} {b} {int(genuine)}\n" for a, b, genuine in _cacd_vs_rule())
 
 
 def _cacd_vs_rule() -> list[Pair]:
@@ -98,30 +94,6 @@ def _image_names_by_stem(folder: str) -> dict[str, str]:
     names = [name for name in os.listdir(folder) if is_image_name(name)]
     names.sort(key=lambda name: (IMAGE_EXTENSIONS.index(Path(name).suffix.lower()), name), reverse=True)
     return {Path(name).stem: name for name in names}  # a later name replaces an earlier one
-
-
-def _numbered_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1, one at a time."""
-    shown = repr(str(list_path))
-    try:
-        if not stat.S_ISREG(os.stat(list_path).st_mode):  # a device may have no end
-            raise ValueError("it is a folder or a device")
-        # utf-8-sig: editors on Windows put a mark before the first name. surrogateescape: a name is bytes to the disk.
-        with open(list_path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_LENGTH + 1):
-                number += 1
-                if len(line) > MAX_LINE_LENGTH:
-                    raise UserError(
-                        f"{shown}, line {number}, has more than {MAX_LINE_LENGTH:,} characters: {EXPECTED}."
-                    )
-                if line.strip():
-                    yield number, line
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError for a NUL byte in the path too
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"The pair list {shown} cannot be read, {reason}: check its path.") from error
 
 
 def _parse_line(line: str, where: str) -> Pair:

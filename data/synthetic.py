@@ -4,13 +4,10 @@ Every random stream is derived from (seed, purpose, person, picture), so a pictu
 of processes nor on the order of drawing.
 """
 
-import contextlib
 import functools
 import multiprocessing
 import os
-import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from data.files import new_folder, written_beside
 from data.synthetic_drawing import draw_face, encode_jpeg
 from data.synthetic_people import (
     AGES_STREAM,
@@ -75,28 +73,6 @@ def write_pictures(pictures: list[Picture], workers: int, title: str, progress: 
                 for _ in pool.map(write_picture, pictures, chunksize=32):
                     bar.update()
     return len(pictures)
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary sibling to write into, renamed to `folder` when all went well, removed when not.
-
-    Raises: UserError if `folder` already holds something.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not empty: give a new folder, or remove this one first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def at_least(name: str, value: int, smallest: int) -> None:
@@ -298,8 +274,8 @@ def write_all(
     root: str | os.PathLike,
     seed: int = 0,
     workers: int = 1,
-    num_people: int = 160,
-    pictures_per_person: int = 24,
+    num_people: int = 100,
+    pictures_per_person: int = 16,
     fgnet_people: int = 40,
     fgnet_pictures_per_person: int = 10,
     morph2_subjects: tuple[int, int] = (60, 150),
@@ -351,11 +327,5 @@ def contact_sheet(
             shot = sample_shot(random_stream(seed, SHOT_STREAM, row, column), 0.4)
             face = Image.fromarray(draw_face(person, age, shot))
             sheet.paste(face, (SHEET_MARGIN + IMAGE_SIZE * column, SHEET_MARGIN + IMAGE_SIZE * row))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        sheet.save(partial, "PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        sheet.save(file, "PNG")

@@ -14,7 +14,7 @@ from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors
 from utils.config import parse_config, run_script
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run in two processes
 
 
 SMALL = ("--backbone", "iresnet18_quarter", "--batch-size", "12", "--workers", "0", "--learning-rate", "0.02",

@@ -282,7 +282,17 @@ def test_a_status_given_by_the_flag_parser_stays(monkeypatch, capsys):
     assert ending(raising(SystemExit(2)), monkeypatch, capsys) == (2, "")
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), AssertionError("ours")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied", "x")]
+)
+def test_a_full_disk_and_a_folder_that_may_not_be_written_are_one_sentence_and_status_2(error, monkeypatch, capsys):
+    sentence = f"script.py: {error}: check that path, who may use it, and the space left.\n"
+    assert ending(raising(error), monkeypatch, capsys) == (2, sentence)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("ours"), RuntimeError("ours"), AssertionError("ours"), OSError(9, "ours")]
+)
 def test_a_mistake_of_ours_keeps_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         run_script(raising(error))

@@ -9,10 +9,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from data.transforms import to_network_input
+from utils.distributed import Process
 from utils.extraction import Extracted, extract, grey_pixels
 
 NUM_IMAGES = 7
-CPU = torch.device("cpu")
+ALONE = Process(0, 1, torch.device("cpu"))
 
 
 class LinearModel:
@@ -52,7 +53,7 @@ def in_order(pictures: np.ndarray, batch_size: int) -> list[SimpleNamespace]:
 
 
 def extracted(batches: list[SimpleNamespace], with_age: bool = True, num_images: int = NUM_IMAGES) -> Extracted:
-    return extract(LinearModel(), batches, num_images, CPU, to_network_input, with_age)
+    return extract(LinearModel(), batches, num_images, ALONE, to_network_input, with_age)
 
 
 def by_itself(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +118,7 @@ def test_age_probabilities_are_positive_and_sum_to_1(pictures):
 def test_without_an_age_branch_it_is_not_asked_and_ages_are_none(pictures):
     only_identity = SimpleNamespace(identity_features=LinearModel().identity_features)
     batches = in_order(pictures, 3)
-    result = extract(only_identity, batches, NUM_IMAGES, CPU, to_network_input, with_age=False)
+    result = extract(only_identity, batches, NUM_IMAGES, ALONE, to_network_input, with_age=False)
     assert result.age_probabilities_original is None and result.age_probabilities_mirror is None
     assert np.array_equal(result.original, extracted(batches).original)
 
@@ -130,7 +131,7 @@ def test_the_network_gets_floats_in_the_published_range_and_no_gradients(picture
             seen.append((images.dtype, images.shape, images.min() >= -1, images.max() <= 1, torch.is_grad_enabled()))
             return super().identity_features(images)
 
-    extract(Watching(), in_order(pictures, 7), NUM_IMAGES, CPU, to_network_input)
+    extract(Watching(), in_order(pictures, 7), NUM_IMAGES, ALONE, to_network_input)
     assert seen == [(torch.float32, (14, 3, 112, 112), True, True, False)]
 
 

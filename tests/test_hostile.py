@@ -19,7 +19,8 @@ import torch
 
 from data.faces import index_identity_folders
 from data.filenames import parse_age
-from data.pairs import MAX_LINE_LENGTH, read_pair_list
+from data.files import MAX_LINE_LENGTH
+from data.pairs import read_pair_list
 from data.transforms import decode_face
 from meta import FILENAME_PATTERNS, UserError
 from models.weights import MAX_DESCRIPTION, read_weight_file

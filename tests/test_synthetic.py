@@ -266,7 +266,7 @@ def test_no_two_sets_share_a_person(tmp_path, monkeypatch):
         lambda pictures, workers, title, progress: people.setdefault(title, {p.person for p in pictures}) and 0,
     )
     synthetic.write_all(tmp_path / "demo")
-    assert len(people) == 5 and len(people["training set"]) == 160 and len(people["FG-NET"]) == 40
+    assert len(people) == 5 and len(people["training set"]) == 100 and len(people["FG-NET"]) == 40
     assert sum(map(len, people.values())) == len(set().union(*people.values()))
     drawn = {sample_person(0, index).skin for group in people.values() for index in sorted(group)[:10]}
     assert len(drawn) == 50

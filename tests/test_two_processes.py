@@ -18,7 +18,7 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from golden_weights import fill
 from scripts import load_script
 from models.iefp import IEFP
-from utils.distributed import average, start_process, stop_process
+from utils.distributed import average, leave, start_process, stop_process
 train = load_script("train")
 sync_batchnorm, output = sys.argv[1] == "sync", sys.argv[2]
 process = start_process("cpu")
@@ -40,6 +40,7 @@ for step in range({STEPS}):
 if process.is_first:
     torch.save({{"losses": torch.stack(losses), "state": dict(stage.model.state_dict())}}, output)
 stop_process(process)
+leave(0)
 """
 
 

@@ -4,6 +4,7 @@ A script's settings are one frozen dataclass; tyro makes the flags from it. Boun
 """
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
@@ -16,14 +17,22 @@ from typing import Any, TypeVar
 import tyro
 
 from meta import UserError
+from utils.distributed import leave
 
 Config = TypeVar("Config")
 MAX_ARGUMENT_CHARACTERS = 100_000  # of an argument file; what is longer is some other file
 
 
-def bounded(default: float, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
-    """A dataclass field whose value must be >= low, <= high and > above (those that are given)."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above})
+def bounded(
+    default: float | tuple | None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    multiple_of: int = 1,
+) -> Any:
+    """A dataclass field whose value must be >= low, <= high, > above and a multiple (of those that are given)."""
+    limits = {"low": low, "high": high, "above": above, "multiple_of": multiple_of}
+    return dataclasses.field(default=default, metadata=limits)
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -78,6 +87,8 @@ def check_bounds(config: Any) -> None:
             inside = (low is None or number >= low) and (high is None or number <= high)
             if not inside or (above is not None and not number > above):
                 raise UserError(f"{flag(field.name)} {number} is out of range: give a number {_range(limits)}.")
+            if limits["multiple_of"] > 1 and number % limits["multiple_of"]:
+                raise UserError(f"{flag(field.name)} {number} must be a multiple of {limits['multiple_of']}.")
 
 
 def flag(field_name: str) -> str:
@@ -115,16 +126,24 @@ def printable(text: str) -> str:
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's main function: a user's mistake becomes one sentence and status 2, Ctrl-C status 130."""
+    script = Path(sys.argv[0]).name
     try:
         status = main() or 0
         sys.stdout.flush()  # here, where a reader that has gone is no error, not at the interpreter's end
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {printable(str(error))}", file=sys.stderr)
+        print(f"{script}: {printable(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{script}: interrupted", file=sys.stderr)
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
-    sys.exit(status)
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # no file of the user's: a mistake of ours
+        print(
+            f"{script}: {printable(str(error))}: check that path, who may use it, and the space left.", file=sys.stderr
+        )
+        status = 2
+    leave(status)

@@ -1,13 +1,15 @@
 """One path for one and for many processes: torchrun's environment, nothing else."""
 
+import atexit
 import os
+import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,8 +43,20 @@ def start_process(device: str = "auto") -> Process:
     if world_size == 1:
         return Process(rank, world_size, chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Process(rank, world_size, chosen, dist.new_group(backend="gloo"))
+        join_group("nccl" if chosen.type == "cuda" else "gloo")
+    cpu_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else dist.group.WORLD
+    return Process(rank, world_size, chosen, cpu_group)
+
+
+def join_group(backend: str) -> None:
+    """Meets the other processes of this attempt.
+
+    Between restarts torchrun may keep the store in which processes leave their addresses (it does unless it was given
+    --standalone or --rdzv-backend c10d), so each attempt has names of its own: the dead are not called again.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
@@ -76,6 +90,20 @@ def stop_process(process: Process) -> None:
         dist.destroy_process_group()
 
 
+def leave(status: int) -> NoReturn:
+    """Ends this process with an exit status.
+
+    One of several ends without taking the interpreter down piece by piece: gloo's threads may still hold tensors then,
+    and to let go of one without an interpreter ends the process with SIGABRT (pytorch issue 190489).
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        atexit._run_exitfuncs()  # data workers are ended there
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def in_parallel(module: nn.Module, process: Process, sync_batchnorm: bool = False) -> nn.Module:
     """`module` with gradients averaged over the processes, or the module itself where there is only one.
 
@@ -90,6 +118,20 @@ def in_parallel(module: nn.Module, process: Process, sync_batchnorm: bool = Fals
     return DistributedDataParallel(module, device_ids=devices)
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' values; each one's value counts in every sum, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.apply(gradient)
+
+
 class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose batch statistics are of all processes' equal shares, on any device; torch's own is for GPUs."""
 
@@ -101,9 +143,9 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         others = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * dist.get_world_size()  # values a channel
-        mean = all_reduce_with_gradient(x.sum(others)) / count
+        mean = SumOverProcesses.apply(x.sum(others)) / count
         centred = x - mean.view(shape)
-        variance = all_reduce_with_gradient((centred**2).sum(others)) / count
+        variance = SumOverProcesses.apply((centred**2).sum(others)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
