@@ -29,6 +29,7 @@ EMBEDDING_SIZE = 512
 AGE_GROUP_UPPER_EDGES = (12, 18, 25, 35, 45, 55, 65)  # years, inclusive
 AGE_GROUP_NAMES = ("0-12", "13-18", "19-25", "26-35", "36-45", "46-55", "56-65", "66+")
 NUM_AGE_GROUPS = len(AGE_GROUP_NAMES)
+AGE_GROUP_MIDDLES = (6, 16, 22, 31, 41, 51, 61, 72)  # years; of the last group, which has no end, a guess
 MIN_AGE, MAX_AGE = 0, 120  # years; anything else in a file name is a mistake
 
 

@@ -22,6 +22,7 @@ from data.faces import FaceIndex, index_identity_folders
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.transforms import to_network_input
+from data.verification_bins import VerificationBin, find_verification_bins, read_verification_bin
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, WEIGHT_FILES, Benchmark, UserError
 from models.weights import load_for_embedding
 from utils.config import bounded, parse_config, run_script, write_json
@@ -54,6 +55,9 @@ class TestConfig:
     benchmarks: tuple[Literal["fgnet", "morph2", "cacd_vs", "calfw"], ...] = tuple(BENCHMARKS)
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
+    bins: tuple[Path, ...] = ()
+    """InsightFace verification sets (lfw.bin, agedb_30.bin, ...); those directly in --face-dataset are tested too,
+    unless --benchmarks or --bins says what to test."""
     output: Path = Path("results")
     """Folder for results.json and results.md."""
     allow_missing: bool = False
@@ -78,6 +82,7 @@ class Setting:
     title: str  # on the screen
     benchmark: Benchmark
     folders: tuple[str, ...]  # below face_dataset/
+    bin_path: Path | None = None  # of a verification set, which has no folders
 
 
 def settings_of(benchmark: Benchmark) -> list[Setting]:
@@ -92,6 +97,20 @@ def settings_of(benchmark: Benchmark) -> list[Setting]:
         )
         for count in benchmark.subject_counts
     ]
+
+
+def settings_of_bins(config: TestConfig) -> list[Setting]:
+    """One a .bin file: those of --bins, or, where nothing else was asked for, those in face_dataset."""
+    found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
+    paths = config.bins or found
+    names = [path.name for path in paths]
+    return [
+        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, BIN, (), path) for path in paths
+    ]
+
+
+BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
+                unpacked_into="")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- the benchmarks
@@ -138,16 +157,20 @@ def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Em
 def run_verification(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
     """Ten folds of pairs; the published figures, and exact ones over all pairs under other names."""
     pairs = read_pairs(config, setting, process)
-    extracted = embed(pairs.images, setting.title)
+    extracted, is_bin = embed(pairs.images, setting.title), isinstance(pairs, VerificationBin)
 
     def score_pairs(embeddings: np.ndarray) -> dict[str, float]:
         scores = pair_scores(embeddings[pairs.first], embeddings[pairs.second])
         return ten_fold_verification(scores, pairs.genuine) | exact_verification(scores, pairs.genuine)
 
     return lambda: {
+        **({"sha256": pairs.sha256} if is_bin else {}),
         "num_pairs": len(pairs),
         "num_pairs_dropped": pairs.num_pairs_dropped,
-        "verification": for_each_column(extracted, score_pairs) | {"chance": VERIFICATION_CHANCE},
+        "verification": for_each_column(extracted, score_pairs)
+        # InsightFace's way for .bin files: the views are added before they are normalised.
+        | ({"sum": score_pairs(extracted.original + extracted.mirror)} if is_bin else {})
+        | {"chance": VERIFICATION_CHANCE},
     }
 
 
@@ -197,7 +220,11 @@ def index_identities(config: TestConfig, setting: Setting, folder: str) -> FaceI
 
 
 def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairList:
-    """The pairs of the list, or, for CACD-VS without one, of the rule by which its list is made."""
+    """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
+    if setting.bin_path is not None:
+        pairs = read_verification_bin(setting.bin_path)
+        tell(process, f"{setting.bin_path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
+        return pairs
     benchmark, images = setting.benchmark, config.face_dataset / setting.folders[0]
     if not images.is_dir():
         raise UserError(f"folder {images} does not exist: it should hold {setting.title} images "
@@ -276,6 +303,7 @@ def test(config: TestConfig) -> int:
         return extract(model, batches(loader), len(faces), process, to_network_input, has_age_branch, what)
 
     settings = [setting for name in config.benchmarks for setting in settings_of(BENCHMARKS[name])]
+    settings += settings_of_bins(config)
     results, failures = run_settings(config, settings, embed, process)
     if process.is_first:
         report = {

@@ -8,6 +8,8 @@ end the weights in the published layout. The same command started again goes on 
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -20,14 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from data.faces import FaceIndex, index_identity_folders
-from data.loaders import EpochSampler, FaceBatch, batches, training_loader
-from data.transforms import random_mirror, to_network_input
+from data.age_cache import AgeCache, prepare_cache
+from data.age_tables import read_ages
+from data.faces import UNKNOWN, Faces, with_ages
+from data.index_cache import CACHE_FOLDER, open_index
+from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
+from data.transforms import mirror, random_mirror, to_network_input
 from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
+from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
+from models.margin import MarginLoss
 from models.purification import parse_purification
 from models.weights import (
+    AGE_PREFIXES,
     age_file_tensors,
     describe_branches,
     iefp_file_tensors,
@@ -51,7 +59,9 @@ class TrainConfig:
     stage: Literal["age", "identity"] = "identity"
     """age: the age branch, by cross-entropy over 8 age groups. identity: the identity branch, by IEFP."""
     train_data: Path = Path(FACE_DATASET_FOLDER) / TRAINING_SETS["ms1mv3"].folder
-    """Folder with one folder per identity, ages in the file names."""
+    """Folder with one folder per identity, or an InsightFace record file (train.rec, or the folder that holds it)."""
+    ages: Path | None = None
+    """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't tell it."""
     names: Literal["ms1mv3", "fgnet", "morph2"] = "ms1mv3"
     """How the file names hold the age."""
     run_folder: Path = Path("runs/iefp")
@@ -63,6 +73,12 @@ class TrainConfig:
     """iresnet18, 34, 50, 100, 200, or iresnet18_quarter (for demos on a CPU)."""
     purification: str = "1"
     """Scale of the purification unit (0 leaves it out), or a variant such as x_plus_linear_relu_bn."""
+    age_head: Literal["groups", "years"] = "groups"
+    """years: stage age also trains a head that gives the age in years (DEX), for labelling."""
+    mean_loss_weight: float = bounded(0.0, low=0)
+    """With --age-head years: weight of the mean loss (Pan et al. 2018 take 0.2)."""
+    variance_loss_weight: float = bounded(0.0, low=0)
+    """With --age-head years: weight of the variance loss (Pan et al. 2018 take 0.05)."""
     margin: Literal["cosface", "arcface"] = "cosface"
     margin_scale: float = bounded(64.0, above=0)
     margin_value: float | None = bounded(None, low=0, high=1.5)
@@ -86,6 +102,11 @@ class TrainConfig:
     """Gradient norm at which each optimiser clips."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the encoders; everything after them is fp32. auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
+
+    age_cache: Literal["auto", "ahead", "off"] = "auto"
+    """Keep the frozen branch's features on disk: auto learns them in the first of 3 or more epochs, ahead before."""
+    cache_folder: Path | None = None
+    """Where age features and the list of pictures are kept; .iefp_cache beside --train-data unless given."""
 
     sync_batchnorm: bool = False
     """Under torchrun: BatchNorm over the whole batch instead of each process's share (slower)."""
@@ -117,13 +138,26 @@ class TrainConfig:
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
-                  "log_every", "save_every", "keep_checkpoints", "best_metric"}  # fmt: skip
+                  "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
+                  "best_metric"}  # fmt: skip
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
 ONE_PASS_MOMENTUM = 0.19
 
 # ------------------------------------------------------------------------------------------------------ the steps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step takes, on the device."""
+
+    images: Tensor  # (N, 3, 112, 112) in [-1, 1], half of them mirrored
+    identities: Tensor  # (N,)
+    age_groups: Tensor  # (N,) 0..7, -1 where unknown
+    ages: Tensor | None = None  # (N,) years; of use to the head for years
+    permutation: Tensor | None = None  # (N,) of CLUB's negatives; random when None
+    age_features: Tensor | None = None  # (N, 512) of the frozen branch when they are known; else it computes them
 
 
 class IdentityStage:
@@ -135,7 +169,7 @@ class IdentityStage:
         self.config, self.model = config, model.freeze_age_branch()
         set_batchnorm_momentum(model.backbone_id, ONE_PASS_MOMENTUM)
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
-        self.margin_head = in_parallel(model.margin_fc, process)
+        self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.club = in_parallel(model.clubmi, process, config.sync_batchnorm)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
         self.club_parameters = list(model.clubmi.parameters())
@@ -145,13 +179,11 @@ class IdentityStage:
         }
         self.autocast, self.scaler = make_precision(config, process.device)
 
-    def step(
-        self, images: Tensor, identities: Tensor, age_groups: Tensor, permutation: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """One CLUB step and one identity step, on images (N, 3, 112, 112) in [-1, 1]; losses as they were before."""
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One CLUB step and one identity step; gives the losses as they were before."""
+        age = self.age_features(batch.images) if batch.age_features is None else batch.age_features  # (N, 512)
         with self.autocast:
-            age = self.model.age_features(images)  # (N, 512), no gradients: the branch is frozen
-            identity = self.encoder(images)  # (N, 512)
+            identity = self.encoder(batch.images)  # (N, 512)
 
         # CLUB learns to predict identity from age: ascend the log-likelihood.
         log_likelihood = self.club(age, identity.detach())
@@ -161,16 +193,17 @@ class IdentityStage:
         self.optimisers["club"].step()
 
         # The identity branch learns to recognise people and to leave the just-updated CLUB nothing to predict.
-        mutual_information = self.model.clubmi.mutual_information(age, identity, permutation)
-        logits = self.margin_head(identity, identities)  # (N, identities)
-        face_recognition_loss = F.cross_entropy(logits, identities)
+        mutual_information = self.model.clubmi.mutual_information(age, identity, batch.permutation)
+        face_recognition_loss = self.face_recognition(identity, batch.identities)
         loss = face_recognition_loss + self.config.mutual_information_weight * mutual_information
         gradient_norm = update(
             self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
         )
 
         with torch.no_grad():
-            age_loss = F.cross_entropy(self.model.age_logits(age), age_groups)
+            logits = self.model.age_logits(age)
+            of_known = F.cross_entropy(logits, batch.age_groups, ignore_index=UNKNOWN, reduction="sum")
+            age_loss = of_known / (batch.age_groups != UNKNOWN).sum().clamp(min=1)
         return {
             "face_recognition_loss": face_recognition_loss.detach(),
             "mutual_information": mutual_information.detach(),
@@ -180,9 +213,18 @@ class IdentityStage:
             "club_gradient_norm": club_gradient_norm,
         }
 
+    @torch.no_grad()
+    def age_features(self, images: Tensor) -> Tensor:
+        """(N, 3, 112, 112) in [-1, 1] -> (N, 512) of the frozen branch."""
+        with self.autocast:
+            return self.model.age_features(images)
+
 
 class AgeStage:
-    """Stage (a): age encoder and age estimator are trained by cross-entropy over the age groups."""
+    """Stage (a): age encoder and age estimator are trained by cross-entropy over the age groups.
+
+    With --age-head years a second head is trained beside it, by cross-entropy over the years (Rothe et al., DEX, 2015).
+    """
 
     weights_file, published_tensors = "age.pth", staticmethod(age_file_tensors)
 
@@ -190,26 +232,41 @@ class AgeStage:
         self.config, self.model = config, model
         self.encoder = in_parallel(model.backbone_ae, process, config.sync_batchnorm)
         self.estimator = in_parallel(model.age_estimator, process)
-        self.parameters = [*model.backbone_ae.parameters(), *model.age_estimator.parameters()]
+        self.year_head = None if model.year_head is None else in_parallel(model.year_head, process)
+        self.parameters = [parameter for module in model.age_branch for parameter in module.parameters()]
         self.optimisers = {"age": make_optimiser(config, self.parameters)}
         self.autocast, self.scaler = make_precision(config, process.device)
 
-    def step(
-        self, images: Tensor, identities: Tensor, age_groups: Tensor, permutation: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """One step on images (N, 3, 112, 112) in [-1, 1] with age groups 0..7; identities don't matter here."""
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step; gives the losses as they were before."""
         with self.autocast:
-            age = self.encoder(images)  # (N, 512)
+            age = self.encoder(batch.images)  # (N, 512)
         logits = self.estimator(age)  # (N, 8)
-        age_loss = F.cross_entropy(logits, age_groups)
-        gradient_norm = update(self.optimisers["age"], self.parameters, age_loss, self.scaler, self.config.clip_norm)
-        error = (logits.detach().argmax(1) - age_groups).abs().float()
-        return {
-            "age_loss": age_loss.detach(),
-            "age_group_mae": error.mean(),
-            "age_group_accuracy_percent": 100 * (error == 0).float().mean(),
-            "gradient_norm": gradient_norm,
-        }
+        age_loss = loss = F.cross_entropy(logits, batch.age_groups)
+        losses = {"age_loss": age_loss.detach(), **group_errors(logits.detach(), batch.age_groups)}
+        if self.year_head is not None:
+            years = self.year_head(age)  # (N, 101)
+            weights = self.config.mean_loss_weight, self.config.variance_loss_weight
+            year_loss = year_losses(years, batch.ages, *weights).total
+            loss = age_loss + year_loss
+            losses |= {"year_loss": year_loss.detach(), **year_errors(years.detach(), batch)}
+        losses["gradient_norm"] = update(
+            self.optimisers["age"], self.parameters, loss, self.scaler, self.config.clip_norm
+        )
+        return losses
+
+
+def group_errors(scores: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
+    """Error and accuracy of the most probable group: scores (N, 8), age_groups (N,)."""
+    error = (scores.argmax(1) - age_groups).abs().float()
+    return {"age_group_mae": error.mean(), "age_group_accuracy_percent": 100 * (error == 0).float().mean()}
+
+
+def year_errors(years: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Error of the expected age in years, and of the groups that the years add up to: years (N, 101) logits."""
+    of_groups = group_errors(age_group_probabilities_from_years(years), batch.age_groups)
+    mae = (expected_age(years) - batch.ages).abs().mean()
+    return {"age_mae_years": mae} | {f"by_years_{name}": value for name, value in of_groups.items()}
 
 
 STAGES = {"identity": IdentityStage, "age": AgeStage}
@@ -217,16 +274,22 @@ STAGES = {"identity": IdentityStage, "age": AgeStage}
 
 def make_optimiser(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
+
+
+def choose_precision(config: TrainConfig, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what was asked for, or what suits the device."""
+    if config.precision != "auto":
+        return config.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def make_precision(config: TrainConfig, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
     """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
-    precision = config.precision
-    if precision == "auto":
-        on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
-        precision = on_gpu if device.type == "cuda" else "fp32"
+    precision = choose_precision(config, device)
     dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
     return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -274,8 +337,9 @@ class Run:
 
     config: TrainConfig
     process: Process
-    index: FaceIndex
+    index: Faces
     stage: IdentityStage | AgeStage
+    age_cache: AgeCache | None
     loader: torch.utils.data.DataLoader
     sampler: EpochSampler
     log: RunLog
@@ -293,15 +357,11 @@ def train(config: TrainConfig) -> int:
     process = start_process(config.device)
     make_repeatable(config)
     check_run_folder(config, process)
-    index = index_identity_folders(
-        config.train_data,
-        FILENAME_PATTERNS[config.names],
-        min_identities=2,
-        what="training images",
-        how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
-    )
-    loader, sampler = make_loader(config, index, process)
-    stage = STAGES[config.stage](config, make_model(config, index.num_identities, process), process)
+    index = open_pictures(config, process)
+    model = make_model(config, index.num_identities, process)
+    age_cache = open_age_cache(config, model, index, process)
+    loader, sampler = make_loader(config, index, age_cache, process)
+    stage = STAGES[config.stage](config, model, process)
     position, best = resume(config, stage, process)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
@@ -313,9 +373,9 @@ def train(config: TrainConfig) -> int:
          f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
          f"{position.step:,} steps done")  # fmt: skip
     bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
-    run = Run(config, process, index, stage, loader, sampler, log, StopRequest(process), bad_images, best)
+    run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images, best)
     try:
-        status = 0
+        status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if process.is_first and not status:
@@ -338,9 +398,9 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
     meter, what, position = Meter(process), f"epoch {start.epoch + 1}/{config.epochs}", start
     watched = progress(batches(run.loader), sampler.num_batches, what, start.batch, enabled=process.is_first)
     for faces in watched:
-        images, identities, age_groups, permutation = prepare(config, faces, position.step, process)
-        losses = run.stage.step(images, identities, age_groups, permutation)
-        meter.add(position.step, losses, len(images))
+        batch = prepare(run, faces, position.step)
+        losses = run.stage.step(batch)
+        meter.add(position.step, losses, len(batch.images))
         run.bad_images.add(faces.failures)
         position = position.next()
         is_end, status = position.batch == sampler.num_batches, run.stop.status()
@@ -398,7 +458,7 @@ def make_repeatable(config: TrainConfig) -> None:
 
 
 def make_loader(
-    config: TrainConfig, index: FaceIndex, process: Process
+    config: TrainConfig, index: Faces, age_cache: AgeCache | None, process: Process
 ) -> tuple[torch.utils.data.DataLoader, EpochSampler]:
     """Batches for this process, and the sampler that orders them."""
     if config.batch_size % process.world_size:
@@ -413,27 +473,126 @@ def make_loader(
         workers=config.workers,
         pin_memory=process.device.type == "cuda",
         on_bad_image=config.on_bad_image,
+        age_cache=age_cache,
     )
 
 
-def prepare(
-    config: TrainConfig, faces: FaceBatch, step: int, process: Process
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     """Images on the device as the network takes them, half of them mirrored; labels; CLUB's permutation.
 
     All that is random depends on seed and step alone: a resumed run draws the same, and the whole batch is mirrored
     alike however many processes share it.
     """
+    config, process = run.config, run.process
     draws = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
     own = slice(process.rank * len(faces.images), (process.rank + 1) * len(faces.images))
     flips = torch.rand(config.batch_size, generator=draws)[own] < 0.5
     permutation = torch.randperm(len(faces.images), generator=draws)
-    images, identities, age_groups, flips, permutation = (
+    images, identities, age_groups, ages, permutation, flips_there = (
         values.to(process.device, non_blocking=True)
-        for values in (faces.images, faces.identities, faces.age_groups, flips, permutation)
+        for values in (faces.images, faces.identities, faces.age_groups, faces.ages, permutation, flips)
     )
-    images, _ = random_mirror(images, flips=flips)
-    return to_network_input(images, channels_last=True), identities, age_groups, permutation
+    images, _ = random_mirror(images, flips=flips_there)
+    images = to_network_input(images, channels_last=True)
+    age_features = None
+    if run.age_cache is not None:
+        views = faces.age_features if faces.age_features.numel() else learn_age_features(run, faces, images, flips)
+        rows = torch.arange(len(flips))
+        age_features = views[rows, flips.long()].to(process.device, non_blocking=True).float()
+    return Batch(images, identities, age_groups, ages, permutation, age_features)
+
+
+# ----------------------------------------------------------------------------------------------- ages, age features
+
+
+def open_pictures(config: TrainConfig, process: Process) -> Faces:
+    """The index of the training set with its ages; the first process makes it, the others find it kept."""
+    if not process.is_first:
+        wait_for_all(process)
+    index = open_index(
+        config.train_data,
+        None if config.ages else FILENAME_PATTERNS[config.names],
+        min_identities=2,
+        what="training images",
+        how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
+        cache_folder=config.cache_folder,
+        report=lambda sentence: tell(process, sentence),
+        progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
+    )
+    if process.is_first:
+        wait_for_all(process)
+    if config.ages is not None:
+        index = with_ages(index, read_ages(config.ages, index))
+    if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
+        raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
+                        f"give --ages with a table of them.")  # fmt: skip
+    return index
+
+
+def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
+    """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
+    wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
+    if config.stage == "age" or not wanted:
+        return None
+    describes = {
+        "pictures": index.fingerprint(),
+        "weights": fingerprint(model.backbone_ae),
+        "precision": choose_precision(config, process.device),
+    }
+    digest = hashlib.sha256(json.dumps(describes).encode()).hexdigest()[:12]
+    root = Path(index.root)
+    name = f"{root.name}_node{process.node}_age_features_{digest}"
+    parent = config.cache_folder or root.parent / CACHE_FOLDER
+    made = [False]
+    if process.is_first_of_node:
+        made = [
+            prepare_cache(parent, name, describes, len(index), lambda sentence: tell(process, sentence)) is not None
+        ]
+    made_everywhere = sum(gather_lists(made, process)) == process.num_nodes
+    return AgeCache(parent / name, len(index)) if made_everywhere else None
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def learn_age_features(run: Run, faces: FaceBatch, images: Tensor, flips: Tensor) -> Tensor:
+    """Age features of a batch and its mirror images, kept in the cache: (N, 2, 512) float16 on the CPU.
+
+    All rows of a batch are computed, also those that are known: on a CPU a resumed run then has the same bits, since
+    what a network gives for one image may depend in its last bits on the others.
+    """
+    given, mirrored = (run.stage.age_features(each).cpu() for each in (images, mirror(images)))  # (N, 512)
+    flips = flips[:, None]
+    views = torch.stack([torch.where(flips, mirrored, given), torch.where(flips, given, mirrored)], dim=1)
+    run.age_cache.write(faces.indices.numpy(), views.numpy())
+    return views.half()
+
+
+def fill_age_cache(run: Run) -> int:
+    """Computes all age features that are not known yet, each process its share; 128 + a signal that asks to stop."""
+    config, process = run.config, run.process
+    unknown = run.age_cache.unknown()
+    wait_for_all(process)  # before anybody writes: all must see the same ones
+    if len(unknown) == 0:
+        return 0
+    size = config.batch_size // process.world_size
+    loader = evaluation_loader(run.index, size, config.workers, process.device.type == "cuda", process.rank,
+                               process.world_size, unknown, config.on_bad_image)  # fmt: skip
+    watched = progress(batches(loader), len(loader), "age features", enabled=process.is_first)
+    for faces in watched:
+        images = to_network_input(faces.images.to(process.device, non_blocking=True), channels_last=True)
+        learn_age_features(run, faces, images, torch.zeros(len(images), dtype=torch.bool))
+        if run.stop.noted:
+            tell(process, f"asked to stop (signal {run.stop.noted}); age features so far are kept")
+            return 128 + run.stop.noted
+    wait_for_all(process)
+    return 0
 
 
 def set_learning_rate(config: TrainConfig, stage: IdentityStage | AgeStage, epoch: int) -> float:
@@ -452,8 +611,8 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
     """A model with fresh weights, and for stage identity a trained age branch; what the stage uses is on the device."""
     purification = parse_purification(config.purification)
     if config.stage == "age":
-        model = IEFP(config.backbone, purification, num_identities=None)
-        used = (model.backbone_ae, model.age_estimator)
+        model = IEFP(config.backbone, purification, num_identities=None, year_head=config.age_head == "years")
+        used = model.age_branch
     else:
         age_branch = read_weight_file(config.age_weights).age_branch
         if age_branch is None:
@@ -473,7 +632,7 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
         load_age_branch(model, config.age_weights)
         used = (model,)
     if config.init_from is not None:
-        prefixes = ("backbone_ae.", "age_estimator.") if config.stage == "age" else IDENTITY_STAGE_PREFIXES
+        prefixes = AGE_PREFIXES if config.stage == "age" else IDENTITY_STAGE_PREFIXES
         tell(process, load_what_fits(model, config.init_from, prefixes))
     for module in used:
         module.to(process.device, memory_format=torch.channels_last)

@@ -1,17 +1,74 @@
-"""An index of face pictures: which files there are, whose they are and how old the faces are."""
+"""An index of face pictures: which there are, whose they are and how old the faces are.
 
+Nothing here needs torch until a picture is decoded, so that five million names are listed without its 500 MB.
+"""
+
+import dataclasses
+import hashlib
 import os
+import stat
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from data.filenames import parse_age
-from meta import AGE_GROUP_UPPER_EDGES, IMAGE_EXTENSIONS, FilenamePattern, UserError
+from data.files import Progress, no_progress
+from meta import AGE_GROUP_UPPER_EDGES, IMAGE_EXTENSIONS, MAX_AGE, MIN_AGE, FilenamePattern, UserError
 
-UNKNOWN = -1  # an identity or an age group that nobody told us
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNKNOWN = -1  # an identity, an age or an age group that nobody told us
+MAX_PICTURE_BYTES = 1 << 28  # of an encoded picture: 256 MB, four bytes for each pixel that may be decoded
+
+
+class Faces(Protocol):
+    """N pictures with what is known of them, whatever they are stored in: identity folders or a record file.
+
+    Identity k of `identities` is called `identity_names[k]`. A copy can be sent to another process.
+    """
+
+    @property
+    def root(self) -> str: ...  # absolute path of the folder or the record file
+    @property
+    def identities(self) -> np.ndarray: ...  # (N,) int64, -1 where unknown
+    @property
+    def ages(self) -> np.ndarray | None: ...  # (N,) int16, years, -1 where unknown; None where all are
+    @property
+    def age_groups(self) -> np.ndarray: ...  # (N,) int64, -1 where unknown
+    @property
+    def identity_names(self) -> tuple[str, ...]: ...
+    @property
+    def num_identities(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """Picture i for people, without the way to `root`: "00000007/00000171_age_39.jpg" or "train.rec key 17"."""
+        ...
+
+    def key(self, i: int) -> str:
+        """Picture i for tables beside the data set: its path below `root` with "/", or its number in the records."""
+        ...
+
+    def read(self, i: int) -> bytes:
+        """Picture i as it is stored. Raises: UnreadablePicture (a UserError)."""
+        ...
+
+    def decode(self, i: int) -> "Tensor":
+        """Picture i as uint8 (3, 112, 112). Raises: UnreadablePicture (a UserError)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes with what decides which picture stands at which position: what is kept by position depends on it."""
+        ...
+
+
+SomeFaces = TypeVar("SomeFaces", bound=Faces)
 
 
 # eq=False: comparing arrays has no single answer.
@@ -24,10 +81,10 @@ class FaceIndex:
     """
 
     root: str
-    path_bytes: bytes
+    path_bytes: np.ndarray  # (B,) uint8
     path_offsets: np.ndarray  # (N + 1,) int64
     identities: np.ndarray  # (N,) int64
-    ages: np.ndarray | None  # (N,) int16, years
+    ages: np.ndarray | None  # (N,) int16, years, -1 where unknown
     identity_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -36,11 +93,47 @@ class FaceIndex:
     def name(self, i: int) -> str:
         """Path of picture i relative to `root`."""
         i = range(len(self))[i]  # IndexError beyond the end, -1 is the last
-        return os.fsdecode(self.path_bytes[self.path_offsets[i] : self.path_offsets[i + 1]])
+        return os.fsdecode(bytes(self.path_bytes[self.path_offsets[i] : self.path_offsets[i + 1]]))
 
     def path(self, i: int) -> str:
         """Absolute path of picture i."""
         return os.path.join(self.root, self.name(i))
+
+    def key(self, i: int) -> str:
+        """Path of picture i relative to `root`, with "/" on every system."""
+        return self.name(i).replace(os.sep, "/")
+
+    def read(self, i: int) -> bytes:
+        """The bytes of file i.
+
+        Raises:
+            UnreadablePicture: for a file that is missing, no regular file, or larger than 256 MB.
+        """
+        from data.transforms import UnreadablePicture
+
+        path = self.path(i)
+        try:
+            return _read_file(path, MAX_PICTURE_BYTES)
+        except (OSError, ValueError) as error:
+            raise UnreadablePicture(path, getattr(error, "strerror", None) or str(error)) from error
+
+    def decode(self, i: int) -> "Tensor":
+        """Picture i as uint8 (3, 112, 112), see `data.transforms.decode_face`."""
+        from data.fast_jpeg import MAX_BYTES, decode_aligned
+        from data.transforms import decode_face
+
+        path = self.path(i)
+        try:
+            face = decode_aligned(_read_file(path, MAX_BYTES))
+        except (OSError, ValueError):  # decode_face finds the words for it, or takes a larger file
+            face = None
+        return decode_face(path) if face is None else face
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names in their order."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.path_offsets, "<i8"))
+        digest.update(np.ascontiguousarray(self.path_bytes))
+        return digest.hexdigest()
 
     @property
     def num_identities(self) -> int:
@@ -49,10 +142,37 @@ class FaceIndex:
     @property
     def age_groups(self) -> np.ndarray:
         """(N,) int64, the age group of each picture, -1 where ages are not known."""
-        if self.ages is None:
-            return np.full(len(self), UNKNOWN, dtype=np.int64)
-        # side "left" makes the upper edges inclusive, as in meta.age_group.
-        return np.searchsorted(AGE_GROUP_UPPER_EDGES, self.ages, side="left").astype(np.int64)
+        return age_groups_of(self.ages, len(self))
+
+
+def age_groups_of(ages: np.ndarray | None, num_pictures: int) -> np.ndarray:
+    """(N,) int64, the age groups of (N,) ages in years, -1 where an age is."""
+    if ages is None:
+        return np.full(num_pictures, UNKNOWN, dtype=np.int64)
+    # side "left" makes the upper edges inclusive, as in meta.age_group.
+    groups = np.searchsorted(AGE_GROUP_UPPER_EDGES, ages, side="left").astype(np.int64)
+    groups[ages < 0] = UNKNOWN
+    return groups
+
+
+def with_ages(index: SomeFaces, ages: np.ndarray | None) -> SomeFaces:
+    """The same pictures with these ages: (N,) whole years, -1 where unknown; None for no ages at all.
+
+    Raises:
+        UserError: for an age outside 0 to 120, naming the picture.
+    """
+    if ages is not None:
+        ages = np.asarray(ages)
+        assert ages.shape == (len(index),), f"{ages.shape} ages for {len(index)} pictures"
+        assert np.issubdtype(ages.dtype, np.integer), f"ages are {ages.dtype}, not whole years"
+        wrong = np.flatnonzero((ages != UNKNOWN) & ((ages < MIN_AGE) | (ages > MAX_AGE)))
+        if len(wrong):
+            raise UserError(
+                f"{index.name(int(wrong[0]))!r} has the age {ages[wrong[0]]}, outside {MIN_AGE} to {MAX_AGE}: correct "
+                f"it, or give {UNKNOWN} for an unknown age."
+            )
+        ages = ages.astype(np.int16)
+    return dataclasses.replace(index, ages=ages)
 
 
 def index_identity_folders(
@@ -61,6 +181,7 @@ def index_identity_folders(
     min_identities: int = 1,
     what: str = "images",
     how_to_get: str = "",
+    progress: Progress = no_progress,
 ) -> FaceIndex:
     """Index of a folder that has one folder per identity, in the order of the sorted folder and file names.
 
@@ -77,7 +198,8 @@ def index_identity_folders(
 
     packed, identities, ages = _PackedNames(), array("q"), array("h")
     identity_names = []
-    for identity_name in _visible_names(root, folders=True):
+    folders = _visible_names(root, folders=True)
+    for identity_name in progress(folders, len(folders), f"listing {what}"):
         file_names = [name for name in _visible_names(os.path.join(root, identity_name)) if is_image_name(name)]
         if not file_names:
             continue
@@ -94,13 +216,7 @@ def index_identity_folders(
             f"The folder {root!r} of {what} holds no images: put one folder per identity into it, with files that end "
             f"in {', '.join(IMAGE_EXTENSIONS)}{help_text}."
         )
-    if len(identity_names) < min_identities:
-        raise UserError(
-            f"The folder {root!r} of {what} holds images of {len(identity_names)} "
-            f"identit{'y' if len(identity_names) == 1 else 'ies'}, but at least {min_identities} are needed: "
-            f"add folders, one per identity, or give another one{help_text}."
-        )
-    return FaceIndex(
+    index = FaceIndex(
         root=root,
         path_bytes=packed.path_bytes(),
         path_offsets=packed.path_offsets(),
@@ -108,6 +224,20 @@ def index_identity_folders(
         ages=None if pattern is None else np.array(ages, dtype=np.int16),
         identity_names=tuple(identity_names),
     )
+    check_enough_identities(index, min_identities, what, how_to_get)
+    return index
+
+
+def check_enough_identities(index: Faces, min_identities: int, what: str, how_to_get: str) -> None:
+    """Raises UserError for fewer identities than are needed."""
+    count = index.num_identities
+    if count < min_identities:
+        kind = "folder" if isinstance(index, FaceIndex) else "record file"
+        add = "add folders, one per identity, or give another one" if kind == "folder" else "give another one"
+        raise UserError(
+            f"The {kind} {index.root!r} of {what} holds images of {count} identit{'y' if count == 1 else 'ies'}, but "
+            f"at least {min_identities} are needed: {add}{f'; how to get it: {how_to_get}' if how_to_get else ''}."
+        )
 
 
 def index_names(folder: str | Path, names: Iterable[str]) -> FaceIndex:
@@ -142,11 +272,22 @@ class _PackedNames:
         self._buffer += os.fsencode(name)
         self._offsets.append(len(self._buffer))
 
-    def path_bytes(self) -> bytes:
-        return bytes(self._buffer)
+    def path_bytes(self) -> np.ndarray:
+        return np.frombuffer(self._buffer, dtype=np.uint8)  # no copy
 
     def path_offsets(self) -> np.ndarray:
         return np.array(self._offsets, dtype=np.int64)
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file; ValueError for anything else, which may have no end, and for a larger one."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is a folder or a device, not a file")
+    if found.st_size > max_bytes:
+        raise ValueError(f"it has {found.st_size:,} bytes, more than {max_bytes:,}")
+    with open(path, "rb", buffering=0) as file:
+        return file.read(max_bytes + 1)
 
 
 def _visible_names(folder: str, folders: bool = False) -> list[str]:

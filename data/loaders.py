@@ -1,6 +1,7 @@
 """Pictures in batches, decoded by worker processes; the order of training depends on seed and epoch alone."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from data.faces import FaceIndex
-from data.transforms import UnreadablePicture, decode_face
+from data.age_cache import AgeCache
+from data.faces import UNKNOWN, Faces
+from data.transforms import UnreadablePicture
 from meta import UserError
 
 OnBadImage = Literal["error", "skip"]
@@ -21,11 +23,14 @@ class FaceBatch(NamedTuple):
     identities: Tensor  # (N,) int64, -1 where unknown
     age_groups: Tensor  # (N,) int64, -1 where unknown
     indices: Tensor  # (N,) int64, positions in the index
+    ages: Tensor  # (N,) int64, years, -1 where unknown
+    age_features: Tensor  # (N, 2, 512) float16 of original and mirror image, or (N, 0) where not all are known
     failures: tuple[str, ...] = ()  # "'path': reason" of each picture that was skipped, see `training_loader`
 
 
-# One face of a FaceBatch: image (3, 112, 112), identity, age group, index; and the failures on the way to it.
-Item = tuple[Tensor, int, int, int, tuple[str, ...]]
+# One face of a FaceBatch: image (3, 112, 112), identity, age group, index, age; its age features, or None; and the
+# failures on the way to it.
+Item = tuple[Tensor, int, int, int, int, np.ndarray | None, tuple[str, ...]]
 
 
 class FaceDataset(Dataset):
@@ -34,9 +39,9 @@ class FaceDataset(Dataset):
     With `on_bad_image` "skip" the next readable picture of the index stands for it, the first again after the last.
     """
 
-    def __init__(self, index: FaceIndex, on_bad_image: OnBadImage = "error"):
+    def __init__(self, index: Faces, on_bad_image: OnBadImage = "error", age_cache: AgeCache | None = None):
         assert on_bad_image in get_args(OnBadImage), f"on_bad_image is {on_bad_image!r}"
-        self.index, self.on_bad_image = index, on_bad_image
+        self.index, self.on_bad_image, self.age_cache = index, on_bad_image, age_cache
         self.age_groups = index.age_groups
 
     def __len__(self) -> int:
@@ -46,15 +51,18 @@ class FaceDataset(Dataset):
         failures: list[str] = []
         for k in ((i + step) % len(self) for step in range(min(MAX_TRIES, len(self)))):
             try:
-                image = decode_face(self.index.path(k))
-                return image, int(self.index.identities[k]), int(self.age_groups[k]), k, tuple(failures)
+                image = self.index.decode(k)
+                age = UNKNOWN if self.index.ages is None else int(self.index.ages[k])
+                features = self.age_cache.read(k) if self.age_cache else None
+                return (image, int(self.index.identities[k]), int(self.age_groups[k]), k, age, features,
+                        tuple(failures))  # fmt: skip
             except UnreadablePicture as error:
                 if self.on_bad_image == "error":
                     return error
                 failures.append(f"{error.name!r}: {error.reason}")  # not the error: it would keep this frame alive
         return UserError(
             f"{len(failures)} pictures one after another cannot be decoded, from {failures[0]} to {failures[-1]}: "
-            f"check the folder {self.index.root!r}."
+            f"check the {'folder' if os.path.isdir(self.index.root) else 'file'} {self.index.root!r}."
         )
 
 
@@ -64,7 +72,9 @@ def collate(items: list[Item | UserError]) -> FaceBatch | UserError:
         if isinstance(item, UserError):
             return item
     failures = tuple(failure for item in items for failure in item[-1])
-    return FaceBatch(*default_collate([item[:-1] for item in items]), failures)
+    features = [item[-2] for item in items]
+    known = torch.empty(len(items), 0) if any(row is None for row in features) else torch.from_numpy(np.stack(features))
+    return FaceBatch(*default_collate([item[:-2] for item in items]), known, failures)
 
 
 def batches(loader: DataLoader) -> Iterator[FaceBatch]:
@@ -136,7 +146,7 @@ class EpochSampler(Sampler[list[int]]):
 
 
 def training_loader(
-    index: FaceIndex,
+    index: Faces,
     batch_size: int,
     seed: int,
     rank: int = 0,
@@ -144,6 +154,7 @@ def training_loader(
     workers: int = 0,
     pin_memory: bool = False,
     on_bad_image: OnBadImage = "error",
+    age_cache: AgeCache | None = None,
 ) -> tuple[DataLoader, EpochSampler]:
     """Shuffled batches of `batch_size` images for this process; call the sampler's `set_epoch` before each epoch.
 
@@ -155,26 +166,28 @@ def training_loader(
         UserError: for fewer images than one batch of all processes.
     """
     sampler = EpochSampler(len(index), batch_size, seed, rank, world_size)
-    faces = FaceDataset(index, on_bad_image)
+    faces = FaceDataset(index, on_bad_image, age_cache)
     return _loader(faces, workers, pin_memory, batch_sampler=sampler, persistent_workers=workers > 0), sampler
 
 
 def evaluation_loader(
-    index: FaceIndex,
+    index: Faces,
     batch_size: int,
     workers: int = 0,
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    indices: Sequence[int] | None = None,
+    on_bad_image: OnBadImage = "error",
 ) -> DataLoader:
-    """Every image once, in the order of the index; the last batch may be smaller. Read it through `batches`.
+    """Every image once, or each of `indices`, in this order; the last batch may be smaller. Read through `batches`.
 
     Of several processes `rank` gets the images rank, rank + world_size, ...: over all of them each image comes once,
-    and a process beyond the last image gets none. A picture that cannot be decoded is always an error.
+    and a process beyond the last image gets none.
     """
     assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-    share = range(rank, len(index), world_size)
-    return _loader(FaceDataset(index), workers, pin_memory, batch_size=batch_size, sampler=share)
+    share = (range(len(index)) if indices is None else indices)[rank::world_size]
+    return _loader(FaceDataset(index, on_bad_image), workers, pin_memory, batch_size=batch_size, sampler=share)
 
 
 def _loader(faces: FaceDataset, workers: int, pin_memory: bool, **how) -> DataLoader:

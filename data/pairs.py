@@ -71,7 +71,7 @@ def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -
     """
     names_by_stem = _image_names_by_stem(_checked_folder(images_folder))
     pairs = [
-        Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine) for pair in _cacd_vs_rule()
+        Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine) for pair in cacd_vs_rule()
     ]
     return _locate(pairs, images_folder, allow_missing)
 
@@ -79,10 +79,10 @@ def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -
 def write_cacd_vs_list(path: str | Path) -> None:
     """Writes the list file of CACD-VS, 4,000 lines; a file of that name is replaced at once or not at all."""
     with written_beside(path, "w", encoding="ascii") as file:
-        file.writelines(f"{a} {b} {int(genuine)}\n" for a, b, genuine in _cacd_vs_rule())
+        file.writelines(f"{a} {b} {int(genuine)}\n" for a, b, genuine in cacd_vs_rule())
 
 
-def _cacd_vs_rule() -> list[Pair]:
+def cacd_vs_rule() -> list[Pair]:
     return [
         Pair(f"{number:04d}_0.jpg", f"{number:04d}_1.jpg", number // CACD_VS_PAIRS_PER_HALF_FOLD % 2 == 0)
         for number in range(BENCHMARKS["cacd_vs"].num_pairs)

@@ -35,7 +35,20 @@ class UnreadablePicture(UserError):
 
 
 def decode_face(source: str | Path | bytes | BinaryIO, size: int = IMAGE_SIZE, name: str = "") -> Tensor:
-    """RGB picture as uint8 (3, size, size), resized by PIL's bicubic filter as published; EXIF does not turn it.
+    """RGB picture as uint8 (3, size, size), decoded by `decode_picture`, resized by PIL's bicubic filter as published.
+
+    Raises:
+        UnreadablePicture: as `decode_picture` does.
+    """
+    picture = decode_picture(source, name)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.array(picture)  # (size, size, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, size, size)
+
+
+def decode_picture(source: str | Path | bytes | BinaryIO, name: str = "") -> Image.Image:
+    """RGB picture in its own size, 8 bits a channel; EXIF does not turn it.
 
     What is transparent is laid on black, the colour that alignment fills the border of a face with. (The published
     loader shows the colours that the file keeps below, seen by nobody; its data sets hold no transparency.) Of several
@@ -47,16 +60,12 @@ def decode_face(source: str | Path | bytes | BinaryIO, size: int = IMAGE_SIZE, n
     """
     try:
         with Image.open(_checked_source(source), formats=FORMATS) as picture:
-            picture = _to_rgb(picture)
+            return _to_rgb(picture)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on broken files: SyntaxError, struct.error, ...
         shown = name or (os.fspath(source) if isinstance(source, (str, Path)) else "an image in memory")
         raise UnreadablePicture(shown, _reason(error)) from error
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.array(picture)  # (size, size, 3)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, size, size)
 
 
 def _checked_source(source: str | Path | bytes | BinaryIO) -> str | Path | BinaryIO:

@@ -7,6 +7,7 @@ Source: Xie et al., TIFS 2022, figure 2.
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
+from models.age_heads import ExpectedAgeHead
 from models.club import ESTIMATORS
 from models.iresnet import IResNet
 from models.margin import MARGINS
@@ -16,7 +17,7 @@ class IEFP(nn.Module):
     """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
 
     `margin_value` None takes the head's own default. `num_identities` None leaves the margin head out: comparing faces
-    needs none.
+    needs none. `year_head` adds a second age head that gives years (not published).
 
     Raises:
         UserError: for an unknown backbone, purification, margin or estimator, or fewer than one identity.
@@ -33,6 +34,7 @@ class IEFP(nn.Module):
         age_backbone: str | None = None,
         age_purification: int | str | None = None,
         estimator: str = "sampled",
+        year_head: bool = False,
     ):
         super().__init__()
         if margin not in MARGINS:
@@ -49,6 +51,7 @@ class IEFP(nn.Module):
         self.margin_fc = MARGINS[margin](num_identities, margin_scale, margin_value) if num_identities else None
         self.clubmi = ESTIMATORS[estimator]()
         self.age_estimator = nn.Linear(EMBEDDING_SIZE, NUM_AGE_GROUPS)
+        self.year_head = ExpectedAgeHead() if year_head else None
         self.age_branch_is_frozen = False
         self.apply(_initialise)
 
@@ -67,15 +70,20 @@ class IEFP(nn.Module):
     def freeze_age_branch(self) -> "IEFP":
         """Settles for good that the age branch gets no gradients and stays in eval mode, also after `.train()`."""
         self.age_branch_is_frozen = True
-        for module in (self.backbone_ae, self.age_estimator):
+        for module in self.age_branch:
             module.requires_grad_(False)
         return self.train(self.training)
+
+    @property
+    def age_branch(self) -> list[nn.Module]:
+        """Its encoder and its heads."""
+        return [module for module in (self.backbone_ae, self.age_estimator, self.year_head) if module is not None]
 
     def train(self, mode: bool = True) -> "IEFP":
         super().train(mode)
         if self.age_branch_is_frozen:
-            self.backbone_ae.eval()
-            self.age_estimator.eval()
+            for module in self.age_branch:
+                module.eval()
         return self
 
 

@@ -25,6 +25,7 @@ ACCEPTED = (
     "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
     "and iefp.pth, age.pth and checkpoints written by train.py."
 )
+AGE_PREFIXES = ("backbone_ae.", "age_estimator.", "year_head.")
 MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
@@ -64,6 +65,21 @@ def load_age_branch(model: IEFP, path: str | Path) -> None:
         UserError: no such file, not a weight file, no age branch in it, or one that does not fit `model`.
     """
     _put(model, read_weight_file(path), "age")
+
+
+def load_for_ages(path: str | Path) -> IEFP:
+    """A model in eval mode with the age branch of a file, and its head for years where the file has one.
+
+    Raises:
+        UserError: no such file, not a weight file, or no age branch in it.
+    """
+    weights = read_weight_file(path)
+    if weights.age_branch is None:
+        raise _lacks(weights, "age")
+    age = weights.age_branch
+    model = IEFP(age.backbone, age.purification, None, year_head="year_head.weight" in weights.tensors)
+    _put(model, weights, "age")
+    return model.freeze_age_branch().eval()
 
 
 def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> str:
@@ -130,9 +146,14 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
 
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
-    """The age branch in the layout of the released age file: `backbone.*` and `age_estimator.*`, on the CPU."""
+    """The age branch in the layout of the released age file, on the CPU: `backbone.*`, `age_estimator.*`.
+
+    A model with a head for years brings `year_head.*` as well, which readers of the released layout can pass over.
+    """
     tensors = {f"backbone.{key}": value for key, value in model.backbone_ae.state_dict().items()}
     tensors |= {f"age_estimator.{key}": value for key, value in model.age_estimator.state_dict().items()}
+    if model.year_head is not None:
+        tensors |= {f"year_head.{key}": value for key, value in model.year_head.state_dict().items()}
     return _portable(tensors)
 
 
@@ -197,7 +218,7 @@ def _find_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no table of named tensors but {_first(others) or 'nothing'}. {ACCEPTED}")
     tensors = {key.removeprefix("module."): value for key, value in content.items()}
     if of_age_stage:  # its identity branch is as it was drawn: comparing faces with it would mean nothing
-        tensors = {key: value for key, value in tensors.items() if key.startswith(("backbone_ae.", "age_estimator."))}
+        tensors = {key: value for key, value in tensors.items() if key.startswith(AGE_PREFIXES)}
     return tensors
 
 
@@ -286,7 +307,7 @@ def _put(model: IEFP, weights: WeightFile, branch: str) -> None:
     """All of a branch or nothing: what does not fit is found before anything is copied."""
     held, prefixes = {
         "identity": (weights.identity_branch, ("backbone_id.",)),
-        "age": (weights.age_branch, ("backbone_ae.", "age_estimator.")),
+        "age": (weights.age_branch, ("backbone_ae.", "age_estimator.") + (("year_head.",) if model.year_head else ())),
     }[branch]
     if held is None:
         raise _lacks(weights, branch)

@@ -10,11 +10,14 @@ after a failure; a crash of the whole process and an endless loop are failures t
 
 import argparse
 import ctypes
+import dataclasses
+import functools
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import struct
@@ -29,13 +32,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from PIL import Image
 
 from data import transforms
+from data.age_names import undo_names
+from data.age_tables import read_age_table
+from data.faces import index_names
+from data.fast_jpeg import decode_aligned
 from data.filenames import parse_age
+from data.index_cache import State, load_index, save_index
+from data.landmarks import COLUMNS, read_five_lines, read_point_table, read_pts
 from data.pairs import read_pair_list
+from data.record_packing import as_parts, record_content
+from data.records import AGE_NOTE, MAGIC_WORD, index_record_file
+from data.release_lists import read_agedb_pairs, read_calfw_pairs, read_morph2_ages, read_subjects
 from data.transforms import decode_face
+from data.verification_bins import read_verification_bin
 from meta import FILENAME_PATTERNS, UserError
 from models.weights import read_weight_file
 from utils.checkpoint import FORMAT, checksum_path, load_checkpoint
@@ -191,7 +205,8 @@ def repacked(archive: bytes, draw: random.Random) -> bytes:
             files = {name: opened.read(name) for name in opened.namelist()}
     except zipfile.BadZipFile:  # the seeds of torch's older format are none
         return damaged([archive], draw)
-    name = next(name for name in files if name.endswith("data.pkl")) if draw.random() < 0.8 else draw.choice([*files])
+    pickles = [name for name in files if name.endswith("data.pkl")]
+    name = draw.choice(pickles if pickles and draw.random() < 0.8 else [*files])
     files[name] = damaged([files[name]], draw)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
@@ -270,6 +285,214 @@ def damaged_archive(seeds: list[bytes], draw: random.Random) -> bytes:
     return repacked(draw.choice(seeds), draw) if draw.random() < 0.6 else damaged(seeds, draw)
 
 
+def bin_seeds() -> list[bytes]:
+    """Verification sets of every protocol: bytes and arrays, and what Python 2 writes."""
+    arrays = ([b"\xff\xd8 one", np.frombuffer(b"two", np.uint8).copy()] * 2, [True, np.False_])
+    python_2 = b"\x80\x02]q\x01(U\x05\xff\xd8a\n'q\x02U\x03twoq\x03h\x02h\x03e]q\x04(\x88\x89e\x86."
+    text = b"((lp0\nS'\\xff\\xd8a\\n'\np1\naS'two'\np2\na(lp3\nI01\natp4\n."
+    plain = pickle.dumps(([b"one", b"two", b"one", b"one"], np.array([True, False])), 4)
+    return [python_2, text, plain, *(pickle.dumps(arrays, protocol) for protocol in range(6))]
+
+
+def read_bin(content: bytes, folder: Path) -> None:
+    path = folder / "lfw.bin"
+    path.write_bytes(content)
+    pairs = read_verification_bin(path)
+    assert 0 < len(pairs.images) <= 2 * len(pairs) and len(pairs.first) == len(pairs.second) == len(pairs)
+    assert sum(len(pairs.images.read(i)) for i in range(len(pairs.images))) <= len(content)
+
+
+def landmark_seeds() -> dict[str, list[bytes]]:
+    """By extension: 68 points, five lines, and the three kinds of tables."""
+    numbers = ["30.5", "40", "60", "41.25", "45", "55", "33", "70", "58", "71"]
+    table = f'{",".join(COLUMNS)}\na/b.jpg,{",".join(numbers)}\n"c, d.jpg",{",".join(numbers)}\n'
+    points = [[float(x), float(y)] for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
+    row = "\t".join(numbers)
+    return {
+        ".pts": [b"version: 1\nn_points: 68\n{\n" + b"30.5 40\r\n" * 68 + b"}\n"],
+        "_5loc_attri.txt": [b"30.5 40\n60 41.25\n45 55\n33 70\n58 71\n"],
+        ".csv": [table.encode(), b"\xef\xbb\xbf" + table.replace("\n", "\r\n").encode()],
+        ".json": [json.dumps({"a/b.jpg": points, "c.jpg": points}, indent=indent).encode() for indent in (None, 1)],
+        ".lst": [f"0\t/x/a.jpg\t1\t{row}\n1\tb.jpg\t2\n0\tc.jpg\t3\t1\t2\t3\t4\t{row}\n".encode()],
+    }
+
+
+def read_landmarks(content: bytes, folder: Path, ending: str) -> None:
+    path = folder / f"points{ending}"
+    path.write_bytes(content)
+    if ending in (".csv", ".json", ".lst"):
+        table = read_point_table(path)
+        found = [table.find(name) for name in ("a/b.jpg", "c.jpg", "x/a.jpg")]
+    else:
+        found = [read_pts(path, "fgnet"), read_pts(path, "ibug")] if ending == ".pts" else [read_five_lines(path)]
+    assert all(points is None or (points.shape == (5, 2) and np.isfinite(points).all()) for points in found)
+
+
+def release_list_seeds() -> dict[str, list[bytes]]:
+    """By file name: CALFW's and AgeDB's pairs, MORPH's ages, a list of subjects."""
+    from scipy.io import savemat
+
+    calfw = "".join(f"A_{k}_0001.jpg {k + 1}\nA_{k}_0002.jpg {k + 1}\n" for k in range(10))
+    calfw += "".join(f"A_{k}_0001.jpg 0\nB_{k}_0002.jpg 0\n" for k in range(10))
+    splits = np.empty((10, 1), object)
+    for k in range(10):
+        names = np.empty((2, 2), object)
+        for i in range(4):
+            names[i % 2, i // 2] = {"path": f"A_{k}_{i}", "age": 5.0}
+        splits[k, 0] = {"pairs": names, "labels": np.array([[1, -1]], np.int16)}
+    buffers = [io.BytesIO(), io.BytesIO()]
+    for compressed, buffer in enumerate(buffers):
+        savemat(buffer, {"splits": splits}, do_compression=bool(compressed))
+    return {
+        "calfw.txt": [calfw.encode(), calfw.replace(" ", "\t").encode()],
+        "agedb.txt": [b"a.jpg b.jpg 1\na.jpg c.jpg 0\n" * 10],
+        "agedb.mat": [buffer.getvalue() for buffer in buffers],
+        "ages.csv": [b"id_num,age,photo\n1,54,Album2/009055_1M54.JPG\n1,60,009055_2M60.JPG\n"],
+        "subjects.csv": [b"subject,gallery,probe,setting\n000001,a.JPG,b.JPG,3000\n000002,c.JPG,d.JPG,10000\n"],
+    }
+
+
+def read_release_list(content: bytes, folder: Path, name: str) -> None:
+    path = folder / f"release_{name}"
+    path.write_bytes(content)
+    if name == "ages.csv":
+        assert all(0 <= age <= 120 for age in read_morph2_ages(path).values())
+        return
+    if name == "subjects.csv":
+        names = [name for subject in read_subjects(path, (3000, 10000)) for name in (subject.gallery, subject.probe)]
+    else:
+        pairs = read_calfw_pairs(path) if name == "calfw.txt" else read_agedb_pairs(path)
+        assert len(pairs) % 20 == 0 and 2 * sum(pair.genuine for pair in pairs) == len(pairs)
+        names = [name for pair in pairs for name in pair[:2]]
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+def record_seeds() -> list[bytes]:
+    """Record files with and without a header, with ages, and with a record in parts."""
+    picture = picture_seeds("JPEG")[0]
+    labels = [(0,), (0,), (5,)]
+    pictures = [(k, labels[k - 1], picture) for k in (1, 2, 3)]
+    identities = [(4, (1, 3), b""), (5, (3, 4), b"")]
+    files = [
+        [(0, (4, 6), b""), *pictures, *identities],
+        [(0, (4, 6), AGE_NOTE), *((k, (*label, 39), picture) for k, label, picture in pictures), *identities],
+        [(7, (3,), picture), (9, (3, 30), picture + bytes(-len(picture) % 4) + MAGIC_WORD * 2)],
+    ]
+    return [b"".join(as_parts(record_content(*record)) for record in records) for records in files]
+
+
+def read_records(content: bytes, folder: Path) -> None:
+    """Without an index beside it: every record is found by a scan."""
+    path = folder / "scanned.rec"
+    path.write_bytes(content)
+    read_all_records(path)
+
+
+def read_all_records(path: Path) -> None:
+    index = index_record_file(path)
+    assert (index.identities >= 0).all() and (index.identities < index.num_identities).all()
+    for i in range(len(index)):
+        try:
+            assert index.decode(i).shape == (3, 112, 112)
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def read_record_index(content: bytes, folder: Path) -> None:
+    path = folder / "indexed.rec"
+    path.with_suffix(".idx").write_bytes(content)
+    read_all_records(path)
+
+
+def record_index_seeds() -> list[bytes]:
+    """The true index of the first of the record files, and one of a part of its records, written otherwise."""
+    content = record_seeds()[0]
+    places = [k for k in range(0, len(content), 4) if content[k : k + 4] == MAGIC_WORD]
+    whole = "".join(f"{key}\t{place}\n" for key, place in enumerate(places))
+    return [whole.encode(), f"8 {places[1]}\r\n3 {places[2]}\r\n".encode()]
+
+
+def read_property(content: bytes, folder: Path) -> None:
+    (folder / "records").mkdir(exist_ok=True)
+    path = folder / "records" / "train.rec"
+    if not path.exists():
+        path.write_bytes(record_seeds()[0])
+    (folder / "records" / "property").write_bytes(content)
+    index_record_file(path)
+
+
+def kept_index_seeds() -> list[bytes]:
+    """Indexes as they are kept, of a folder and of records."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "train.rec")
+        path.write_bytes(record_seeds()[1])
+        folder = index_names(name, ["a/1.jpg", "b/2.jpg"])
+        folder = dataclasses.replace(folder, identities=np.arange(2), identity_names=("a", "b"))
+        for number, index in enumerate((folder, index_record_file(path))):
+            save_index(Path(name, f"{number}.npz"), index, State("state", 0))
+        return [Path(name, f"{number}.npz").read_bytes() for number in range(2)]
+
+
+def read_kept_index(content: bytes, folder: Path) -> None:
+    path = folder / "kept.npz"
+    path.write_bytes(content)
+    sentences = []
+    index = load_index(path, "/faces", State("state", 0), sentences.append)
+    if index is None:
+        raise UserError(sentences[0])
+    assert (index.identities >= 0).all() and (index.identities < index.num_identities).all()
+    assert all(index.name(i) for i in range(len(index)))
+
+
+def aligned_seeds() -> list[bytes]:
+    pictures = [Image.effect_noise((112, 112), 60).convert("RGB"), Image.radial_gradient("L").resize((112, 112))]
+    seeds = []
+    for how in ({}, {"quality": 90, "subsampling": 0}, {"optimize": True}, {"restart_marker_blocks": 3}):
+        for picture in pictures:
+            buffer = io.BytesIO()
+            picture.convert("RGB").save(buffer, "JPEG", **how)
+            seeds.append(buffer.getvalue())
+    return seeds
+
+
+def read_fast(content: bytes, folder: Path) -> None:
+    """What the fast way decodes at all it decodes as the slow one."""
+    face = decode_aligned(content)
+    if face is None:
+        raise UserError("left to decode_face")
+    assert torch.equal(face, decode_face(content))
+
+
+def age_table_seeds() -> list[bytes]:
+    return [
+        b"key,age\na.jpg,3\nb.jpg,40.5\nsub/c.jpg,120\n",
+        b"sub/c.jpg\t5\n./b.jpg\t6\na.jpg\t7e0\na.jpg\t7\n",
+        b'\xef\xbb\xbfid;Path;"Age"\r\n1;"b.jpg";1\r\n2;a.jpg;2\r\n3;sub//c.jpg;3\r\n',
+        b"filename age\nsub/c.jpg 1\nx.jpg 2\na.jpg 0\n b.jpg 9\n",
+    ]
+
+
+def read_ages_of_names(content: bytes, folder: Path) -> None:
+    path = folder / "ages.csv"
+    path.write_bytes(content)
+    table = read_age_table(path, index_names(folder, ["a.jpg", "b.jpg", "sub/c.jpg"]), allow_unknown=True)
+    assert ((table.ages >= 0) & (table.ages <= 120)).all() and 0 <= table.num_unknown <= content.count(b"\n") * 3
+
+
+def undo_seeds() -> list[bytes]:
+    first = b'{"format": "names with ages 1", "root": "/", "num_names": 2}\n'
+    return [
+        first + b'{"old": "a/b.jpg", "new": "a/b_age_3.jpg"}\n{"old": "c_d.jpg", "new": "c-d_age_120.jpg"}\n',
+        first + '{"new": "\\u00e9/b_age_0.jpg", "old": "é/b.jpg"}\n\n{"old": "1.J", "new": "1_age_7.J"}'.encode(),
+    ]
+
+
+def read_undo_file(content: bytes, folder: Path) -> None:
+    path = folder / "undo.jsonl"
+    path.write_bytes(content)
+    assert sum(undo_names(path, dry_run=True)) >= 0
+
+
 def make_readers() -> list[Reader]:
     names = [b"05179510_age_39.jpg", b"person/001A43a.JPG", b"009055_1M54.JPG"]
     pairs = [b"a.jpg b.jpg 1\nsub/c.jpg ./a.jpg 0\n\n", b"\xef\xbb\xbfa.jpg\tb.jpg 1\r\nb.jpg a.jpg 0\r\n"]
@@ -279,6 +502,22 @@ def make_readers() -> list[Reader]:
     return [
         Reader("names", names, read_names),
         Reader("pairs", pairs, read_pairs),
+        Reader("bins", bin_seeds(), read_bin),
+        Reader("records", record_seeds(), read_records),
+        Reader("record idx", record_index_seeds(), read_record_index),
+        Reader("property", [b"2,112,112\n", b"2,112,112\n3\n"], read_property),
+        Reader("kept index", kept_index_seeds(), read_kept_index, damaged_archive),
+        Reader("fast jpeg", aligned_seeds(), read_fast),
+        *(
+            Reader(f"points{ending[:5]}", seeds, functools.partial(read_landmarks, ending=ending))
+            for ending, seeds in landmark_seeds().items()
+        ),
+        *(
+            Reader(name, seeds, functools.partial(read_release_list, name=name))
+            for name, seeds in release_list_seeds().items()
+        ),
+        Reader("age table", age_table_seeds(), read_ages_of_names),
+        Reader("undo file", undo_seeds(), read_undo_file),
         Reader("arguments", words, read_words),
         *(Reader(kind.lower(), picture_seeds(kind), read_picture) for kind in ("JPEG", "PNG", "WEBP", "BMP")),
         Reader("weights", weight_seeds(), read_weights, damaged_archive),
@@ -361,6 +600,7 @@ def write_what_readers_look_for(folder: Path) -> None:
     for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
         (folder / name).touch()
     (folder / "described.pth").write_bytes(weight_seeds()[0])
+    (folder / "indexed.rec").write_bytes(record_seeds()[0])
 
 
 def main() -> int:

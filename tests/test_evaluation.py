@@ -14,6 +14,8 @@ from PIL import Image
 from scripts import ROOT
 from torch.nn import functional as F
 
+from data.pairs import read_pair_list
+from data.verification_bins import write_verification_bin
 from models.iefp import IEFP
 from models.weights import load_for_embedding
 
@@ -189,3 +191,33 @@ def test_a_wrong_flag_is_one_sentence_and_status_2(run_test, tmp_path, monkeypat
     outcome, report = run_test(tmp_path, *flags)
     assert outcome.status == 2 and words in outcome.err and report is None
     assert len(outcome.err.strip().splitlines()) == 1 and "Traceback" not in outcome.err
+
+
+def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tiny_faces, weights, tmp_path):
+    root = tmp_path / "face_dataset"
+    shutil.copytree(tiny_faces / "CALFW", root / "CALFW")
+    folder = root / "CALFW" / "processed_CALFW_2"
+    pairs = read_pair_list(root / "CALFW" / "txts" / "CALFW_img_pairs_labels.txt", folder)
+    told = write_verification_bin(pairs, tmp_path / "mine.bin")
+    outcome = run_main(
+        "test",
+        "--weights",
+        weights,
+        "--face-dataset",
+        root,
+        "--benchmarks",
+        "calfw",
+        "--bins",
+        tmp_path / "mine.bin",
+        "--output",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+    )
+    assert outcome.status == 0 and told.sha256 in outcome.out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    of_bin, of_list = results["mine.bin"], results["calfw"]
+    assert of_bin["sha256"] == told.sha256
+    assert {key: of_bin["verification"][key] for key in of_list["verification"]} == of_list["verification"]

@@ -17,11 +17,13 @@ RELATIVE = 1e-6
 NUM_IDENTITIES, BATCH_SIZE = 10, 8
 
 
-def make_batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_batch(step: int):
     images = np.random.RandomState(100 + step).uniform(-1, 1, (BATCH_SIZE, 3, 112, 112)).astype(np.float32)
     identities = np.random.RandomState(200 + step).randint(0, NUM_IDENTITIES, BATCH_SIZE)
     age_groups = np.random.RandomState(300 + step).randint(0, 8, BATCH_SIZE)
-    return torch.from_numpy(images).double(), torch.from_numpy(identities), torch.from_numpy(age_groups)
+    permutation = torch.tensor([BATCH_SIZE - 1, *range(BATCH_SIZE - 1)])
+    labels = torch.from_numpy(identities), torch.from_numpy(age_groups)
+    return load_script("train").Batch(torch.from_numpy(images).double(), *labels, permutation=permutation)
 
 
 @pytest.fixture(scope="module", params=["cosface", "arcface"])
@@ -32,8 +34,7 @@ def trained(request):
     model = fill(IEFP("iresnet18", 1, NUM_IDENTITIES, margin=request.param, margin_value=None).double())
     stage = train.IdentityStage(config, model, Process(0, 1, torch.device("cpu")))
     model.train()
-    permutation = torch.tensor([BATCH_SIZE - 1, *range(BATCH_SIZE - 1)])
-    losses = [stage.step(*make_batch(step), permutation) for step in range(4)]
+    losses = [stage.step(make_batch(step)) for step in range(4)]
     return model, losses, TRACE[request.param]
 
 

@@ -161,7 +161,7 @@ def cacd_vs_faces(tmp_path_factory):
     return folder
 
 
-def test_cacd_vs_rule_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
+def testcacd_vs_rule_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
     pair_list = make_cacd_vs_pairs(cacd_vs_faces)
     folds = pair_list.genuine.reshape(10, 400)
     assert folds[:, :200].all()

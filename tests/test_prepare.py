@@ -1,15 +1,21 @@
 """prepare.py as a program: what it writes and says, and what it refuses."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
-from meta import BENCHMARKS, FILENAME_PATTERNS, IMAGE_SIZE, TRAINING_SETS
+from data.transforms import to_network_input
+from meta import AGE_GROUP_MIDDLES, BENCHMARKS, FILENAME_PATTERNS, IMAGE_SIZE, TRAINING_SETS
+from models.iefp import IEFP
+from models.weights import age_file_tensors
 
 SMALL = ("--workers", 1, "--num-people", 2, "--pictures-per-person", 3,
          "--fgnet-people", 2, "--fgnet-pictures-per-person", 2, "--morph2-subjects", 2, 3,
@@ -141,3 +147,86 @@ def test_help_lists_the_three_commands(run_main):
     outcome = run_main("prepare", "--help")
     assert outcome.status == 0
     assert all(command in outcome.out for command in ("synthetic", "contact-sheet", "cacd-vs-list"))
+
+
+def test_check_says_ok_with_status_0_and_names_a_fault_with_status_1(run_main, tiny_faces, tmp_path):
+    root = shutil.copytree(tiny_faces, tmp_path / "face_dataset")
+    report = tmp_path / "check.json"
+    outcome = run_main("prepare", "check", "fgnet", "calfw", "--face-dataset", root, "--workers", 0, "--json", report)
+    assert (outcome.status, json.loads(report.read_text())["wrong"]) == (0, False), outcome.out
+    next((root / "CALFW" / "processed_CALFW_2").iterdir()).write_bytes(b"no picture")
+    outcome = run_main("prepare", "check", "calfw", "--face-dataset", root, "--workers", 0)
+    assert outcome.status == 1 and "1 of 40 pictures can't be decoded" in outcome.out
+    outcome = run_main("prepare", "check", "calfw", "--face-dataset", root, "--workers", 0, "--json", report)
+    assert outcome.status == 2 and "--force" in outcome.err  # the report that is there is kept
+
+
+def test_check_of_what_is_not_there_is_status_0_unless_it_was_named(run_main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main("prepare", "check", "--face-dataset", tmp_path).status == 0
+    assert run_main("prepare", "check", "fgnet", "--face-dataset", tmp_path).status == 1
+    assert run_main("prepare", "check", "unheard-of", "--face-dataset", tmp_path).status == 2
+
+
+def test_bin_writes_a_set_that_check_and_test_py_take(run_main, tiny_faces, tmp_path):
+    calfw = tiny_faces / "CALFW"
+    flags = ("--pairs", calfw / "txts" / "CALFW_img_pairs_labels.txt", "--images", calfw / "processed_CALFW_2",
+             "--output", tmp_path / "mine.bin")  # fmt: skip
+    outcome = run_main("prepare", "bin", *flags)
+    assert outcome.status == 0 and "20 pairs of 40 pictures, 0 encoded again" in outcome.out
+    assert run_main("prepare", "check", "mine.bin", "--face-dataset", tmp_path).status == 0
+    assert run_main("prepare", "bin", *flags).status == 2  # it is there
+
+
+# ---------------------------------------------------------------------------------------------------- records, ages
+
+
+def test_a_folder_packed_and_unpacked_has_its_pictures_and_ages_again(run_main, tiny_faces, tmp_path):
+    folder = tiny_faces / TRAINING_SETS["ms1mv3"].folder
+    records, back = tmp_path / "records" / "train.rec", tmp_path / "back"
+    flags = ("--data", folder, "--from-names", "ms1mv3", "--output", records)
+    assert run_main("prepare", "pack", *flags, "--dry-run").status == 0 and not records.exists()
+    assert run_main("prepare", "pack", *flags).status == 0
+    assert run_main("prepare", "pack", *flags).status == 2  # nothing is replaced
+    assert run_main("prepare", "unpack", "--records", records, "--output", back).status == 0
+    before, after = (index_identity_folders(each, FILENAME_PATTERNS["ms1mv3"]) for each in (folder, back))
+    assert [before.read(i) for i in range(len(before))] == [after.read(i) for i in range(len(after))]
+    assert before.ages.tolist() == after.ages.tolist() and before.identities.tolist() == after.identities.tolist()
+
+
+@pytest.mark.parametrize("years", [False, True], ids=["groups", "years"])
+def test_ages_estimated_by_an_age_branch_are_those_of_a_plain_loop(run_main, tiny_faces, tmp_path, years):
+    folder, weights = tiny_faces / "ID_processed_FGNET", tmp_path / "age.pth"
+    torch.manual_seed(2)
+    model = IEFP("iresnet18_quarter", 1, None, year_head=years).eval()
+    torch.nn.init.normal_(model.age_estimator.weight, 0, 0.5)
+    torch.save(age_file_tensors(model), weights)
+    flags = ("--data", folder, "--weights", weights, "--device", "cpu", "--workers", 0, "--batch-size", 5)
+    outcome = run_main("prepare", "ages", *flags, "--output", tmp_path / "ages.csv", "--histogram", tmp_path / "h.png")
+    assert outcome.status == 0, outcome.err
+    index = index_identity_folders(folder, None)
+    told = [line.split(",") for line in (tmp_path / "ages.csv").read_text().splitlines()[1:]]
+    assert [key for key, _ in told] == [index.key(i) for i in range(len(index))]
+    for i, (_, age) in enumerate(told):
+        expected = 0.0
+        for picture in (index.decode(i), index.decode(i).flip(-1)):
+            with torch.no_grad():
+                features = model.age_features(to_network_input(picture[None]))
+                if years:
+                    expected += sum(p * year for year, p in enumerate(model.year_head(features)[0].softmax(0).tolist()))
+                else:
+                    expected += AGE_GROUP_MIDDLES[int(model.age_logits(features).argmax())]
+        assert float(age) == pytest.approx(expected / 2, abs=1e-3)
+    assert Image.open(tmp_path / "h.png").size[0] > 300
+
+
+def test_published_names_are_given_and_taken_back(run_main, tiny_faces, tmp_path):
+    folder = tmp_path / "people"
+    shutil.copytree(tiny_faces / "ID_processed_FGNET", folder)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*.JPG"))
+    rename = ("--data", folder, "--from-names", "fgnet", "--rename")
+    assert run_main("prepare", "ages", *rename).status == 0
+    renamed = index_identity_folders(folder, FILENAME_PATTERNS["ms1mv3"])
+    assert len(renamed) == len(before)
+    assert run_main("prepare", "ages", "--undo", tmp_path / "people.undo.jsonl").status == 0
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*.JPG")) == before

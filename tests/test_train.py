@@ -13,7 +13,11 @@ import torch
 from conftest import SMALL
 from scripts import ROOT, load_script
 
-from models.weights import load_for_embedding
+from data.faces import index_identity_folders
+from data.record_packing import pack_folder
+from meta import FILENAME_PATTERNS
+from models.iefp import IEFP
+from models.weights import age_file_tensors, load_age_branch, load_for_ages, load_for_embedding
 
 
 def training_set(faces: Path) -> Path:
@@ -201,3 +205,96 @@ def test_bad_pictures_are_one_sentence_and_status_2(train_identity, tiny_faces, 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_flag(train_identity, tmp_path):
     outcome = train_identity(tmp_path / "run", "--epochs", 3, "--learning-rate", 1e38, "--clip-norm", 1e38)
     assert outcome.status == 2 and "lower --learning-rate" in outcome.err, outcome.err
+
+
+# --------------------------------------------------------------------------------------------- age features, records
+
+
+def test_with_the_cache_losses_are_those_without_within_its_rounding(train_identity, tiny_faces, tmp_path):
+    """Features are rounded to 11 bits, 5e-4: losses by 2e-4 at first, 1e-3 after nine small steps."""
+    flags = ("--epochs", 3, "--learning-rate", 0.001, "--cache-folder", tmp_path / "cache")
+    for name, cache in (("without", "off"), ("with", "auto"), ("again", "auto"), ("ahead", "ahead")):
+        outcome = train_identity(tmp_path / name, *flags, "--age-cache", cache)
+        assert outcome.status == 0, outcome.err
+        assert ("age features are kept" in outcome.out) == (name == "with")
+        assert ("age features of earlier epochs or runs are used" in outcome.out) == (name in ("again", "ahead"))
+    logs = {
+        name: [event for event in read_log(tmp_path / name) if event["event"] == "train"]
+        for name in ("without", "with", "again")
+    }
+    for term in ("age_loss", "log_likelihood", "face_recognition_loss"):
+        values = {name: [event[term] for event in events] for name, events in logs.items()}
+        assert values["with"][0] == pytest.approx(values["without"][0], rel=2e-4)
+        assert values["with"] == pytest.approx(values["without"], rel=1e-3)
+        assert values["again"] == values["with"]
+    assert logs["with"][0]["log_likelihood"] != logs["without"][0]["log_likelihood"]  # it was rounded
+    assert same_weights(tmp_path / "with" / "iefp.pth", tmp_path / "ahead" / "iefp.pth")
+
+
+def test_the_frozen_branch_is_not_asked_again_for_what_the_cache_knows(train_identity, tmp_path, monkeypatch):
+    stage, asked = load_script("train").IdentityStage, []
+    compute = stage.age_features
+    monkeypatch.setattr(stage, "age_features", lambda self, images: asked.append(len(images)) or compute(self, images))
+    assert train_identity(tmp_path / "run", "--epochs", 4, "--cache-folder", tmp_path / "cache").status == 0
+    assert asked == [12] * 6  # both views of 36 pictures in the first epoch
+
+
+def test_other_age_weights_drop_the_cache(train_identity, tmp_path):
+    flags = ("--epochs", 3, "--cache-folder", tmp_path / "cache")
+    assert train_identity(tmp_path / "a", *flags).status == 0
+    torch.manual_seed(9)
+    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "other.pth")
+    outcome = train_identity(tmp_path / "b", *flags, "--age-weights", tmp_path / "other.pth")
+    assert outcome.status == 0 and "age features of other weights or pictures are dropped" in outcome.out
+    assert len(list((tmp_path / "cache").glob("*_age_features_*"))) == 1
+
+
+def test_a_record_file_with_ages_trains_as_its_folder_does(train_identity, tiny_faces, tmp_path):
+    index = index_identity_folders(training_set(tiny_faces), FILENAME_PATTERNS["ms1mv3"])
+    pack_folder(index, tmp_path / "records" / "train.rec")
+    assert train_identity(tmp_path / "a", "--epochs", 1).status == 0
+    outcome = train_identity(tmp_path / "b", "--epochs", 1, "--train-data", tmp_path / "records" / "train.rec")
+    assert outcome.status == 0, outcome.err
+    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+
+
+def test_ages_may_come_from_a_table(train_identity, tiny_faces, tmp_path):
+    nameless = tmp_path / "nameless"
+    lines = ["path,age"]
+    for path in sorted(training_set(tiny_faces).glob("*/*.jpg")):
+        number, age = path.stem.split("_age_")
+        target = nameless / path.parent.name / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        lines.append(f"{path.parent.name}/{number}.jpg,{age}")
+    (tmp_path / "ages.csv").write_text("\n".join(lines) + "\n")
+    assert train_identity(tmp_path / "a", "--epochs", 1).status == 0
+    flags = ("--epochs", 1, "--train-data", nameless)
+    assert "00000000.jpg" in train_identity(tmp_path / "b", *flags).err
+    assert train_identity(tmp_path / "b", *flags, "--ages", tmp_path / "ages.csv").status == 0
+    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+
+
+# -------------------------------------------------------------------------------------------------- ages in years
+
+
+def test_the_head_for_years_learns_is_told_in_years_and_groups_and_goes_into_the_file(run_main, tiny_faces, tmp_path):
+    flags = ("--stage", "age", "--train-data", training_set(tiny_faces), *SMALL, "--run-folder", tmp_path / "age")
+    years = ("--age-head", "years", "--mean-loss-weight", 0.2, "--variance-loss-weight", 0.05)
+    assert run_main("train", *flags, "--epochs", 8, *years).status == 0
+    events = [event for event in read_log(tmp_path / "age") if event["event"] == "train"]
+    assert events[-1]["year_loss"] < 0.9 * events[0]["year_loss"]
+    assert {"age_mae_years", "by_years_age_group_mae", "by_years_age_group_accuracy_percent"} <= events[0].keys()
+    model = load_for_ages(tmp_path / "age" / "age.pth")
+    assert model.year_head is not None
+    age_branch_alone = IEFP("iresnet18_quarter", 1, None)
+    load_age_branch(age_branch_alone, tmp_path / "age" / "age.pth")  # a reader that knows no years passes them over
+    assert torch.equal(age_branch_alone.age_estimator.weight, model.age_estimator.weight)
+
+
+def test_stage_age_without_ages_says_what_to_give(run_main, tiny_faces, tmp_path):
+    index = index_identity_folders(training_set(tiny_faces), None)
+    pack_folder(index, tmp_path / "train.rec")
+    flags = ("--stage", "age", "--train-data", tmp_path / "train.rec", *SMALL, "--run-folder", tmp_path / "age")
+    outcome = run_main("train", *flags)
+    assert outcome.status == 2 and "without an age" in outcome.err and "--ages" in outcome.err

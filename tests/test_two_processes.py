@@ -35,7 +35,7 @@ for step in range({STEPS}):
     images = torch.rand({WHOLE_BATCH}, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
     identities = torch.randint(0, 5, ({WHOLE_BATCH},), generator=draw)
     groups = torch.randint(0, 8, ({WHOLE_BATCH},), generator=draw)
-    out = stage.step(images[own], identities[own], groups[own], permutation)
+    out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
     losses.append(average(torch.stack([value.double() for value in out.values()]), process))
 if process.is_first:
     torch.save({{"losses": torch.stack(losses), "state": dict(stage.model.state_dict())}}, output)

@@ -24,6 +24,9 @@ class Process:
     world_size: int
     device: torch.device
     cpu_group: dist.ProcessGroup | None = None  # for what lies on the CPU: small facts and results; None when alone
+    node: int = 0  # machine, of `num_nodes`
+    num_nodes: int = 1
+    is_first_of_node: bool = True
 
     @property
     def is_first(self) -> bool:
@@ -45,7 +48,8 @@ def start_process(device: str = "auto") -> Process:
     if not dist.is_initialized():
         join_group("nccl" if chosen.type == "cuda" else "gloo")
     cpu_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else dist.group.WORLD
-    return Process(rank, world_size, chosen, cpu_group)
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun gives every machine as many
+    return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node, rank % of_node == 0)
 
 
 def join_group(backend: str) -> None:

@@ -151,8 +151,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def progress(items: Iterable[Item], total: int, what: str, start: int = 0, enabled: bool = True) -> Iterator[Item]:
-    """Passes `items` on, with a bar on a terminal and a plain line now and then elsewhere."""
+def progress(
+    items: Iterable[Item], total: int, what: str, start: int = 0, enabled: bool = True, silent_below: float = 0.0
+) -> Iterator[Item]:
+    """Passes `items` on, with a bar on a terminal and a plain line now and then elsewhere.
+
+    There is no line about what takes fewer seconds than `silent_below`.
+    """
     if not enabled:
         yield from items
     elif sys.stderr.isatty():
@@ -162,6 +167,6 @@ def progress(items: Iterable[Item], total: int, what: str, start: int = 0, enabl
         for count, item in enumerate(items, start + 1):
             yield item
             now = time.monotonic()
-            if count == total or now - told >= SECONDS_BETWEEN_LINES:
+            if (count == total and now - began >= silent_below) or now - told >= SECONDS_BETWEEN_LINES:
                 told = now
                 print(f"{what}: {count}/{total} ({now - began:.0f} s)", file=sys.stderr, flush=True)
