@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,6 +109,8 @@ class TrainConfig:
     cache_folder: Path | None = None
     """Where age features and the list of pictures are kept; .iefp_cache beside --train-data unless given."""
 
+    compile: bool = False
+    """Translate the encoders by torch.compile; where that fails, training goes on without, with one line."""
     sync_batchnorm: bool = False
     """Under torchrun: BatchNorm over the whole batch instead of each process's share (slower)."""
     deterministic: bool = False
@@ -168,6 +171,7 @@ class IdentityStage:
     def __init__(self, config: TrainConfig, model: IEFP, process: Process):
         self.config, self.model = config, model.freeze_age_branch()
         set_batchnorm_momentum(model.backbone_id, ONE_PASS_MOMENTUM)
+        translate(config, (model.backbone_id, model.backbone_ae))
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
         self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.club = in_parallel(model.clubmi, process, config.sync_batchnorm)
@@ -230,6 +234,7 @@ class AgeStage:
 
     def __init__(self, config: TrainConfig, model: IEFP, process: Process):
         self.config, self.model = config, model
+        translate(config, (model.backbone_ae,))
         self.encoder = in_parallel(model.backbone_ae, process, config.sync_batchnorm)
         self.estimator = in_parallel(model.age_estimator, process)
         self.year_head = None if model.year_head is None else in_parallel(model.year_head, process)
@@ -270,6 +275,27 @@ def year_errors(years: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 STAGES = {"identity": IdentityStage, "age": AgeStage}
+
+
+def translate(config: TrainConfig, encoders: tuple[torch.nn.Module, ...]) -> None:
+    """With --compile: torch.compile for these encoders, in place; one that can't be translated stays as it is."""
+    if not config.compile:
+        return
+    for encoder in encoders:
+        encoder.compile()
+        translated = encoder._compiled_call_impl
+
+        def call(*inputs: Tensor, encoder=encoder, translated=translated) -> Tensor:
+            try:
+                output = translated(*inputs)
+            except RuntimeError as error:  # what all of torch.compile's errors are
+                print(f"--compile: {type(error).__name__}, training goes on without", file=sys.stderr)
+                encoder._compiled_call_impl = None
+                return encoder(*inputs)
+            encoder._compiled_call_impl = translated  # it works: no detour from now on
+            return output
+
+        encoder._compiled_call_impl = call
 
 
 def make_optimiser(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:

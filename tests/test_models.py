@@ -634,3 +634,31 @@ def test_an_age_branch_that_is_not_frozen_trains():
     model.age_logits(model.age_features(faces(2))).sum().backward()
     assert all(parameter.grad is not None for parameter in model.backbone_ae.parameters())
     assert not torch.equal(model.backbone_ae.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize("head_class", [CosFace, ArcFace])
+def test_the_loss_is_the_cross_entropy_of_the_logits_with_its_gradients(head_class):
+    """In float64 to 1e-12, also where a label comes twice."""
+    torch.manual_seed(1)
+    head = head_class(50).double()
+    features = torch.randn(6, 512, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([3, 49, 3, 0, 7, 7])
+    results = []
+    for loss in (F.cross_entropy(head(features, labels), labels), head.loss(features, labels)):
+        results.append([loss, *torch.autograd.grad(3 * loss, [features, head.weight])])
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_the_loss_keeps_one_matrix_of_batch_by_identities():
+    head, features = CosFace(3001), torch.randn(7, 512, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        head.loss(features, torch.arange(7))
+    assert sum(size == 7 * 3001 for size in kept.values()) == 1
+    assert all(size <= 3001 * 512 for size in kept.values())

@@ -1,0 +1,137 @@
+"""Time of one training step: IEFP with cached age features against plain CosFace, and the published loop.
+
+    python benchmarks/step.py                                        two CPU cores, a minute
+    python benchmarks/step.py --precision bf16
+    python benchmarks/step.py --device cuda --backbone iresnet50 --batch 512 --classes 93431 --precision fp16
+
+Competitors take turns in one process: the published loop (two passes, contiguous, fp32 on a CPU, fp16 on a GPU), an
+InsightFace-style trainer written plainly, our plain CosFace, and our IEFP with and without cached age features. The
+last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.published import InsightFaceLoop, PublishedLoop
+from benchmarks.timing import machine, ratios, take_turns
+from models.iefp import IEFP
+from tests.scripts import load_script
+from utils.distributed import Process
+
+train = load_script("train")
+
+# Multiplications and additions of one forward pass of one image, counted twice: 112x112 input.
+GIGAFLOPS = {"iresnet18": 5.2, "iresnet34": 8.9, "iresnet50": 12.6, "iresnet100": 24.2}
+PEAK_TFLOPS = {"H100": 989, "H200": 989}  # bf16 without sparsity, SXM (NVIDIA's data sheets)
+
+
+class PlainCosFace:
+    """Our step without any age: encoder, margin, cross-entropy, one optimiser."""
+
+    def __init__(self, config, model: IEFP, process: Process):
+        self.stage = train.IdentityStage(config, model, process)
+
+    def step(self, batch) -> None:
+        stage, config = self.stage, self.stage.config
+        with stage.autocast:
+            identity = stage.encoder(batch.images)
+        loss = stage.face_recognition(identity, batch.identities)
+        train.update(stage.optimisers["identity"], stage.identity_parameters, loss, stage.scaler, config.clip_norm)
+
+
+def make_model(flags, device: torch.device, channels_last: bool, purification: int = 1) -> IEFP:
+    torch.manual_seed(0)
+    model = IEFP(flags.backbone, purification, flags.classes).to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def make_steps(flags, device: torch.device) -> dict:
+    """The competitors, each a function of no arguments that does one step on batches made beforehand."""
+    process = Process(0, 1, device)
+    draw = torch.Generator().manual_seed(1)
+    images = (torch.rand(flags.batch, 3, 112, 112, generator=draw) * 2 - 1).to(device)
+    identities = torch.randint(0, flags.classes, (flags.batch,), generator=draw).to(device)
+    groups = torch.randint(0, 8, (flags.batch,), generator=draw).to(device)
+    features = torch.randn(flags.batch, 512, generator=draw).to(device)
+    fast_images = images.contiguous(memory_format=torch.channels_last)
+    config = train.TrainConfig(backbone=flags.backbone, precision=flags.precision, compile=flags.compile)
+    of_published = train.TrainConfig(precision="fp16" if device.type == "cuda" else "fp32")
+
+    published = PublishedLoop(make_model(flags, device, False), 0.1, *train.make_precision(of_published, device))
+    steps = {"published": lambda: published.step(images, identities)}
+    insightface = InsightFaceLoop(make_model(flags, device, False, 0), 0.1, *train.make_precision(of_published, device))
+    steps["insightface"] = lambda: insightface.step(images, identities)
+    plain = PlainCosFace(config, make_model(flags, device, True, 0), process)
+    plain.stage.model.train()
+    batch = train.Batch(fast_images, identities, groups)
+    steps["plain"] = lambda: plain.step(batch)
+    ours = train.IdentityStage(config, make_model(flags, device, True), process)
+    ours.model.train()
+    cached = train.Batch(fast_images, identities, groups, age_features=features)
+    steps["iefp cached"] = lambda: ours.step(cached)
+    steps["iefp"] = lambda: ours.step(batch)
+    return {name: steps[name] for name in steps if flags.only is None or name in flags.only}
+
+
+def memory_of(steps: dict, device: torch.device) -> dict[str, float]:
+    """Peak memory of one step of each competitor beyond what all models hold, in GB; GPUs only."""
+    peaks = {}
+    if device.type == "cuda":
+        for name, step in steps.items():
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            torch.cuda.synchronize()
+            peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 1e9, 2)
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="iresnet18")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--classes", type=int, default=10_000)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="of ours")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=1, help="steps a turn")
+    parser.add_argument("--only", nargs="+", help="some of the competitors")
+    flags = parser.parse_args()
+    device = torch.device(flags.device)
+    steps = make_steps(flags, device)
+    seconds = take_turns(steps, device, flags.rounds, warm_up=2, steps_a_turn=flags.steps)
+    told = {"benchmark": "step", **vars(flags), **machine(device), "peak_gb": memory_of(steps, device)}
+    print(f"{'':14}{'ms an image':>12}{'images/s':>10}{'TFLOP/s':>9}   times the published loop (middle half)")
+    for name, each in seconds.items():
+        median = statistics.median(each)
+        passes = 3  # one forward, two backward; what is computed twice or frozen does not count as work done
+        tflops = flags.batch / median * GIGAFLOPS.get(flags.backbone, 0) * passes / 1000
+        told[name] = {"ms_an_image": round(1000 * median / flags.batch, 3), "tflops": round(tflops, 3)}
+        line = f"{name:14}{1000 * median / flags.batch:12.2f}{flags.batch / median:10.1f}{tflops:9.2f}"
+        if "published" in seconds:
+            told[name]["times_published"] = ratio = ratios(seconds["published"], each)
+            line += f"   {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        print(line)
+    if "plain" in seconds and "iefp cached" in seconds:
+        told["iefp_over_plain"] = ratio = ratios(seconds["iefp cached"], seconds["plain"])
+        print(f"IEFP with cached age features takes {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) "
+              f"times the time of plain CosFace")  # fmt: skip
+    if device.type == "cuda":
+        peak = next((value for key, value in PEAK_TFLOPS.items() if key in told["gpu"]), None)
+        if peak:
+            told["mfu_percent"] = {name: round(100 * told[name]["tflops"] / peak, 1) for name in seconds}
+            print(f"share of the bf16 peak of {peak} TFLOP/s in %: {told['mfu_percent']}")
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
