@@ -28,7 +28,7 @@ from data.age_tables import read_ages
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
-from data.transforms import mirror, random_mirror, to_network_input
+from data.transforms import mirror, random_changes, random_mirror, to_network_input
 from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.iefp import IEFP
@@ -91,6 +91,9 @@ class TrainConfig:
     club_weight: float = bounded(0.1, above=0)
     """Weight of the log-likelihood in CLUB's own loss."""
 
+    augmentation: Literal["flip", "changes"] = "flip"
+    """flip: half of the images mirrored, as published. changes: a fifth each are also cropped, and given other colours
+    (after AdaFace); age features can't be kept then."""
     batch_size: int = bounded(512, low=2)
     """Images a step over all processes together."""
     epochs: int = bounded(25, low=1)
@@ -520,6 +523,8 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     )
     images, _ = random_mirror(images, flips=flips_there)
     images = to_network_input(images, channels_last=True)
+    if config.augmentation == "changes":
+        images = random_changes(images, draws.initial_seed(), own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
         views = faces.age_features if faces.age_features.numel() else learn_age_features(run, faces, images, flips)
@@ -559,6 +564,9 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
     """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
     wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
     if config.stage == "age" or not wanted:
+        return None
+    if config.augmentation != "flip":
+        tell(process, f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike")
         return None
     describes = {
         "pictures": index.fingerprint(),

@@ -65,7 +65,7 @@ def make_steps(flags, device: torch.device) -> dict:
     of_published = train.TrainConfig(precision="fp16" if device.type == "cuda" else "fp32")
 
     published = PublishedLoop(make_model(flags, device, False), 0.1, *train.make_precision(of_published, device))
-    steps = {"published": lambda: published.step(images, identities)}
+    steps = {"published": lambda: published.step(images, identities, groups)}
     insightface = InsightFaceLoop(make_model(flags, device, False, 0), 0.1, *train.make_precision(of_published, device))
     steps["insightface"] = lambda: insightface.step(images, identities)
     plain = PlainCosFace(config, make_model(flags, device, True, 0), process)

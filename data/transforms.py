@@ -120,6 +120,49 @@ def random_mirror(
     return torch.where(flips[:, None, None, None], mirror(images), images), flips  # flips as (N, 1, 1, 1)
 
 
+CHANGE_PROBABILITY = 0.2  # of each kind of change, as AdaFace takes it
+SMALLEST_BOX = 0.5  # of a side
+COLOUR_RANGE = (0.5, 1.5)  # factors of brightness, contrast and saturation
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+
+
+def random_changes(images: Tensor, seed: int, start: int, batch_size: int) -> Tensor:
+    """The images (N, 3, H, W) in [-1, 1], some of them cropped (black outside of a box) or with other colours.
+
+    They are the images `start` to `start + N` of a whole batch, for which `seed` decides all that is random: however
+    many processes share it, an image is changed alike.
+    Source of the idea: Kim, Jain, Liu, "AdaFace", CVPR 2022, section 4.1 (whose low resolution is left out).
+    """
+    draws = torch.rand(batch_size, 9, generator=torch.Generator().manual_seed(seed))[start : start + len(images)]
+    draws = draws.to(images.device, non_blocking=True)  # (N, 9)
+    return _in_other_colours(_in_boxes(images, draws[:, :5]), draws[:, 5:])
+
+
+def _in_boxes(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 5)
+    changed, sizes, places = draws[:, 0] < CHANGE_PROBABILITY, draws[:, 1:3], draws[:, 3:5]
+    sizes = SMALLEST_BOX + (1 - SMALLEST_BOX) * sizes  # (N, 2) of height and width
+    low = places * (1 - sizes)
+    kept = torch.ones_like(images[:, :1], dtype=torch.bool)  # (N, 1, H, W)
+    for axis in (0, 1):
+        side = images.shape[2 + axis]
+        centres = (torch.arange(side, device=images.device) + 0.5) / side  # (side,)
+        inside = (centres >= low[:, axis, None]) & (centres <= (low + sizes)[:, axis, None])  # (N, side)
+        kept = kept & (inside[:, None, :, None] if axis == 0 else inside[:, None, None, :])
+    return torch.where(kept | ~changed[:, None, None, None], images, -1.0)
+
+
+def _in_other_colours(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 4)
+    low, high = COLOUR_RANGE
+    brightness, contrast, saturation = (low + (high - low) * draws[:, 1:]).t()[:, :, None, None, None]  # (N, 1, 1, 1)
+    pixels = (images + 1) / 2 * brightness
+    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    pixels = (pixels * weights).sum(1, keepdim=True).lerp(pixels, saturation)
+    mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    pixels = mean.lerp(pixels, contrast).clamp(0, 1)
+    changed = draws[:, 0] < CHANGE_PROBABILITY
+    return torch.where(changed[:, None, None, None], pixels * 2 - 1, images)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its text has the path again, or an object's address
         return f"it is not an image ({', '.join(FORMATS)})"

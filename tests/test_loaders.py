@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from data.faces import index_identity_folders
 from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
-from data.transforms import decode_face, mirror, random_mirror, to_network_input
+from data.transforms import decode_face, mirror, random_changes, random_mirror, to_network_input
 from meta import FILENAME_PATTERNS, UserError
 
 NUM_FACES = 14
@@ -315,3 +315,41 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
     with pytest.raises(UserError, match="truncated") as caught:
         list(batches(training_loader(index, 3, seed=0, workers=workers)[0]))
     assert_is_one_sentence(caught.value, broken)
+
+
+# ------------------------------------------------------------------------------------------------ random changes
+
+
+def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():
+    images = torch.rand(200, 3, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    changed = random_changes(images, seed=5, start=0, batch_size=200)
+    draws = torch.rand(200, 9, generator=torch.Generator().manual_seed(5)).tolist()
+    cropped = coloured = 0
+    for image, result, (crop, tall, wide, down, right, colour, *factors) in zip(images, changed, draws, strict=True):
+        expected = image.clone()
+        if crop < 0.2:
+            cropped += 1
+            for y in range(20):
+                for x in range(20):
+                    for place, size, low in ((y, tall, down), (x, wide, right)):
+                        size = 0.5 + 0.5 * size
+                        begin = low * (1 - size)
+                        if not begin <= (place + 0.5) / 20 <= begin + size:
+                            expected[:, y, x] = -1
+        if colour < 0.2:
+            coloured += 1
+            brightness, contrast, saturation = (0.5 + factor for factor in factors)
+            pixels = (expected + 1) / 2 * brightness
+            grey = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
+            pixels = grey + saturation * (pixels - grey)
+            mean = (0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]).mean()
+            expected = (mean + contrast * (pixels - mean)).clamp(0, 1) * 2 - 1
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    assert 25 <= cropped <= 55 and 25 <= coloured <= 55
+
+
+def test_an_image_is_changed_alike_however_many_processes_share_the_batch():
+    images = torch.rand(12, 3, 20, 20) * 2 - 1
+    whole = random_changes(images, seed=1, start=0, batch_size=12)
+    shares = [random_changes(images[start : start + 4], seed=1, start=start, batch_size=12) for start in (0, 4, 8)]
+    assert torch.equal(whole, torch.cat(shares)) and not torch.equal(whole, images)

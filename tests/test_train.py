@@ -298,3 +298,13 @@ def test_stage_age_without_ages_says_what_to_give(run_main, tiny_faces, tmp_path
     flags = ("--stage", "age", "--train-data", tmp_path / "train.rec", *SMALL, "--run-folder", tmp_path / "age")
     outcome = run_main("train", *flags)
     assert outcome.status == 2 and "without an age" in outcome.err and "--ages" in outcome.err
+
+
+def test_changes_beside_the_flip_repeat_and_switch_the_cache_off_with_a_sentence(train_identity, tmp_path):
+    flags = ("--epochs", 3, "--augmentation", "changes", "--cache-folder", tmp_path / "cache")
+    for name in ("a", "b"):
+        outcome = train_identity(tmp_path / name, *flags)
+        assert outcome.status == 0 and "no age features are kept: with --augmentation changes" in outcome.out
+    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+    assert train_identity(tmp_path / "c", "--epochs", 3, "--age-cache", "off").status == 0
+    assert not same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "c" / "iefp.pth")

@@ -1,0 +1,147 @@
+"""What a step costs against its size: images a second where it can be measured, memory by a model, and a plot.
+
+    python benchmarks/size.py --plot benchmarks/size.png    memory by the model; measured if there is a GPU
+    python benchmarks/size.py --batches 8 16 --classes 1000 --backbones iresnet18 --measure
+
+The model counts what a step of train.py keeps at its peak: weights, gradients and momentum; the margin head's weights,
+with their normalised copy and its gradient; one matrix of (batch, classes); and what autograd keeps of the encoder,
+counted on tensors without content, so that no GPU is needed. On a GPU the measured peak stands beside it.
+The last line is JSON.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.timing import machine, take_turns
+from meta import EMBEDDING_SIZE
+from models.iefp import IEFP
+from models.iresnet import IResNet
+from tests.scripts import load_script
+from utils.distributed import Process
+
+train = load_script("train")
+FP32 = 4  # bytes
+CARDS_GB = {"80 GB": 80e9, "141 GB": 141e9}
+
+
+@functools.lru_cache
+def kept_bytes(backbone: str, bytes_a_value: int) -> tuple[int, int]:
+    """Bytes that autograd keeps of one image in the encoder, and number of its parameters.
+
+    Counted with two sizes of batch on the device "meta", where tensors have shapes and no content. What is kept of
+    16-bit training is taken as 2 bytes a value; autocast keeps some of it in 4.
+    """
+    with torch.device("meta"):
+        encoder = IResNet(backbone, 1).train()
+    of_parameters = {id(parameter) for parameter in encoder.parameters()}
+    sums = []
+    for batch in (2, 4):
+        kept: dict[tuple, int] = {}
+
+        def note(tensor: torch.Tensor, kept: dict[tuple, int] = kept) -> torch.Tensor:
+            if id(tensor) not in of_parameters:
+                kept[id(tensor.untyped_storage())] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = encoder(torch.empty(batch, 3, 112, 112, device="meta"))
+        sums.append(sum(kept.values()))
+        del output
+    return (sums[1] - sums[0]) // 2 * bytes_a_value, sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> int:
+    """Peak of a step of IEFP with cached age features; the frozen branch and the age estimator count as weights."""
+    activations, parameters = kept_bytes(backbone, bytes_a_value)
+    encoder = parameters * FP32 * (3 + 1) + (parameters * bytes_a_value if bytes_a_value < FP32 else 0)
+    head = classes * EMBEDDING_SIZE * FP32 * 5  # weight, gradient, momentum; normalised copy and its gradient
+    return encoder + head + batch * classes * FP32 + batch * activations
+
+
+def measure(backbone: str, batch: int, classes: int, precision: str, device: torch.device) -> dict[str, float]:
+    """Images a second, and on a GPU the peak in GB; an empty dict where it does not fit."""
+    try:
+        model = IEFP(backbone, 1, classes).to(device, memory_format=torch.channels_last)
+        stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
+        model.train()
+        images = torch.rand(batch, 3, 112, 112, device=device).to(memory_format=torch.channels_last) * 2 - 1
+        labels = torch.randint(0, classes, (batch,), device=device)
+        of = train.Batch(images, labels, labels % 8, age_features=torch.randn(batch, EMBEDDING_SIZE, device=device))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = take_turns({"step": lambda: stage.step(of)}, device, rounds=5, warm_up=2, steps_a_turn=1)["step"]
+    except torch.OutOfMemoryError:
+        return {}
+    told = {"images_per_second": round(batch / statistics.median(seconds), 1)}
+    if device.type == "cuda":
+        told["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return told
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Memory against batch for each backbone, and against classes for the first batch size of 512 or more."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    classes_shown = next((c for c in sorted({row["classes"] for row in rows}) if c >= 93_431), rows[0]["classes"])
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        of = [row for row in rows if row["backbone"] == backbone and row["classes"] == classes_shown]
+        left.plot([row["batch"] for row in of], [row["model_gb"] for row in of], marker="o", label=backbone)
+        batch = next((b for b in sorted({row["batch"] for row in rows}) if b >= 512), rows[0]["batch"])
+        of = [row for row in rows if row["backbone"] == backbone and row["batch"] == batch]
+        right.plot([row["classes"] for row in of], [row["model_gb"] for row in of], marker="o", label=backbone)
+    left.set(xlabel=f"batch ({classes_shown:,} classes)", ylabel="GB at the peak of a step (model)", xscale="log")
+    right.set(xlabel=f"classes (batch {batch})", ylabel="GB at the peak of a step (model)", xscale="log")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        for name, size in CARDS_GB.items():
+            axes.axhline(size / 1e9, color="grey", linestyle="--", linewidth=1)
+            axes.annotate(
+                name, (1, size / 1e9), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--backbones", nargs="+", default=["iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"]
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--classes", nargs="+", type=int, default=[10_000, 93_431, 360_232, 2_000_000])
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--measure", action="store_true", help="also without a GPU")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    flags = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bytes_a_value = FP32 if flags.precision == "fp32" else 2
+    rows = []
+    print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'model GB':>10}{'images/s':>10}{'peak GB':>9}")
+    for backbone in flags.backbones:
+        for classes in flags.classes:
+            for batch in flags.batches:
+                gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
+                row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
+                if device.type == "cuda" or flags.measure:
+                    row |= measure(backbone, batch, classes, flags.precision, device)
+                rows.append(row)
+                print(f"{backbone:12}{batch:7}{classes:11,}{gigabytes:10.2f}{row.get('images_per_second', ''):>10}"
+                      f"{row.get('peak_gb', ''):>9}", flush=True)  # fmt: skip
+    if flags.plot:
+        plot(rows, flags.plot)
+    print(json.dumps({"benchmark": "size", "precision": flags.precision, **machine(device), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
