@@ -19,12 +19,14 @@ from typing import Any, Literal
 import numpy as np
 
 from data.faces import FaceIndex, index_identity_folders
+from data.feature_files import open_distractors
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.transforms import to_network_input
 from data.verification_bins import VerificationBin, find_verification_bins, read_verification_bin
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, WEIGHT_FILES, Benchmark, UserError
 from models.weights import load_for_embedding
+from utils.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
 from utils.config import bounded, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
 from utils.extraction import Extracted, extract
@@ -44,6 +46,7 @@ from utils.protocols import (
 from utils.report import Row, rows_of, table
 
 JOINS = ("concatenate", "add")
+ANALYSED_JOIN = "concatenate"  # of what lies beyond the published figures
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ class TestConfig:
     unless --benchmarks or --bins says what to test."""
     output: Path = Path("results")
     """Folder for results.json and results.md."""
+    analysis: bool = True
+    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, leaks of age."""
+    distractors: Path | None = None
+    """Features of strangers among whom FG-NET's people are searched too: .npz, .npy or MegaFace's .bin, or a folder of
+    these; as long as the joined embeddings, 1,024 numbers."""
+    seed: int = bounded(0, low=0)
+    """Of resampling and of splits into folds."""
     allow_missing: bool = False
     """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
     batch_size: int = bounded(64, low=1)
@@ -69,6 +79,7 @@ class TestConfig:
     """Processes that read images; 0 reads in the main process."""
 
 
+SCHEMA = 2  # of results.json; 1 had no analysis
 Embed = Callable[[FaceIndex, str], Extracted]
 Result = dict[str, Any]  # protocol -> column (a join or a floor) -> figures
 Score = Callable[[], Result]  # what is left to do once all is embedded: under torchrun the first process does it
@@ -119,16 +130,27 @@ BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), 
 def run_fgnet(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
     """Leave-one-out, and every pair of mates against all images of other people."""
     faces = index_identities(config, setting, setting.folders[0])
+    distractors = open_distractors(config.distractors) if config.distractors else None
     extracted, identities = embed(faces, setting.title), faces.identities
-    return lambda: {
-        "num_images": len(faces),
-        "num_identities": faces.num_identities,
-        "leave_one_out": for_each_column(extracted, partial(leave_one_out, identities=identities))
-        | {"chance": leave_one_out_chance(identities)},
-        "mates_against_rest": for_each_column(extracted, partial(mates_against_rest, identities=identities))
-        | {"chance": mates_against_rest_chance(identities)},
-        **age_errors([(extracted, faces)]),
-    }
+
+    def score() -> Result:
+        result = {
+            "num_images": len(faces),
+            "num_identities": faces.num_identities,
+            "leave_one_out": for_each_column(extracted, partial(leave_one_out, identities=identities))
+            | {"chance": leave_one_out_chance(identities)},
+            "mates_against_rest": for_each_column(extracted, partial(mates_against_rest, identities=identities))
+            | {"chance": mates_against_rest_chance(identities)},
+            **age_errors([(extracted, faces)]),
+        }
+        if config.analysis:
+            embeddings = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
+            result["analysis"] = analyse_identities(
+                embeddings, identities, faces.ages, extracted.age_features, faces.key, distractors, config.seed
+            )
+        return result
+
+    return score
 
 
 def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
@@ -139,6 +161,10 @@ def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Em
     of_probe, of_gallery = embed(probe, f"{setting.title} probes"), embed(gallery, f"{setting.title} gallery")
 
     def score() -> Result:
+        analysis = {}
+        if config.analysis:
+            joined = [join_views(side.original, side.mirror, ANALYSED_JOIN) for side in (of_probe, of_gallery)]
+            analysis = {"analysis": analyse_probe_gallery(joined[0], probe_subjects, joined[1], gallery_subjects)}
         columns = zip(embedding_columns(of_probe), embedding_columns(of_gallery), strict=True)
         return {
             "num_probes": len(probe),
@@ -149,6 +175,7 @@ def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Em
             }
             | {"chance": probe_gallery_chance(probe_subjects, gallery_subjects)},
             **age_errors([(of_probe, probe), (of_gallery, gallery)]),
+            **analysis,
         }
 
     return score
@@ -163,6 +190,14 @@ def run_verification(config: TestConfig, setting: Setting, process: Process, emb
         scores = pair_scores(embeddings[pairs.first], embeddings[pairs.second])
         return ten_fold_verification(scores, pairs.genuine) | exact_verification(scores, pairs.genuine)
 
+    def analysis() -> Result:
+        if not config.analysis:
+            return {}
+        embeddings = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
+        scores = pair_scores(embeddings[pairs.first], embeddings[pairs.second])
+        of = analyse_pairs(scores, pairs.genuine, pairs.first, pairs.second, pairs.images.key, config.seed)
+        return {"analysis": of}
+
     return lambda: {
         **({"sha256": pairs.sha256} if is_bin else {}),
         "num_pairs": len(pairs),
@@ -171,6 +206,7 @@ def run_verification(config: TestConfig, setting: Setting, process: Process, emb
         # InsightFace's way for .bin files: the views are added before they are normalised.
         | ({"sum": score_pairs(extracted.original + extracted.mirror)} if is_bin else {})
         | {"chance": VERIFICATION_CHANCE},
+        **analysis(),
     }
 
 
@@ -307,6 +343,7 @@ def test(config: TestConfig) -> int:
     results, failures = run_settings(config, settings, embed, process)
     if process.is_first:
         report = {
+            "schema": SCHEMA,
             "weights": str(config.weights),
             "backbone": model.backbone_id.backbone,
             "purification": model.backbone_id.purification,

@@ -94,6 +94,8 @@ class TrainConfig:
     augmentation: Literal["flip", "changes"] = "flip"
     """flip: half of the images mirrored, as published. changes: a fifth each are also cropped, and given other colours
     (after AdaFace); age features can't be kept then."""
+    scaled_decoding: bool = False
+    """Decode JPEG files of twice the input's size or more at half of it: faster, the pixels differ a little."""
     batch_size: int = bounded(512, low=2)
     """Images a step over all processes together."""
     epochs: int = bounded(25, low=1)
@@ -552,6 +554,8 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     )
     if process.is_first:
         wait_for_all(process)
+    if config.scaled_decoding:
+        index = dataclasses.replace(index, scaled=True)
     if config.ages is not None:
         index = with_ages(index, read_ages(config.ages, index))
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
@@ -572,6 +576,7 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
         "pictures": index.fingerprint(),
         "weights": fingerprint(model.backbone_ae),
         "precision": choose_precision(config, process.device),
+        "scaled": config.scaled_decoding,
     }
     digest = hashlib.sha256(json.dumps(describes).encode()).hexdigest()[:12]
     root = Path(index.root)

@@ -216,7 +216,7 @@ def _read_plan(undo_file: str | Path) -> _Plan:
         )
     if not os.path.isdir(plan.root):
         raise UserError(
-            f"The folder {plan.root[:NUM_CHARACTERS_SHOWN]!r} that the undo file {str(undo_file)!r} is about is not "
+            f"The folder {plan.root!r} that the undo file {str(undo_file)!r} is about is not "
             "there: put it back, or write its new place into the file's first line."
         )
     return plan

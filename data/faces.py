@@ -86,6 +86,7 @@ class FaceIndex:
     identities: np.ndarray  # (N,) int64
     ages: np.ndarray | None  # (N,) int16, years, -1 where unknown
     identity_names: tuple[str, ...]
+    scaled: bool = False  # decode large JPEG files at a part of their size, see `data.transforms.decode_face`
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -127,7 +128,7 @@ class FaceIndex:
             face = decode_aligned(_read_file(path, MAX_BYTES))
         except (OSError, ValueError):  # decode_face finds the words for it, or takes a larger file
             face = None
-        return decode_face(path) if face is None else face
+        return decode_face(path, scaled=self.scaled) if face is None else face
 
     def fingerprint(self) -> str:
         """SHA-256 of the names in their order."""

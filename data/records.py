@@ -188,6 +188,7 @@ class RecordIndex:
     identities: np.ndarray  # (N,) int64
     ages: np.ndarray | None  # (N,) int16, years, -1 where unknown
     identity_names: tuple[str, ...]  # the labels in the file
+    scaled: bool = False  # decode large JPEG pictures at a part of their size, see `data.transforms.decode_face`
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -227,7 +228,7 @@ class RecordIndex:
 
         picture = self.read(i)
         face = decode_aligned(picture)
-        return decode_face(picture, name=self._whole_name(i)) if face is None else face
+        return decode_face(picture, name=self._whole_name(i), scaled=self.scaled) if face is None else face
 
     def fingerprint(self) -> str:
         """SHA-256 of the file's size and of where each picture lies."""

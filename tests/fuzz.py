@@ -41,6 +41,7 @@ from data.age_names import undo_names
 from data.age_tables import read_age_table
 from data.faces import index_names
 from data.fast_jpeg import decode_aligned
+from data.feature_files import open_distractors, read_features
 from data.filenames import parse_age
 from data.index_cache import State, load_index, save_index
 from data.landmarks import COLUMNS, read_five_lines, read_point_table, read_pts
@@ -493,6 +494,36 @@ def read_undo_file(content: bytes, folder: Path) -> None:
     assert sum(undo_names(path, dry_run=True)) >= 0
 
 
+def feature_seeds() -> dict[str, list[bytes]]:
+    """By file name: embeddings with names, and MegaFace's matrices."""
+    rows, names = np.arange(1, 13, dtype=np.float32).reshape(3, 4), np.array(["a.jpg", "b.jpg", "sub/c.jpg"])
+    archives, arrays = [io.BytesIO() for _ in range(3)], [io.BytesIO() for _ in range(3)]
+    np.savez(archives[0], names=names, embeddings=rows)
+    np.savez_compressed(archives[1], names=names, embeddings=rows, mirror=rows, age_probabilities=np.ones((3, 8)) / 8)
+    np.savez(archives[2], names=names.astype("S9"), embeddings=np.asfortranarray(rows.astype(">f8")), more=names)
+    for version, dtype, buffer in zip(((1, 0), (2, 0), (1, 0)), ("<f4", ">f8", "<f2"), arrays, strict=True):
+        np.lib.format.write_array(buffer, rows.astype(dtype), version)
+    headers = ((12, 1, 4, 5), (3, 4, 16, 5), (3, 4, 4, 5), (1, 12, 48, 5))
+    return {
+        "features.npz": [buffer.getvalue() for buffer in archives],
+        "features.npy": [buffer.getvalue() for buffer in arrays],
+        "megaface.bin": [struct.pack("<4i", *header) + rows.tobytes() for header in headers],
+    }
+
+
+def read_feature_file(content: bytes, folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(content)
+    if name == "features.npz":
+        features = read_features(path)
+        assert len(features.names) == len(features.embeddings) and all(features.names.tolist())
+        assert sum(map(len, features.names.tolist())) <= 300 * len(content)
+        pieces = [features.embeddings]
+    else:
+        pieces = [*open_distractors(path)]
+    assert pieces and all(rows.ndim == 2 and rows.size and np.isfinite(rows).all() for rows in pieces)
+
+
 def make_readers() -> list[Reader]:
     names = [b"05179510_age_39.jpg", b"person/001A43a.JPG", b"009055_1M54.JPG"]
     pairs = [b"a.jpg b.jpg 1\nsub/c.jpg ./a.jpg 0\n\n", b"\xef\xbb\xbfa.jpg\tb.jpg 1\r\nb.jpg a.jpg 0\r\n"]
@@ -515,6 +546,15 @@ def make_readers() -> list[Reader]:
         *(
             Reader(name, seeds, functools.partial(read_release_list, name=name))
             for name, seeds in release_list_seeds().items()
+        ),
+        *(
+            Reader(
+                name,
+                seeds,
+                functools.partial(read_feature_file, name=name),
+                damaged_archive if name == "features.npz" else damaged,
+            )
+            for name, seeds in feature_seeds().items()
         ),
         Reader("age table", age_table_seeds(), read_ages_of_names),
         Reader("undo file", undo_seeds(), read_undo_file),

@@ -111,7 +111,7 @@ def test_floors_stand_beside_identification_results(run_test, tiny_faces):
 
 
 def test_the_batch_size_does_not_change_the_figures(run_test, tiny_faces):
-    reports = [run_test(tiny_faces, "--batch-size", size)[1]["results"] for size in (1, 7)]
+    reports = [run_test(tiny_faces, "--batch-size", size, "--no-analysis")[1]["results"] for size in (1, 7)]
     assert reports[0] == reports[1]
 
 
@@ -221,3 +221,45 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tin
     of_bin, of_list = results["mine.bin"], results["calfw"]
     assert of_bin["sha256"] == told.sha256
     assert {key: of_bin["verification"][key] for key in of_list["verification"]} == of_list["verification"]
+
+
+# ------------------------------------------------------------------------------------------ beyond the published
+
+
+def test_beyond_the_published_figures_each_benchmark_has_its_analysis(run_main, tiny_faces, weights, tmp_path):
+    flags = ("--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu")
+    assert run_main("test", *flags, "--output", tmp_path / "out").status == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["schema"] == 2
+    of = {name: result["analysis"] for name, result in report["results"].items()}
+    assert {"verification", "intervals", "cmc", "age_gap", "leaks", "errors"} <= of["fgnet"].keys()
+    assert of["morph2_3000"]["cmc"]["cmc_percent"][0] == pytest.approx(
+        report["results"]["morph2_3000"]["probe_gallery"]["concatenate"]["rank1_percent"]
+    )
+    for name in ("cacd_vs", "calfw"):  # exact figures and the pooled ones of the published protocol are the same
+        exact, pooled = of[name]["verification"]["figures"], report["results"][name]["verification"]["concatenate"]
+        assert exact["pooled_auc_percent"] == pytest.approx(pooled["pooled_auc_percent"])
+        assert exact["tar_at_far_1e-1_percent"] is not None and exact["tar_at_far_1e-3_percent"] is None
+        assert "needs 1,000 impostor pairs" in exact["tar_at_far_1e-3_reason"]
+        scores = [pair["cosine"] for pair in of[name]["errors"]["false_matches"]]
+        assert scores == sorted(scores, reverse=True)
+    assert run_main("test", *flags, "--output", tmp_path / "less", "--no-analysis").status == 0
+    less = json.loads((tmp_path / "less" / "results.json").read_text())["results"]
+    assert all("analysis" not in result for result in less.values())
+
+
+def test_strangers_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces, weights, tmp_path):
+    strangers = np.random.default_rng(0).normal(size=(50, 1024)).astype(np.float32)
+    np.save(tmp_path / "strangers.npy", strangers)
+    flags = ("--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu",
+             "--benchmarks", "fgnet")  # fmt: skip
+    cmc = {}
+    for name, more in (("alone", ()), ("among", ("--distractors", tmp_path / "strangers.npy"))):
+        assert run_main("test", *flags, "--output", tmp_path / name, *more).status == 0
+        report = json.loads((tmp_path / name / "results.json").read_text())
+        cmc[name] = report["results"]["fgnet"]["analysis"]["cmc"]
+    assert (cmc["alone"]["num_distractors"], cmc["among"]["num_distractors"]) == (0, 50)
+    alone = cmc["alone"]["cmc_percent"]
+    assert all(a >= b for a, b in zip(alone, cmc["among"]["cmc_percent"], strict=False))
+    outcome = run_main("test", *flags, "--output", tmp_path / "x", "--distractors", tmp_path / "nowhere.npy")
+    assert outcome.status == 2 and "nowhere.npy" in outcome.err

@@ -95,6 +95,7 @@ def test_shapes_and_types_are_those_of_the_class(pictures):
         "age_probabilities_original": ((7, 8), np.float32),
         "age_probabilities_mirror": ((7, 8), np.float32),
         "grey_pixels": ((7, 56 * 56), np.float32),
+        "age_features": ((7, 512), np.float32),
     }
 
 

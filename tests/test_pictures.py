@@ -302,3 +302,17 @@ def test_no_memory_is_no_fault_of_the_picture(monkeypatch):
     monkeypatch.setattr(Image, "open", full)
     with pytest.raises(MemoryError):
         decode_face(saved(noise(), "PNG"))
+
+
+# ------------------------------------------------------------------------------------------------ scaled decoding
+
+
+def test_scaled_decoding_gives_nearly_the_same_picture_and_leaves_small_ones_and_other_formats_alone(tmp_path):
+    pixels = np.asarray(Image.effect_mandelbrot((256, 256), (-2, -1.5, 1, 1.5), 60).convert("RGB"))
+    for name in ("large.jpg", "large.png"):
+        Image.fromarray(pixels).save(tmp_path / name, quality=95)
+    Image.fromarray(pixels).resize((200, 200)).save(tmp_path / "small.jpg", quality=95)
+    for name in ("large.jpg", "large.png", "small.jpg"):
+        whole, scaled = (decode_face(tmp_path / name, scaled=scaled).float() for scaled in (False, True))
+        difference = (whole - scaled).abs().mean().item()
+        assert (0 < difference < 4) if name == "large.jpg" else difference == 0, (name, difference)

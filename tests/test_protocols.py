@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,114 @@ def test_a_probe_does_not_match_itself():
     mates_apart = np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])  # both mates are nearer to the stranger
     assert protocols.leave_one_out(mates_apart, [0, 0, 1])["rank1_percent"] == 0.0
     assert protocols.mates_against_rest(mates_apart, [0, 0, 1])["cmc_percent_1"] == 0.0
+
+
+# -------------------------------------------------------------------------- float32 first, and exact where it matters
+
+
+def float64_ranks(embeddings, identities, distractors, max_rank=10):
+    """CMC percent with every score in float64, or in float32 if that is what comes; every rank counted."""
+    scores = embeddings @ embeddings.T
+    beyond = embeddings @ distractors.T
+    ranks = []
+    for p in range(len(embeddings)):
+        rest = np.concatenate([scores[p, identities != identities[p]], beyond[p]])
+        mates = [i for i in np.flatnonzero(identities == identities[p]) if i != p]
+        ranks += [1 + np.count_nonzero(rest > scores[p, i] + protocols.SAME_SCORE) for i in mates]
+    return [100 * np.mean(np.array(ranks) <= k) for k in range(1, max_rank + 1)]
+
+
+def units_of(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def faces_and_near_ties(seed, size=128, nudge=1e-9, copies=6):
+    """Unit embeddings, and distractors that are the first image of each person, nudged: float32 cannot tell them."""
+    rng = np.random.default_rng(seed)
+    identities = np.repeat(np.arange(6), 4)
+    faces = units_of(rng.normal(size=(6, size))[identities] + 1.2 * rng.normal(size=(24, size)))
+    near = np.repeat(faces[::4], copies, axis=0) + nudge * rng.normal(size=(6 * copies, size))
+    return faces, identities, units_of(np.concatenate([near, rng.normal(size=(300, size))]))
+
+
+@pytest.mark.parametrize("nudge", [1e-10, 1e-9, 1e-8, 1e-6])
+@pytest.mark.parametrize("seed", range(3))
+def test_near_ties_have_the_ranks_of_float64(seed, nudge):
+    faces, identities, distractors = faces_and_near_ties(seed, nudge=nudge)
+    expected = float64_ranks(faces, identities, distractors)
+    assert expected[0] < expected[6] < expected[9]
+    assert cmc_list(protocols.mates_against_rest(faces, identities, distractors)) == pytest.approx(expected, rel=1e-12)
+    rounded = float64_ranks(faces.astype(np.float32), identities, distractors.astype(np.float32))
+    assert nudge == 1e-6 or rounded != pytest.approx(expected, rel=1e-12)  # else this would test nothing
+
+
+@pytest.mark.parametrize("order", ["weakest first", "strongest first", "all the same"])
+def test_an_order_of_distractors_that_defeats_the_shortcut_does_not_change_ranks(order, monkeypatch):
+    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", 128 * 40)  # 40 distractors a piece
+    faces, identities, distractors = faces_and_near_ties(7)
+    strength = (faces @ distractors.T).max(axis=0)
+    choice = {"weakest first": np.argsort(strength), "strongest first": np.argsort(-strength),
+              "all the same": np.full(400, 0)}[order]  # fmt: skip
+    expected = float64_ranks(faces, identities, distractors[choice])
+    assert cmc_list(protocols.mates_against_rest(faces, identities, distractors[choice])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("piece", [40, 400])
+@pytest.mark.parametrize("seed", range(6))
+def test_near_ties_for_the_last_rank_that_counts_are_told_apart(seed, piece, monkeypatch):
+    """In one piece and over several: what is left out by float32 must be surely weaker than what is kept."""
+    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", 128 * piece)
+    faces, identities, distractors = faces_and_near_ties(seed, copies=14)
+    distractors = np.random.default_rng(seed).permutation(distractors)
+    expected = float64_ranks(faces, identities, distractors, max_rank=7)
+    assert cmc_list(protocols.mates_against_rest(faces, identities, distractors, 7)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nearest_of_near_ties_is_that_of_float64(seed):
+    rng = np.random.default_rng(seed)
+    probe = units_of(rng.normal(size=(40, 64)))
+    gallery = units_of(np.repeat(probe, 5, axis=0) + 3e-9 * rng.normal(size=(200, 64)) + 0.3 * np.roll(probe, 1, 0)[0])
+    scores = probe @ gallery.T
+    nearest = [int(np.flatnonzero(row >= row.max() - protocols.SAME_SCORE)[0]) for row in scores]
+    assert nearest != np.argmax(probe.astype(np.float32) @ gallery.astype(np.float32).T, axis=1).tolist()
+    assert protocols.probe_gallery(probe, nearest, gallery, np.arange(200)) == {"rank1_percent": 100.0}
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 512, 3136])
+def test_float32_products_are_no_further_off_than_the_bound(size):
+    rng = np.random.default_rng(size)
+    kinds = rng.normal(size=(50, size)), rng.random(size=(50, size)) + 0.5, np.ones((2, size)) / 3, \
+        np.cumprod(np.full((2, size), 0.9), axis=1)  # fmt: skip
+    for rows in map(units_of, kinds):
+        rounded = rows.astype(np.float32)
+        one_by_one = np.cumsum(rounded[0] * rounded, axis=1, dtype=np.float32)[:, -1]  # the worst order of summation
+        assert np.abs(rounded @ rounded.T - rows @ rows.T).max() <= protocols._rounding(size)
+        assert np.abs(one_by_one - rows @ rows[0]).max() <= protocols._rounding(size)
+
+
+def test_distractors_come_as_array_tensor_memory_map_list_or_pieces(tmp_path):
+    embeddings, identities = random_faces(3, ties=False)
+    rows = np.random.default_rng(3).normal(size=(50, 5)).astype(np.float32)
+    rows.tofile(tmp_path / "rows.f32")
+    expected = protocols.mates_against_rest(embeddings, identities, rows)
+    assert expected != protocols.mates_against_rest(embeddings, identities)
+    pieces = [rows[:1], rows[1:30], rows[30:]]
+    memory_map = np.memmap(tmp_path / "rows.f32", np.float32, "r").reshape(50, 5)
+    for kind in (torch.from_numpy(rows), memory_map, rows.tolist(), list(rows), pieces, tuple(pieces), iter(pieces),
+                 map(torch.from_numpy, pieces)):  # fmt: skip
+        assert protocols.mates_against_rest(embeddings, identities, kind) == expected
+
+
+def test_pieces_of_distractors_are_never_in_memory_together():
+    embeddings, identities = random_faces(0, size=64)
+    make = np.random.default_rng(0).standard_normal
+    pieces = (make((2_000, 64), np.float32) for _ in range(60))
+    tracemalloc.start()
+    protocols.mates_against_rest(embeddings, identities, pieces)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * 2_000 * 64 * 4 / 4  # a fourth of all pieces
 
 
 # --------------------------------------------------------------------------------------- verification: plain versions
@@ -437,6 +546,20 @@ ERRORS = {
     "max_rank 0": (protocols.mates_against_rest, (FACES, PEOPLE, None, 0), "max_rank is 0"),
     "distractors of another size": (protocols.mates_against_rest, (FACES, PEOPLE, FACES[:, :2]), "3 numbers .* has 2"),
     "NaN distractors": (protocols.mates_against_rest, (FACES, PEOPLE, NOT_FINITE), "distractors holds NaN"),
+    "a piece of another size": (
+        protocols.mates_against_rest,
+        (FACES, PEOPLE, [FACES, FACES[:, :2]]),
+        "piece 2 of distractors has 2",
+    ),
+    "a NaN in a piece": (
+        protocols.mates_against_rest,
+        (FACES, PEOPLE, iter([FACES, NOT_FINITE])),
+        "piece 2 of distractors holds NaN or infinity in 1 of 4 rows, the first is row 2",
+    ),
+    "no piece": (protocols.mates_against_rest, (FACES, PEOPLE, iter([])), "gives no piece"),
+    "an empty list of distractors": (protocols.mates_against_rest, (FACES, PEOPLE, []), "distractors has shape"),
+    "a name for distractors": (protocols.mates_against_rest, (FACES, PEOPLE, "faces.npy"), "piece 1 of distractors"),
+    "a number of distractors": (protocols.mates_against_rest, (FACES, PEOPLE, 1000), "distractors has shape"),
     "no distractors": (protocols.mates_against_rest, (FACES, PEOPLE, FACES[:0]), "distractors has shape"),
     "gallery lacks people": (
         protocols.probe_gallery,

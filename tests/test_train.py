@@ -113,7 +113,8 @@ def compare(run, position):
         everyones = [torch.empty_like(parameter) for _ in range(2)]
         dist.all_gather(everyones, parameter.detach().contiguous())
         assert torch.equal(everyones[0], everyones[1]), name
-    print("equal on rank", run.process.rank, flush=True)
+    sys.stdout.write(f"equal on rank {{run.process.rank}}\\n")  # in one piece, for two write
+    sys.stdout.flush()
     return finish(run, position)
 train.save = compare
 from utils.config import parse_config, run_script

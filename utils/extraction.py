@@ -34,6 +34,7 @@ class Extracted:
     age_probabilities_original: np.ndarray | None  # (N, 8) float32; None without an age branch
     age_probabilities_mirror: np.ndarray | None
     grey_pixels: np.ndarray  # (N, 56 * 56) float32 in [-1, 1], of the original view
+    age_features: np.ndarray | None = None  # (N, 512) float32, before L2 normalisation, of the original view
 
 
 @torch.inference_mode()
@@ -57,6 +58,7 @@ def extract(
     views = np.zeros((2, num_images, EMBEDDING_SIZE), np.float32)
     ages = np.zeros((2, num_images, NUM_AGE_GROUPS), np.float32)
     grey = np.zeros((num_images, GREY_SIDE**2), np.float32)
+    age_features = np.zeros((num_images if with_age else 0, EMBEDDING_SIZE), np.float32)
     seen = np.zeros(num_images, np.int64)
     failures = []
     try:
@@ -65,26 +67,36 @@ def extract(
             np.add.at(seen, rows, 1)  # seen[rows] += 1 would count an index once that a batch holds twice
             grey[rows] = grey_pixels(batch.images).numpy()
             images = batch.images.to(process.device, non_blocking=True)
-            both = to_network_input(torch.cat([images, images.flip(-1)]), channels_last=True)  # (2 B, 3, 112, 112)
+            both = both_views(images, to_network_input)
             views[:, rows] = _two_views(model.identity_features(both))
             if with_age:
-                ages[:, rows] = _two_views(F.softmax(model.age_logits(model.age_features(both)), dim=1))
+                of_age = model.age_features(both)
+                ages[:, rows] = _two_views(F.softmax(model.age_logits(of_age), dim=1))
+                age_features[rows] = _two_views(of_age)[0]
     except UserError as error:
         failures.append(str(error))
     failures = gather_lists(failures, process)  # before the sums, for which a process that failed would not come
     if failures:
         raise UserError(failures[0])
-    for array in (views, ages, grey, seen):
+    for array in (views, ages, grey, seen, age_features):
         sum_rows(array, process)
     assert (seen == 1).all(), "every image has to be embedded exactly once"
-    return Extracted(views[0], views[1], *(ages if with_age else (None, None)), grey)
+    of_age = (*ages, grey, age_features) if with_age else (None, None, grey, None)
+    return Extracted(views[0], views[1], *of_age)
+
+
+def both_views(images: Tensor, to_network_input: Callable[..., Tensor]) -> Tensor:
+    """uint8 (B, 3, 112, 112) -> the images and then their mirror images as the network takes them, (2 B, ...)."""
+    images = images.contiguous(memory_format=torch.channels_last)  # as bytes: a quarter of what floats would move
+    return to_network_input(torch.cat([images, images.flip(-1)]), channels_last=True)
 
 
 def grey_pixels(images: Tensor) -> Tensor:
     """uint8 (N, 3, 112, 112) -> grey values (N, 56 * 56) in [-1, 1], each the mean of 2 x 2 pixels."""
     weights = torch.tensor(GREY_WEIGHTS).view(1, 3, 1, 1)
-    luma = (images.float() * weights).sum(dim=1, keepdim=True)  # (N, 1, 112, 112)
-    return (F.avg_pool2d(luma, 2).flatten(1) - PIXEL_MEAN) / PIXEL_SCALE
+    # The means first: exact, of a quarter of the numbers, and the same whatever the batch (a convolution may not be).
+    luma = (F.avg_pool2d(images.float(), 2) * weights).sum(dim=1)  # (N, 56, 56)
+    return luma.flatten(1).sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
 
 
 def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True) -> Iterable:

@@ -4,14 +4,16 @@ Everything takes NumPy arrays or torch tensors (on any device) and computes with
 at a time. Embeddings are L2-normalised here once more, so that every score is a cosine whatever their length; an
 all-zero embedding stays zero and has cosine 0 with everything.
 
-Cosines are computed in float64 whatever the dtype of the embeddings: products of float32 matrices differ in their last
-digits with block size and processor, and a rank must not. The `_chance` functions give what random scores would.
+Cosines are those of float64 whatever the dtype of the embeddings: products of float32 matrices differ in their last
+digits with block size and processor, and a rank must not. Where most scores cannot matter, float32 products say which
+might, by a bound on what rounding can do, and these alone are computed again in float64: the same ranks, sooner.
+The `_chance` functions give what random scores would.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 SCORES_PER_BLOCK = 2**22  # 32 MiB of float64; with its temporaries a block stays below 400 MiB
 SAME_SCORE = 1e-12  # cosines closer than this differ by the order of summation only: they are a tie
+DENSE_SHARE = 32  # where more than one score in so many is wanted, computing all is no slower than picking them
 NUM_FOLDS = 10
 FOLD_THRESHOLDS = np.arange(-100, 101) / 100
 FALSE_ACCEPT_RATES = {"1e-2": 100, "1e-3": 1_000, "1e-4": 10_000}  # one impostor in this many: exact, unlike 1e-4 * n
@@ -83,21 +86,22 @@ def leave_one_out(embeddings: Array, identities: Array) -> dict[str, float]:
     units, codes = _labelled_units(embeddings, identities)
     num_hits = 0
     for rows in _blocks(len(units), len(units)):
-        scores = units[rows] @ units.T  # (P,N)
+        scores = units[rows] @ units.T  # (P,N); of a matrix with itself BLAS computes one half, in float64 as cheaply
         scores[_self_positions(rows)] = -np.inf
-        num_hits += np.count_nonzero(codes[_nearest(scores)] == codes[rows])
+        num_hits += np.count_nonzero(codes[_first_highest(scores)] == codes[rows])
     return {"rank1_percent": float(100.0 * num_hits / len(units))}
 
 
 def mates_against_rest(
-    embeddings: Array, identities: Array, distractors: Array | None = None, max_rank: int = 10
+    embeddings: Array, identities: Array, distractors: Array | Iterable[Array] | None = None, max_rank: int = 10
 ) -> dict[str, float]:
     """CMC percent for ranks 1..max_rank: each mate against every image of other identities, MegaFace style.
 
     For each ordered pair (probe p, mate i) of one identity the gallery is i, every image of other identities and, where
     given, every distractor. Rank = 1 + number of non-mates n with s(p,n) > s(p,i): a tie is the mate's.
     `embeddings` (N,D), `identities` (N,) whole numbers or strings, `distractors` (M,D) images of other people,
-    read in pieces: a memory-mapped file of a million will do. A person with one image is a non-mate only.
+    read in pieces: a memory-mapped file of a million will do, and so will an iterator over arrays (M1,D), (M2,D), ...
+    that are never in memory together; it is read once. A person with one image is a non-mate only.
 
     Raises: UserError for wrong shapes, no two images of one identity, values that are not finite floats, max_rank < 1.
     Source: FG-NET in MegaFace style (Kemelmacher-Shlizerman et al., CVPR 2016) as the IEFP paper reports it.
@@ -137,9 +141,12 @@ def probe_gallery(probe: Array, probe_identities: Array, gallery: Array, gallery
         _identity_labels(gallery_identities, "gallery_identities", len(gallery_rows)),
     )
     gallery_units = _unit_rows(gallery_rows)
+    gallery_rounded = gallery_units.astype(np.float32)
     num_hits = 0
     for rows in _blocks(len(probe_rows), len(gallery_rows)):
-        nearest = _nearest(_unit_rows(probe_rows[rows]) @ gallery_units.T)
+        probe_units = _unit_rows(probe_rows[rows])
+        nearby = probe_units.astype(np.float32) @ gallery_rounded.T  # (P,G)
+        nearest = _nearest(probe_units, gallery_units, nearby)
         num_hits += np.count_nonzero(gallery_codes[nearest] == probe_codes[rows])
     return {"rank1_percent": float(100.0 * num_hits / len(probe_rows))}
 
@@ -314,9 +321,50 @@ def _self_positions(rows: slice) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)
 
 
-def _nearest(scores: np.ndarray) -> np.ndarray:
+def _nearest(units: np.ndarray, others: np.ndarray, nearby: np.ndarray) -> np.ndarray:
+    """Position in `others` (G,D) with the highest cosine to each of `units` (P,D), the first on a tie: (P,).
+
+    `nearby` (P,G) are the float32 products of the two, -inf for what is not asked for.
+    """
+    # Both the highest and what is as high may be off, in opposite directions.
+    margin = 2 * _rounding(units.shape[1]) + SAME_SCORE
+    scores, places = _exact_scores(units, others, nearby >= nearby.max(axis=1, keepdims=True) - margin)
+    return places[np.arange(len(places)), _first_highest(scores)]
+
+
+def _first_highest(scores: np.ndarray) -> np.ndarray:
     """Column of the highest score of each row of `scores` (P,G), the first in order on a tie: (P,)."""
     return np.argmax(scores >= scores.max(axis=1, keepdims=True) - SAME_SCORE, axis=1)
+
+
+def _rounding(size: int) -> np.float32:
+    """Most by which a float32 product of two unit rows of `size` numbers is off, in whatever order it is summed.
+
+    With u = 2**-24: each sum of n products is off by n u at most and each rounded factor by u, where |a| |b| = 1 bounds
+    the sum of |a b|. The formula is twice that and has room for the terms in u squared.
+    """
+    return np.float32((size + 8) * 2.0**-23)
+
+
+def _exact_scores(units: np.ndarray, others: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The wanted ones, bool (P,M), of the cosines of `units` (P,D) and `others` (M,D), in float64: (P,W).
+
+    W is the most that any row wants. A row's cosines keep their order and move to the left; the rest is -inf. Beside
+    them their positions in `others`, (P,W).
+    """
+    row, place = np.nonzero(wanted)
+    if len(row) * DENSE_SHARE > wanted.size:
+        values = (units @ others.T)[row, place]
+    else:
+        values = np.empty(len(row))
+        for piece in _blocks(len(row), units.shape[1]):
+            values[piece] = np.einsum("nd,nd->n", units[row[piece]], others[place[piece]])
+    counts = np.count_nonzero(wanted, axis=1)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    scores = np.full((len(units), counts.max(initial=0)), -np.inf)
+    places = np.zeros(scores.shape, dtype=np.intp)
+    scores[row, column], places[row, column] = values, place
+    return scores, places
 
 
 def _keep_strongest(strongest: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -326,22 +374,54 @@ def _keep_strongest(strongest: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.sort(np.partition(pool, -count, axis=1)[:, -count:], axis=1)[:, ::-1]
 
 
-def _strongest_distractors(units: np.ndarray, distractors: Array | None, count: int) -> np.ndarray:
+def _strongest_distractors(units: np.ndarray, distractors: Array | Iterable[Array] | None, count: int) -> np.ndarray:
     """Each probe's `count` highest distractor scores, highest first, -inf where there are fewer: (N,count)."""
     strongest = np.full((len(units), count), -np.inf)
     if distractors is None:
         return strongest
-    distractor_rows = _embedding_rows(distractors, "distractors")
-    _check_same_size(units, distractor_rows, "embeddings", "distractors")
-    for piece in _blocks(*distractor_rows.shape):
-        distractor_units = _unit_rows(distractor_rows[piece])
-        for rows in _blocks(len(units), len(distractor_units)):
-            scores = units[rows] @ distractor_units.T  # (P,M of this piece)
+    rounded, rounding = units.astype(np.float32), _rounding(units.shape[1])
+    for others in _distractor_units(units, distractors):
+        others_rounded = others.astype(np.float32)
+        for rows in _blocks(len(units), len(others)):
+            nearby = rounded[rows] @ others_rounded.T  # (P,M of this piece)
             kept = strongest[rows]  # a view
-            # After the first pieces few probes find anything stronger, and only theirs needs sorting.
-            changes = scores.max(axis=1) > kept[:, -1]
-            kept[changes] = _keep_strongest(kept[changes], scores[changes])
+            # After the first pieces few probes find anything stronger, and only theirs needs a closer look.
+            changes = np.flatnonzero(nearby.max(axis=1) >= kept[:, -1] - rounding)
+            if len(changes):
+                nearby, floor = nearby[changes], kept[changes, -1:] - rounding
+                wanted = nearby >= floor
+                if np.count_nonzero(wanted) > 4 * count * len(changes):  # so it is in the first piece
+                    place = max(0, len(others) - count)
+                    weakest_kept = np.partition(nearby, place, axis=1)[:, place, None]
+                    wanted = nearby >= np.maximum(floor, weakest_kept - 2 * rounding)
+                scores, _ = _exact_scores(units[rows][changes], others, wanted)
+                kept[changes] = _keep_strongest(kept[changes], scores)
     return strongest
+
+
+def _distractor_units(units: np.ndarray, distractors: Array | Iterable[Array]) -> Iterator[np.ndarray]:
+    """L2-normalised float64 rows of the distractors, a block at a time; raises UserError."""
+    in_pieces, num_pieces = _is_in_pieces(distractors), 0
+    for piece in distractors if in_pieces else (distractors,):
+        num_pieces += 1
+        name = f"piece {num_pieces} of distractors" if in_pieces else "distractors"
+        rows = _shaped_rows(piece, name)
+        _check_same_size(units, rows, "embeddings", name)
+        for block in _blocks(*rows.shape):
+            if not np.isfinite(rows[block]).all():
+                _check_finite(rows, name)  # counts them, which would take a second pass over a good file
+            yield _unit_rows(rows[block])
+    if num_pieces == 0:
+        raise UserError("distractors gives no piece: pass arrays (images, numbers per image), or None for none.")
+
+
+def _is_in_pieces(distractors: Array | Iterable[Array]) -> bool:
+    """Whether it is an iterable over arrays (M,D), not one array or nested lists of one."""
+    if hasattr(distractors, "__array__") or not isinstance(distractors, Iterable):
+        return False
+    if isinstance(distractors, (list, tuple)):
+        return len(distractors) > 0 and getattr(distractors[0], "ndim", 0) == 2
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------ folds of pairs
@@ -386,18 +466,28 @@ def _as_numpy(value: Array, name: str) -> np.ndarray:
 
 def _embedding_rows(value: Array, name: str) -> np.ndarray:
     """`value` as a (N,D) array of finite floating point numbers, N and D at least 1; raises UserError."""
+    rows = _shaped_rows(value, name)
+    _check_finite(rows, name)
+    return rows
+
+
+def _shaped_rows(value: Array, name: str) -> np.ndarray:
+    """`value` as a (N,D) array of floating point numbers, finite or not; raises UserError."""
     rows = _as_numpy(value, name)
     if rows.ndim != 2 or 0 in rows.shape:
         raise UserError(f"{name} has shape {rows.shape}, it must be (images, numbers per image): pass a row per image.")
     if rows.dtype.kind != "f":
         raise UserError(f"{name} holds {rows.dtype} values, it must hold floating point numbers: pass network outputs.")
+    return rows
+
+
+def _check_finite(rows: np.ndarray, name: str) -> None:
     broken = np.concatenate([~np.isfinite(rows[piece]).all(axis=1) for piece in _blocks(*rows.shape)])
     if broken.any():
         raise UserError(
             f"{name} holds NaN or infinity in {np.count_nonzero(broken)} of {len(rows)} rows, the first is row "
             f"{np.argmax(broken)}: check that image and the weights."
         )
-    return rows
 
 
 def _check_same_size(a: np.ndarray, b: np.ndarray, a_name: str, b_name: str) -> None:
