@@ -48,7 +48,8 @@ def published_name(name: str, age: int) -> str:
     """
     assert MIN_AGE <= age <= MAX_AGE, f"age {age}"
     folder, base = os.path.split(name)
-    stem, extension = os.path.splitext(base)
+    stem, dot, extension = base.rpartition(".")  # splitext would take "..jpg" for a name without an extension
+    extension = dot + extension
     said = AGE_AT_END.fullmatch(stem)
     if said and int(said[2]) != age:
         raise UserError(

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 import torch
 from scripts import load_script
@@ -14,6 +15,9 @@ from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors
 from utils.config import parse_config, run_script
 
+# The same examples in every run: to look for new ones is what `make fuzz` is for.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tests run in two processes
 
 

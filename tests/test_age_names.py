@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data import age_names
@@ -65,6 +65,7 @@ def test_published_names_are_those_of_the_data_set():
     assert published_name("a/b_age_039.jpg", 39) == "a/b_age_039.jpg"
 
 
+@example(stem=".", age=0, extension=".jpg")
 @given(
     stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1),
     age=st.integers(0, 120),
