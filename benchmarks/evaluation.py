@@ -1,8 +1,8 @@
 """Time of the evaluation protocols against the published loops; a million distractors; a profile of all of test.py.
 
-    python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute
+    python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/evaluation.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/evaluation.py --whole 10       test.py on made-up faces, 10 per cent of the published sizes
+    python benchmarks/evaluation.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
 little. The published loop over mates is timed on every fifth probe and multiplied by five, unless --full is given. The
@@ -212,6 +212,7 @@ COSTS = {
     "joining views": ("join_views",),
     "scoring": ("leave_one_out", "mates_against_rest", "probe_gallery", "pair_scores", "ten_fold_verification",
                 "exact_verification", "age_group_error"),
+    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery"),
     "listing pictures": ("index_identity_folders", "read_pair_list", "make_cacd_vs_pairs"),
 }  # fmt: skip
 # Images: 1,002; 2 x 3,000; 2 x 10,000; 8,000; 12,000
@@ -253,7 +254,8 @@ def measure_whole(percent: float) -> dict:
     print(f"{'':34}{'seconds':>9}{'share %':>9}{'us an image':>13}")
     for cost, row in told["costs"].items():
         print(f"{cost:34}{row['seconds']:9.2f}{row['percent']:9.1f}{row['us_an_image']:13.0f}")
-    print("scoring at the published sizes, in seconds:", told["scoring_at_full_size"])
+    print("scoring at the published sizes (beyond: what is not published), in seconds:")
+    print(", ".join(f"{title} {seconds}" for title, seconds in told["scoring_at_full_size"].items()))
     return told
 
 
@@ -278,8 +280,8 @@ def shares(profile: cProfile.Profile, num_images: int) -> dict:
 
 
 def scoring_seconds() -> dict[str, float]:
-    """All protocols on random embeddings of the published sizes, both joins and grey pixels: scoring grows faster
-    than the number of images, so a tenth of them does not say what it takes."""
+    """All protocols on random embeddings of the published sizes, both joins and grey pixels, and the analysis of one
+    join: scoring grows faster than the number of images, so a tenth of them does not say what it takes."""
     from tests.scripts import load_script
     from utils.extraction import GREY_SIDE, Extracted
 
@@ -298,6 +300,11 @@ def scoring_seconds() -> dict[str, float]:
     faces = extracted(identities)
     told = {"FG-NET": timed(lambda: [test.for_each_column(faces, lambda rows, run=run: run(rows, identities))
                                      for run in (test.leave_one_out, test.mates_against_rest)])}  # fmt: skip
+    joined = test.join_views(faces.original, faces.mirror, "concatenate")
+    ages = draw.integers(0, 70, NUM_IMAGES)
+    told["FG-NET, beyond"] = timed(
+        lambda: test.analyse_identities(joined, identities, ages, embeddings_of(draw, identities), str)
+    )
     for count in (3_000, 10_000):
         subjects = np.arange(count)
         probe, gallery = (dict(test.embedding_columns(extracted(subjects))) for _ in range(2))
@@ -305,6 +312,12 @@ def scoring_seconds() -> dict[str, float]:
             lambda probe=probe, gallery=gallery, subjects=subjects: [
                 test.probe_gallery(probe[column], subjects, gallery[column], subjects) for column in probe
             ]
+        )
+        columns = probe["concatenate"], gallery["concatenate"]
+        told[f"MORPH2 {count:,}, beyond"] = timed(
+            lambda columns=columns, subjects=subjects: test.analyse_probe_gallery(
+                columns[0], subjects, columns[1], subjects
+            )
         )
     for title, count in (("CACD-VS", 4_000), ("CALFW", 6_000)):
         pairs, genuine = extracted(np.arange(2 * count)), np.arange(count) % 2 == 0
@@ -314,6 +327,12 @@ def scoring_seconds() -> dict[str, float]:
             return test.ten_fold_verification(scores, genuine) | test.exact_verification(scores, genuine)
 
         told[title] = timed(lambda pairs=pairs, score=score: test.for_each_column(pairs, score))
+        scores = draw.normal(0, 0.2, count)
+        told[f"{title}, beyond"] = timed(
+            lambda scores=scores, genuine=genuine: test.analyse_pairs(
+                scores, genuine, np.arange(len(scores)), np.arange(len(scores)), str
+            )
+        )
     return told
 
 
@@ -323,7 +342,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the published loop over mates on every probe")
     parser.add_argument("--distractors", type=int, metavar="N", help="FG-NET's protocol with N distractors instead")
     parser.add_argument("--check", action="store_true", help="with --distractors: count every rank in float64 too")
-    parser.add_argument("--whole", type=float, metavar="PERCENT", help="profile of test.py instead")
+    parser.add_argument(
+        "--whole", type=float, nargs="?", const=10.0, metavar="PERCENT", help="profile of test.py instead"
+    )
     parser.add_argument("--score-file", type=Path, metavar="PATH", help="what --distractors starts")
     parser.add_argument("--way", choices=list(WAYS), default="an array", help="with --score-file")
     flags = parser.parse_args()
