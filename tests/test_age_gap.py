@@ -8,7 +8,7 @@ import reference
 from sklearn.metrics import roc_auc_score
 
 from meta import UserError
-from utils import age_gap, protocols
+from utils import age_gap, arrays, protocols
 from utils.age_gap import (
     by_age_gap,
     by_younger_age,
@@ -112,7 +112,7 @@ def test_tables_are_the_plain_ones(seed, of_pictures, of_pairs, bins, column, mo
         for name, (low, high) in bins.items()
     }
     for numbers_a_block in (2**22, 500):
-        monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", numbers_a_block)
+        monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", numbers_a_block)
         table = of_pictures(embeddings, identities, ages)
         assert list(table["bins"]) == [*bins, "all"]
         assert (table["num_pictures"], table["num_pictures_without_age"]) == (60, 7)
@@ -180,7 +180,7 @@ def test_rank1_with_distant_mates_is_the_plain_version(seed, monkeypatch):
             np.mean(chances) * 100 if enough else None,
         )
     for numbers_a_block in (2**22, 90):
-        monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", numbers_a_block)
+        monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", numbers_a_block)
         result = rank1_by_mate_distance(embeddings, identities, ages, years=(0, 5, 30))
         assert list(result) == ["0+", "5+", "30+"]
         for name, (count, rank1, chance) in expected.items():

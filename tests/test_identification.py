@@ -9,7 +9,7 @@ import reference
 import torch
 
 from meta import UserError
-from utils import identification, protocols
+from utils import arrays, identification, protocols
 
 TIE = 1e-12
 
@@ -199,7 +199,7 @@ def test_small_blocks_and_pieces_and_the_order_change_nothing(scores_per_block, 
     ]
     assert expected[2]["dir_at_far_1e-1_percent"] is not None
     check(rows[order], identities[order], in_gallery[order], lambda: extra[::-1])
-    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", scores_per_block)
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
     check(rows, identities, in_gallery, lambda: (extra[i : i + 5] for i in range(0, 23, 5)))
     check(torch.tensor(rows), identities, in_gallery, lambda: torch.tensor(extra))
 

@@ -12,7 +12,7 @@ import reference
 import torch
 
 from meta import UserError
-from utils import metrics, protocols
+from utils import arrays, metrics, protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -164,7 +164,7 @@ def test_copies_of_a_mate_tie_with_it_in_any_block(size, monkeypatch):
     face = rng.normal(size=(2, size)).astype(np.float32)
     copies = np.repeat(face[1:], 101, axis=0)
     for scores_per_block in (1, size, 7 * size, 2**22):
-        monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", scores_per_block)
+        monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
         # Probe 0 sees its mate tie with every copy, a hit; probe 1 sees copies of itself, a miss.
         assert protocols.mates_against_rest(face, [0, 0], copies)["cmc_percent_1"] == 50.0
 
@@ -196,7 +196,7 @@ def float64_ranks(embeddings, identities, distractors, max_rank=10):
     for p in range(len(embeddings)):
         rest = np.concatenate([scores[p, identities != identities[p]], beyond[p]])
         mates = [i for i in np.flatnonzero(identities == identities[p]) if i != p]
-        ranks += [1 + np.count_nonzero(rest > scores[p, i] + protocols.SAME_SCORE) for i in mates]
+        ranks += [1 + np.count_nonzero(rest > scores[p, i] + arrays.SAME_SCORE) for i in mates]
     return [100 * np.mean(np.array(ranks) <= k) for k in range(1, max_rank + 1)]
 
 
@@ -226,7 +226,7 @@ def test_near_ties_have_the_ranks_of_float64(seed, nudge):
 
 @pytest.mark.parametrize("order", ["weakest first", "strongest first", "all the same"])
 def test_an_order_of_distractors_that_defeats_the_shortcut_does_not_change_ranks(order, monkeypatch):
-    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", 128 * 40)  # 40 distractors a piece
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 128 * 40)  # 40 distractors a piece
     faces, identities, distractors = faces_and_near_ties(7)
     strength = (faces @ distractors.T).max(axis=0)
     choice = {"weakest first": np.argsort(strength), "strongest first": np.argsort(-strength),
@@ -239,7 +239,7 @@ def test_an_order_of_distractors_that_defeats_the_shortcut_does_not_change_ranks
 @pytest.mark.parametrize("seed", range(6))
 def test_near_ties_for_the_last_rank_that_counts_are_told_apart(seed, piece, monkeypatch):
     """In one piece and over several: what is left out by float32 must be surely weaker than what is kept."""
-    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", 128 * piece)
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 128 * piece)
     faces, identities, distractors = faces_and_near_ties(seed, copies=14)
     distractors = np.random.default_rng(seed).permutation(distractors)
     expected = float64_ranks(faces, identities, distractors, max_rank=7)
@@ -252,7 +252,7 @@ def test_nearest_of_near_ties_is_that_of_float64(seed):
     probe = units_of(rng.normal(size=(40, 64)))
     gallery = units_of(np.repeat(probe, 5, axis=0) + 3e-9 * rng.normal(size=(200, 64)) + 0.3 * np.roll(probe, 1, 0)[0])
     scores = probe @ gallery.T
-    nearest = [int(np.flatnonzero(row >= row.max() - protocols.SAME_SCORE)[0]) for row in scores]
+    nearest = [int(np.flatnonzero(row >= row.max() - arrays.SAME_SCORE)[0]) for row in scores]
     assert nearest != np.argmax(probe.astype(np.float32) @ gallery.astype(np.float32).T, axis=1).tolist()
     assert protocols.probe_gallery(probe, nearest, gallery, np.arange(200)) == {"rank1_percent": 100.0}
 
@@ -439,7 +439,7 @@ def test_small_blocks_give_identical_results(seed, scores_per_block, monkeypatch
         ]
 
     expected = every_result()
-    monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", scores_per_block)
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
     assert every_result() == expected
 
 

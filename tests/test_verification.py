@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from meta import UserError
-from utils import protocols, verification
+from utils import arrays, verification
 from utils.protocols import exact_verification
 
 RATES = verification.FALSE_ACCEPT_RATES
@@ -251,7 +251,7 @@ def test_all_pairs_of_a_set_are_verified_like_their_list(seed, ties, monkeypatch
     embeddings, identities = random_set(seed, ties=ties)
     expected = verification.verification(*plain_pairs(embeddings, identities))
     for numbers_a_block in (2**22, 400, 7):
-        monkeypatch.setattr(protocols, "SCORES_PER_BLOCK", numbers_a_block)
+        monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", numbers_a_block)
         assert verification.all_pairs_verification(embeddings, identities) == expected
         pairs = verification.all_pairs(embeddings, identities)
         assert verification.verification(pairs.scores, pairs.genuine) == expected

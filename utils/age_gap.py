@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meta import MAX_AGE, MIN_AGE, UserError
-from utils.protocols import _as_numpy, _blocks, _first_highest, _pairs, _self_positions
+from utils.arrays import (
+    as_numpy,
+    blocks,
+    first_highest,
+    scored_pairs,
+    self_positions,
+)
 from utils.verification import (
     PairCounts,
     Result,
@@ -31,7 +37,7 @@ from utils.verification import (
 )
 
 if TYPE_CHECKING:
-    from utils.protocols import Array
+    from utils.arrays import Array
     from utils.verification import Progress
 
 GAP_LOWER_EDGES = (0, 2, 6, 11, 21, 31)  # years between the two pictures
@@ -119,7 +125,7 @@ def pairs_by_younger_age(scores: Array, genuine: Array, first_ages: Array, secon
 
 
 def _pair_table(scores, genuine, first_ages, second_ages, lower_edges, years_of_pair) -> Result:
-    score_row, is_genuine = _pairs(scores, genuine)
+    score_row, is_genuine = scored_pairs(scores, genuine)
     first = _checked_ages(first_ages, "first_ages", len(score_row))
     second = _checked_ages(second_ages, "second_ages", len(score_row))
     known = (first != UNKNOWN) & (second != UNKNOWN)
@@ -153,11 +159,11 @@ def rank1_by_mate_distance(
     if any(least < 0 for least in years):
         raise UserError(f"years holds {min(years)}, it must hold whole numbers of 0 or more.")
     sums = np.zeros((len(years), 3))  # probes, hits, expected hits by chance
-    for rows in _blocks(len(units), len(units)):
+    for rows in blocks(len(units), len(units)):
         scores = units[rows] @ units.T
         is_mate = codes[rows, None] == codes
-        is_mate[_self_positions(rows)] = False
-        scores[_self_positions(rows)] = -np.inf
+        is_mate[self_positions(rows)] = False
+        scores[self_positions(rows)] = -np.inf
         distance = np.abs(ages_row[rows, None] - ages_row)
         distance[(ages_row[rows, None] == UNKNOWN) | (ages_row == UNKNOWN)] = UNKNOWN
         for row, least in enumerate(years):
@@ -173,7 +179,7 @@ def _distant_rank1(
     is_near_mate = is_mate & ~is_distant
     has_mate = num_mates > 0
     nearest = (
-        _first_highest(np.where(is_near_mate, -np.inf, scores)[has_mate]) if has_mate.any() else np.zeros(0, np.int64)
+        first_highest(np.where(is_near_mate, -np.inf, scores)[has_mate]) if has_mate.any() else np.zeros(0, np.int64)
     )
     gallery_size = len(codes) - 1 - np.count_nonzero(is_near_mate, axis=1)
     num_hits = np.count_nonzero(codes[nearest] == probe_codes[has_mate])
@@ -333,7 +339,7 @@ def _mean_impostor(tally: Tally) -> float | None:
 
 def _checked_ages(ages: Array, name: str, count: int) -> np.ndarray:
     """`ages` as (count,) int64, years or -1; raises UserError."""
-    row = _as_numpy(ages, name)
+    row = as_numpy(ages, name)
     if row.shape != (count,) or row.dtype.kind not in "iu":
         raise UserError(
             f"{name} has shape {row.shape} and dtype {row.dtype}, it must hold {count} whole numbers of years, "

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from meta import UserError
-from utils.protocols import (
+from utils.arrays import (
     SAME_SCORE,
-    _blocks,
-    _check_max_rank,
-    _check_same_size,
-    _codes,
-    _distractor_units,
-    _embedding_rows,
-    _identity_labels,
-    _self_positions,
-    _shared_codes,
-    _unit_rows,
+    blocks,
+    check_max_rank,
+    check_same_size,
+    distractor_units,
+    embedding_rows,
+    identity_codes,
+    identity_labels,
+    self_positions,
+    shared_codes,
+    unit_rows,
 )
 
 if TYPE_CHECKING:
-    from utils.protocols import Array
+    from utils.arrays import Array
 
     Distractors: TypeAlias = Array | Iterable[Array]
 
@@ -56,9 +56,9 @@ def leave_one_out_cmc(
     Raises: UserError for wrong shapes, no two images of one identity, values that are not finite floats, an embedding
     of length 0, max_rank < 1.
     """
-    _check_max_rank(max_rank)
+    check_max_rank(max_rank)
     units = _units(embeddings, "embeddings")
-    codes = _codes(identities, len(units))
+    codes = identity_codes(identities, len(units))
     has_mate = _has_mate(codes)
     contest = _contest(units[has_mate], codes[has_mate], units, codes, np.flatnonzero(has_mate))
     result = _cmc(units[has_mate], contest, len(units) - 1, distractors, max_rank)
@@ -81,12 +81,12 @@ def probe_gallery_cmc(
     Raises: UserError for wrong shapes, values that are not finite floats, an embedding of length 0, a probe whose
     identity the gallery lacks, max_rank < 1.
     """
-    _check_max_rank(max_rank)
+    check_max_rank(max_rank)
     probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
-    _check_same_size(probe_units, gallery_units, "probe", "gallery")
-    probe_codes, gallery_codes = _shared_codes(
-        _identity_labels(probe_identities, "probe_identities", len(probe_units)),
-        _identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
+    check_same_size(probe_units, gallery_units, "probe", "gallery")
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities", len(probe_units)),
+        identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
     )
     contest = _contest(probe_units, probe_codes, gallery_units, gallery_codes)
     return _cmc(probe_units, contest, len(gallery_units), distractors, max_rank)
@@ -99,7 +99,7 @@ def leave_one_out_cmc_chance(
 
     Raises: UserError for no two images of one identity, a negative number of distractors, max_rank < 1.
     """
-    codes = _codes(identities)
+    codes = identity_codes(identities)
     mates = (np.bincount(codes) - 1)[codes]
     return _cmc_chance(mates[_has_mate(codes)], len(codes) - 1, num_distractors, max_rank)
 
@@ -111,9 +111,9 @@ def probe_gallery_cmc_chance(
 
     Raises: UserError for a probe whose identity the gallery lacks, a negative number of distractors, max_rank < 1.
     """
-    probe_codes, gallery_codes = _shared_codes(
-        _identity_labels(probe_identities, "probe_identities"),
-        _identity_labels(gallery_identities, "gallery_identities"),
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities"),
+        identity_labels(gallery_identities, "gallery_identities"),
     )
     return _cmc_chance(np.bincount(gallery_codes)[probe_codes], len(gallery_codes), num_distractors, max_rank)
 
@@ -129,7 +129,7 @@ def known_rows(identities: Array, seed: int = 0, known_percent: float = 50.0) ->
     """
     if not 0 <= known_percent <= 100:
         raise UserError(f"known_percent is {known_percent}, it must be 0 to 100.")
-    labels, codes = np.unique(_identity_labels(identities, "identities"), return_inverse=True)
+    labels, codes = np.unique(identity_labels(identities, "identities"), return_inverse=True)
     if len(labels) < 2:
         raise UserError("identities names one person, open-set identification needs people inside and outside the "
                         "gallery: pass two people or more.")  # fmt: skip
@@ -144,7 +144,7 @@ def open_set_split(identities: Array, seed: int = 0, known_percent: float = 50.0
 
     Raises: UserError as `known_rows`, and where no known person has a second image.
     """
-    labels = _identity_labels(identities, "identities")
+    labels = identity_labels(identities, "identities")
     is_known = known_rows(labels, seed, known_percent)
     order = np.random.default_rng((seed, 1)).permutation(len(labels))  # other draws than those of the known people
     order = order[is_known[order]]
@@ -178,9 +178,9 @@ def open_set_identification(
     Source: ISO/IEC 19795-1 (open-set identification); Grother and Ngan, NIST IR 8009.
     """
     probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
-    _check_same_size(probe_units, gallery_units, "probe", "gallery")
-    probe_labels = _identity_labels(probe_identities, "probe_identities", len(probe_units))
-    gallery_labels = _identity_labels(gallery_identities, "gallery_identities", len(gallery_units))
+    check_same_size(probe_units, gallery_units, "probe", "gallery")
+    probe_labels = identity_labels(probe_identities, "probe_identities", len(probe_units))
+    gallery_labels = identity_labels(gallery_identities, "gallery_identities", len(gallery_units))
     is_known = _is_known(probe_labels, gallery_labels)
     names, codes = np.unique(np.concatenate([probe_labels, gallery_labels]), return_inverse=True)
     contest = _contest(probe_units, codes[: len(probe_units)], gallery_units, codes[len(probe_units) :])
@@ -211,8 +211,8 @@ def open_set_chance(probe_identities: Array, gallery_identities: Array, num_dist
     Raises: UserError for no known person or no stranger among the probes, a negative number of distractors.
     """
     _check_num_distractors(num_distractors)
-    probe_labels = _identity_labels(probe_identities, "probe_identities")
-    gallery_labels = _identity_labels(gallery_identities, "gallery_identities")
+    probe_labels = identity_labels(probe_identities, "probe_identities")
+    gallery_labels = identity_labels(gallery_identities, "gallery_identities")
     known = probe_labels[_is_known(probe_labels, gallery_labels)]
     names, counts = np.unique(gallery_labels, return_counts=True)
     mates = counts[np.searchsorted(names, known)]
@@ -242,12 +242,12 @@ def _contest(
     """`own_columns` (P,) says which gallery image is the probe itself, where the two are one set."""
     num_probes = len(probe_units)
     contest = _Contest(np.empty(num_probes), np.empty(num_probes), np.empty(num_probes, dtype=np.int64))
-    for rows in _blocks(num_probes, len(gallery_units)):
+    for rows in blocks(num_probes, len(gallery_units)):
         scores = probe_units[rows] @ gallery_units.T  # (B,G)
         is_mate = probe_codes[rows, None] == gallery_codes
         others = np.where(is_mate, -np.inf, scores)
         if own_columns is not None:
-            scores[_self_positions(rows)[0], own_columns[rows]] = -np.inf
+            scores[self_positions(rows)[0], own_columns[rows]] = -np.inf
         contest.best_mate[rows] = np.where(is_mate, scores, -np.inf).max(axis=1)
         contest.best_other[rows] = others.max(axis=1)
         contest.num_as_high[rows] = _count_as_high(others, contest.best_mate[rows])
@@ -264,12 +264,12 @@ def _with_distractors(
     """The contest with the distractors among the candidates, and how many took part and were left out."""
     num_used = num_left_out = 0
     best_other, num_as_high = contest.best_other.copy(), contest.num_as_high.copy()
-    for others in () if distractors is None else _distractor_units(units, distractors):
+    for others in () if distractors is None else distractor_units(units, distractors):
         has_length = others.any(axis=1)
         others = others[has_length]
         num_used += len(others)
         num_left_out += np.count_nonzero(~has_length)
-        for rows in _blocks(len(units), len(others)) if len(others) else ():
+        for rows in blocks(len(units), len(others)) if len(others) else ():
             scores = units[rows] @ others.T  # (B,M of this piece)
             best_other[rows] = np.maximum(best_other[rows], scores.max(axis=1))
             num_as_high[rows] += _count_as_high(scores, contest.best_mate[rows])
@@ -293,7 +293,7 @@ def _cmc(
 
 def _cmc_chance(mates: np.ndarray, num_gallery: int, num_distractors: int, max_rank: int) -> dict[str, list[float]]:
     """`mates` (P,): of how many of the candidates each probe is."""
-    _check_max_rank(max_rank)
+    check_max_rank(max_rank)
     _check_num_distractors(num_distractors)
     size = num_gallery + num_distractors
     places = np.arange(min(max_rank, size))
@@ -311,7 +311,7 @@ def _cmc_chance(mates: np.ndarray, num_gallery: int, num_distractors: int, max_r
 
 def _units(value: Array, name: str) -> np.ndarray:
     """L2-normalised float64 rows (N,D); raises UserError, also for a row of length 0."""
-    units = _unit_rows(_embedding_rows(value, name))
+    units = unit_rows(embedding_rows(value, name))
     is_zero = ~units.any(axis=1)
     if is_zero.any():
         raise UserError(

@@ -25,11 +25,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meta import UserError
-from utils.protocols import _identity_labels, _pairs
+from utils.arrays import (
+    identity_labels,
+    scored_pairs,
+)
 from utils.verification import FALSE_ACCEPT_RATES, Result, too_few_impostors
 
 if TYPE_CHECKING:
-    from utils.protocols import Array
+    from utils.arrays import Array
 
 INTERVAL_PERCENT = 95.0
 NUM_REPLICATES = 1_000
@@ -147,7 +150,7 @@ class DrawPlan:
 def _draw_plan(
     genuine: Array, scores: Array, first: Array | None, second: Array | None, num_replicates: int, seed: int
 ) -> DrawPlan:
-    is_genuine = _pairs(scores, genuine)[1]
+    is_genuine = scored_pairs(scores, genuine)[1]
     if num_replicates < MIN_REPLICATES:
         raise UserError(f"num_replicates is {num_replicates}, an interval needs {MIN_REPLICATES} at least.")
     if seed < 0:
@@ -179,7 +182,7 @@ def _pair_codes(first: Array, second: Array, is_genuine: np.ndarray) -> tuple[np
     """Both sides' identities as 0..K-1 (P,), and K; raises UserError where they contradict `is_genuine` (P,)."""
     sides = []
     for value, name in ((first, "first_identities"), (second, "second_identities")):
-        labels = _identity_labels(value, name)
+        labels = identity_labels(value, name)
         if len(labels) != len(is_genuine):
             raise UserError(f"{name} has {len(labels)} entries for {len(is_genuine)} pairs: pass one per pair.")
         sides.append(labels)
@@ -236,7 +239,7 @@ def _order(score_row: np.ndarray, is_genuine: np.ndarray, draw: DrawPlan) -> _Or
 
 def _replicates(models: Sequence[Array], genuine: Array, draw: DrawPlan) -> list[Figures]:
     """Each model's figures (1 + num_replicates,): first the plain ones, then those of every replicate, NaN for none."""
-    pairs = [_pairs(scores, genuine) for scores in models]
+    pairs = [scored_pairs(scores, genuine) for scores in models]
     if len({len(score_row) for score_row, _ in pairs}) > 1:
         raise UserError("scores_a and scores_b have different lengths: pass the scores of the same pairs.")
     orders = [_order(*pair, draw) for pair in pairs]

@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meta import AGE_GROUP_NAMES, AGE_GROUP_UPPER_EDGES, MAX_AGE, MIN_AGE, UserError
+from utils.arrays import (
+    as_numpy,
+    embedding_rows,
+    identity_labels,
+    unit_rows,
+)
 from utils.identification import leave_one_out_cmc, leave_one_out_cmc_chance
-from utils.protocols import _as_numpy, _embedding_rows, _identity_labels, _unit_rows
 
 if TYPE_CHECKING:
-    from utils.protocols import Array
+    from utils.arrays import Array
 
 MEANING = (
     "A lower figure means that these estimators read less age from the embedding on these pictures; it does not mean "
@@ -52,10 +57,10 @@ def age_probe(embeddings: Array, ages: Array, identities: Array, seed: int = 0) 
     Raises: UserError for wrong shapes, values that are not finite floats, ages outside 0 to 120 other than -1, fewer
     than three people or a single age group among the pictures with an age.
     """
-    rows = _embedding_rows(embeddings, "embeddings")
-    labels = _identity_labels(identities, "identities", len(rows))
+    rows = embedding_rows(embeddings, "embeddings")
+    labels = identity_labels(identities, "identities", len(rows))
     years = _ages(ages, len(rows))
-    units = _unit_rows(rows)
+    units = unit_rows(rows)
     has_age, has_length = years != UNKNOWN, units.any(axis=1)
     kept = has_age & has_length
     folds = person_folds(labels[kept], seed)
@@ -89,7 +94,7 @@ def person_folds(identities: Array, seed: int = 0, num_folds: int = NUM_FOLDS) -
 
     Raises: UserError for fewer than three people: a fold to test, one to choose on, one to train on.
     """
-    labels = _as_numpy(identities, "identities")
+    labels = as_numpy(identities, "identities")
     codes = np.unique(labels, return_inverse=True)[1]
     counts = np.bincount(codes) if len(codes) else np.empty(0, np.int64)
     if len(counts) < 3:
@@ -208,8 +213,8 @@ def identity_in_age_embedding(age_embeddings: Array, identities: Array) -> dict[
 
     Raises: UserError for wrong shapes, values that are not finite floats, no two images of one identity.
     """
-    rows = _embedding_rows(age_embeddings, "age_embeddings")
-    labels = _identity_labels(identities, "identities", len(rows))
+    rows = embedding_rows(age_embeddings, "age_embeddings")
+    labels = identity_labels(identities, "identities", len(rows))
     has_length = np.any(rows != 0, axis=1)
     found = leave_one_out_cmc(rows[has_length], labels[has_length], max_rank=1) if has_length.any() else None
     if found is None:
@@ -243,8 +248,8 @@ def club_estimate(
     does not follow the permutation, an estimate that is not finite.
     Source: Cheng et al., ICML 2020, section 3.
     """
-    age = _embedding_rows(age_features, "age_features")
-    identity = _embedding_rows(identity_features, "identity_features")
+    age = embedding_rows(age_features, "age_features")
+    identity = embedding_rows(identity_features, "identity_features")
     if len(age) != len(identity) or len(age) < 2:
         raise UserError(f"age_features has {len(age)} rows and identity_features {len(identity)}: pass the rows of the "
                         "same two pictures or more.")  # fmt: skip
@@ -286,7 +291,7 @@ def _check_follows_permutation(mutual_information: MutualInformation, age: np.nd
 
 def _ages(value: Array, num_images: int) -> np.ndarray:
     """(N,) int64, years or -1; raises UserError."""
-    years = _as_numpy(value, "ages")
+    years = as_numpy(value, "ages")
     if years.shape != (num_images,) or years.dtype.kind not in "iu":
         raise UserError(f"ages has shape {years.shape} and dtype {years.dtype}, it must hold whole years, or "
                         f"{UNKNOWN} where unknown, for each of the {num_images} images.")  # fmt: skip

@@ -13,21 +13,36 @@ The `_chance` functions give what random scores would.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from meta import UserError
+from utils.arrays import (
+    SAME_SCORE,
+    aligned_embeddings,
+    as_numpy,
+    blocks,
+    check_max_rank,
+    check_same_size,
+    distractor_units,
+    embedding_rows,
+    first_highest,
+    identity_codes,
+    identity_labels,
+    is_tensor,
+    labelled_units,
+    scored_pairs,
+    self_positions,
+    shared_codes,
+    unit_rows,
+)
 from utils.metrics import accepted_at_every_score, accepted_counts, area_under_curve, equal_error_rate, tar_at_far
 
 if TYPE_CHECKING:
-    import torch
+    from utils.arrays import Array
 
-    Array: TypeAlias = np.ndarray | torch.Tensor
-
-SCORES_PER_BLOCK = 2**22  # 32 MiB of float64; with its temporaries a block stays below 400 MiB
-SAME_SCORE = 1e-12  # cosines closer than this differ by the order of summation only: they are a tie
 DENSE_SHARE = 32  # where more than one score in so many is wanted, computing all is no slower than picking them
 NUM_FOLDS = 10
 FOLD_THRESHOLDS = np.arange(-100, 101) / 100
@@ -49,14 +64,14 @@ def join_views(original: Array, mirror: Array, how: str) -> Array:
     """
     if how not in ("concatenate", "add"):
         raise UserError(f'The join {how!r} does not exist, use "concatenate" or "add".')
-    original_rows, mirror_rows = _aligned_embeddings(original, mirror, "original", "mirror")
+    original_rows, mirror_rows = aligned_embeddings(original, mirror, "original", "mirror")
     num_images, size = original_rows.shape
     kept_dtype = np.float64 if original_rows.dtype == np.float64 else np.float32
     joined = np.empty((num_images, 2 * size if how == "concatenate" else size), dtype=kept_dtype)
-    for rows in _blocks(num_images, 2 * size):
-        views = _unit_rows(original_rows[rows]), _unit_rows(mirror_rows[rows])
-        joined[rows] = _unit_rows(np.concatenate(views, axis=1) if how == "concatenate" else views[0] + views[1])
-    return sys.modules["torch"].from_numpy(joined).to(original.device) if _is_tensor(original) else joined
+    for rows in blocks(num_images, 2 * size):
+        views = unit_rows(original_rows[rows]), unit_rows(mirror_rows[rows])
+        joined[rows] = unit_rows(np.concatenate(views, axis=1) if how == "concatenate" else views[0] + views[1])
+    return sys.modules["torch"].from_numpy(joined).to(original.device) if is_tensor(original) else joined
 
 
 def pair_scores(a: Array, b: Array) -> np.ndarray:
@@ -64,10 +79,10 @@ def pair_scores(a: Array, b: Array) -> np.ndarray:
 
     Raises: UserError for shapes that differ, empty input or values that are not finite floats.
     """
-    a_rows, b_rows = _aligned_embeddings(a, b, "a", "b")
+    a_rows, b_rows = aligned_embeddings(a, b, "a", "b")
     scores = np.empty(len(a_rows))
-    for rows in _blocks(*a_rows.shape):
-        scores[rows] = np.sum(_unit_rows(a_rows[rows]) * _unit_rows(b_rows[rows]), axis=1)
+    for rows in blocks(*a_rows.shape):
+        scores[rows] = np.sum(unit_rows(a_rows[rows]) * unit_rows(b_rows[rows]), axis=1)
     return scores
 
 
@@ -83,12 +98,12 @@ def leave_one_out(embeddings: Array, identities: Array) -> dict[str, float]:
     Raises: UserError for wrong shapes, fewer than two images, values that are not finite floats.
     Source: FG-NET leave-one-out ("LOPO") as the IEFP paper reports it.
     """
-    units, codes = _labelled_units(embeddings, identities)
+    units, codes = labelled_units(embeddings, identities)
     num_hits = 0
-    for rows in _blocks(len(units), len(units)):
+    for rows in blocks(len(units), len(units)):
         scores = units[rows] @ units.T  # (P,N); of a matrix with itself BLAS computes one half, in float64 as cheaply
-        scores[_self_positions(rows)] = -np.inf
-        num_hits += np.count_nonzero(codes[_first_highest(scores)] == codes[rows])
+        scores[self_positions(rows)] = -np.inf
+        num_hits += np.count_nonzero(codes[first_highest(scores)] == codes[rows])
     return {"rank1_percent": float(100.0 * num_hits / len(units))}
 
 
@@ -106,16 +121,16 @@ def mates_against_rest(
     Raises: UserError for wrong shapes, no two images of one identity, values that are not finite floats, max_rank < 1.
     Source: FG-NET in MegaFace style (Kemelmacher-Shlizerman et al., CVPR 2016) as the IEFP paper reports it.
     """
-    _check_max_rank(max_rank)
-    units, codes = _labelled_units(embeddings, identities)
+    check_max_rank(max_rank)
+    units, codes = labelled_units(embeddings, identities)
     num_pairs = _count_mate_pairs(codes)
     strongest = _strongest_distractors(units, distractors, max_rank)
     hits = np.zeros(max_rank, dtype=np.int64)
-    for rows in _blocks(len(units), len(units)):
+    for rows in blocks(len(units), len(units)):
         scores = units[rows] @ units.T  # (P,N)
         is_mate = codes[rows, None] == codes  # (P,N), self included until the rest has been taken out
         rest = _keep_strongest(strongest[rows], np.where(is_mate, -np.inf, scores))
-        is_mate[_self_positions(rows)] = False
+        is_mate[self_positions(rows)] = False
         probe, mate = np.nonzero(is_mate)
         mate_scores = scores[probe, mate] + SAME_SCORE
         # Rank <= k exactly where the k-th strongest of the rest is no stronger than the mate.
@@ -133,18 +148,18 @@ def probe_gallery(probe: Array, probe_identities: Array, gallery: Array, gallery
     gallery lacks.
     Source: MORPH2 with 3,000 and 10,000 subjects (gallery youngest, probe oldest image) as the IEFP paper reports it.
     """
-    probe_rows = _embedding_rows(probe, "probe")
-    gallery_rows = _embedding_rows(gallery, "gallery")
-    _check_same_size(probe_rows, gallery_rows, "probe", "gallery")
-    probe_codes, gallery_codes = _shared_codes(
-        _identity_labels(probe_identities, "probe_identities", len(probe_rows)),
-        _identity_labels(gallery_identities, "gallery_identities", len(gallery_rows)),
+    probe_rows = embedding_rows(probe, "probe")
+    gallery_rows = embedding_rows(gallery, "gallery")
+    check_same_size(probe_rows, gallery_rows, "probe", "gallery")
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities", len(probe_rows)),
+        identity_labels(gallery_identities, "gallery_identities", len(gallery_rows)),
     )
-    gallery_units = _unit_rows(gallery_rows)
+    gallery_units = unit_rows(gallery_rows)
     gallery_rounded = gallery_units.astype(np.float32)
     num_hits = 0
-    for rows in _blocks(len(probe_rows), len(gallery_rows)):
-        probe_units = _unit_rows(probe_rows[rows])
+    for rows in blocks(len(probe_rows), len(gallery_rows)):
+        probe_units = unit_rows(probe_rows[rows])
         nearby = probe_units.astype(np.float32) @ gallery_rounded.T  # (P,G)
         nearest = _nearest(probe_units, gallery_units, nearby)
         num_hits += np.count_nonzero(gallery_codes[nearest] == probe_codes[rows])
@@ -167,7 +182,7 @@ def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
     Raises: UserError for wrong shapes, fewer than ten pairs, no genuine or no impostor pair, scores not finite.
     Source: the published evaluation of CACD-VS and CALFW. `exact_verification` gives the same pairs' exact figures.
     """
-    score_row, is_genuine = _pairs(scores, genuine)
+    score_row, is_genuine = scored_pairs(scores, genuine)
     if len(score_row) < NUM_FOLDS:
         raise UserError(
             f"scores holds {len(score_row)} pairs, ten folds need at least {NUM_FOLDS}: pass the whole pair list."
@@ -198,7 +213,7 @@ def exact_verification(scores: Array, genuine: Array) -> dict[str, float]:
 
     Raises: UserError for wrong shapes, no genuine or no impostor pair, scores that are not finite.
     """
-    score_row, is_genuine = _pairs(scores, genuine)
+    score_row, is_genuine = scored_pairs(scores, genuine)
     accepted_genuine, accepted_impostor = accepted_at_every_score(score_row[is_genuine], score_row[~is_genuine])
     num_genuine, num_impostor = int(accepted_genuine[-1]), int(accepted_impostor[-1])
     couples_won = area_under_curve(accepted_impostor, accepted_genuine)
@@ -227,13 +242,13 @@ def age_group_error(probabilities_original: Array, probabilities_mirror: Array, 
     Raises: UserError for wrong shapes, rows that are no probabilities, groups out of range.
     Source: the published evaluation's age error (argmax of the mean of both views' softmaxes).
     """
-    original, mirror = _aligned_embeddings(
+    original, mirror = aligned_embeddings(
         probabilities_original, probabilities_mirror, "probabilities_original", "probabilities_mirror"
     )
     for rows, name in ((original, "probabilities_original"), (mirror, "probabilities_mirror")):
         if np.any(rows < 0) or np.any(np.abs(rows.sum(axis=1, dtype=np.float64) - 1) > 0.01):  # room for float16
             raise UserError(f"{name} has rows that are no probabilities (0 or more, sum 1): pass softmax outputs.")
-    groups = _as_numpy(age_groups, "age_groups")
+    groups = as_numpy(age_groups, "age_groups")
     if groups.shape != (len(original),) or groups.dtype.kind not in "iu":
         raise UserError(
             f"age_groups has shape {groups.shape} and dtype {groups.dtype}, "
@@ -258,7 +273,7 @@ def age_group_error(probabilities_original: Array, probabilities_mirror: Array, 
 
 def leave_one_out_chance(identities: Array) -> dict[str, float]:
     """Expected `leave_one_out` of a random guess: the mean over images of mates / (N - 1), in percent."""
-    codes = _codes(identities)
+    codes = identity_codes(identities)
     images_per_identity = np.bincount(codes)
     mates_per_image = (images_per_identity - 1)[codes]
     return {"rank1_percent": float(100.0 * mates_per_image.mean() / (len(codes) - 1))}
@@ -269,10 +284,10 @@ def mates_against_rest_chance(identities: Array, num_distractors: int = 0, max_r
 
     Raises: UserError for no two images of one identity, a negative number of distractors, max_rank below 1.
     """
-    _check_max_rank(max_rank)
+    check_max_rank(max_rank)
     if num_distractors < 0:
         raise UserError(f"num_distractors is {num_distractors}, it must be 0 or more.")
-    codes = _codes(identities)
+    codes = identity_codes(identities)
     images_per_identity = np.bincount(codes)
     pairs_per_identity = images_per_identity * (images_per_identity - 1)
     num_pairs = _count_mate_pairs(codes)
@@ -290,35 +305,15 @@ def probe_gallery_chance(probe_identities: Array, gallery_identities: Array) -> 
 
     Raises: UserError for a probe whose identity the gallery lacks.
     """
-    probe_codes, gallery_codes = _shared_codes(
-        _identity_labels(probe_identities, "probe_identities"),
-        _identity_labels(gallery_identities, "gallery_identities"),
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities"),
+        identity_labels(gallery_identities, "gallery_identities"),
     )
     images_per_identity = np.bincount(gallery_codes)
     return {"rank1_percent": float(100.0 * images_per_identity[probe_codes].mean() / len(gallery_codes))}
 
 
 # ----------------------------------------------------------------------------------------------------- blocks of scores
-
-
-def _blocks(num_rows: int, scores_per_row: int) -> Iterator[slice]:
-    """Slices that cover `num_rows` rows, each of about SCORES_PER_BLOCK numbers and one row at least."""
-    step = max(1, SCORES_PER_BLOCK // scores_per_row)
-    for start in range(0, num_rows, step):
-        yield slice(start, min(start + step, num_rows))
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """L2-normalised float64 copy of `rows` (N,D); all-zero rows stay zero."""
-    units = np.array(rows, dtype=np.float64)
-    lengths = np.linalg.norm(units, axis=1, keepdims=True)
-    units /= np.where(lengths > 0, lengths, 1.0)
-    return units
-
-
-def _self_positions(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Where a block of rows of the (N,N) score matrix holds the scores of images with themselves."""
-    return np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)
 
 
 def _nearest(units: np.ndarray, others: np.ndarray, nearby: np.ndarray) -> np.ndarray:
@@ -329,12 +324,7 @@ def _nearest(units: np.ndarray, others: np.ndarray, nearby: np.ndarray) -> np.nd
     # Both the highest and what is as high may be off, in opposite directions.
     margin = 2 * _rounding(units.shape[1]) + SAME_SCORE
     scores, places = _exact_scores(units, others, nearby >= nearby.max(axis=1, keepdims=True) - margin)
-    return places[np.arange(len(places)), _first_highest(scores)]
-
-
-def _first_highest(scores: np.ndarray) -> np.ndarray:
-    """Column of the highest score of each row of `scores` (P,G), the first in order on a tie: (P,)."""
-    return np.argmax(scores >= scores.max(axis=1, keepdims=True) - SAME_SCORE, axis=1)
+    return places[np.arange(len(places)), first_highest(scores)]
 
 
 def _rounding(size: int) -> np.float32:
@@ -357,7 +347,7 @@ def _exact_scores(units: np.ndarray, others: np.ndarray, wanted: np.ndarray) -> 
         values = (units @ others.T)[row, place]
     else:
         values = np.empty(len(row))
-        for piece in _blocks(len(row), units.shape[1]):
+        for piece in blocks(len(row), units.shape[1]):
             values[piece] = np.einsum("nd,nd->n", units[row[piece]], others[place[piece]])
     counts = np.count_nonzero(wanted, axis=1)
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -380,9 +370,9 @@ def _strongest_distractors(units: np.ndarray, distractors: Array | Iterable[Arra
     if distractors is None:
         return strongest
     rounded, rounding = units.astype(np.float32), _rounding(units.shape[1])
-    for others in _distractor_units(units, distractors):
+    for others in distractor_units(units, distractors):
         others_rounded = others.astype(np.float32)
-        for rows in _blocks(len(units), len(others)):
+        for rows in blocks(len(units), len(others)):
             nearby = rounded[rows] @ others_rounded.T  # (P,M of this piece)
             kept = strongest[rows]  # a view
             # After the first pieces few probes find anything stronger, and only theirs needs a closer look.
@@ -397,31 +387,6 @@ def _strongest_distractors(units: np.ndarray, distractors: Array | Iterable[Arra
                 scores, _ = _exact_scores(units[rows][changes], others, wanted)
                 kept[changes] = _keep_strongest(kept[changes], scores)
     return strongest
-
-
-def _distractor_units(units: np.ndarray, distractors: Array | Iterable[Array]) -> Iterator[np.ndarray]:
-    """L2-normalised float64 rows of the distractors, a block at a time; raises UserError."""
-    in_pieces, num_pieces = _is_in_pieces(distractors), 0
-    for piece in distractors if in_pieces else (distractors,):
-        num_pieces += 1
-        name = f"piece {num_pieces} of distractors" if in_pieces else "distractors"
-        rows = _shaped_rows(piece, name)
-        _check_same_size(units, rows, "embeddings", name)
-        for block in _blocks(*rows.shape):
-            if not np.isfinite(rows[block]).all():
-                _check_finite(rows, name)  # counts them, which would take a second pass over a good file
-            yield _unit_rows(rows[block])
-    if num_pieces == 0:
-        raise UserError("distractors gives no piece: pass arrays (images, numbers per image), or None for none.")
-
-
-def _is_in_pieces(distractors: Array | Iterable[Array]) -> bool:
-    """Whether it is an iterable over arrays (M,D), not one array or nested lists of one."""
-    if hasattr(distractors, "__array__") or not isinstance(distractors, Iterable):
-        return False
-    if isinstance(distractors, (list, tuple)):
-        return len(distractors) > 0 and getattr(distractors[0], "ndim", 0) == 2
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------ folds of pairs
@@ -445,116 +410,6 @@ def _mean_rate_strictest_first(accepted: np.ndarray, totals: np.ndarray) -> np.n
 # ---------------------------------------------------------------------------------------------------------- at the door
 
 
-def _is_tensor(value: object) -> bool:
-    """Whether `value` is a torch tensor: where torch was never imported nothing is, and it need not be."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _as_numpy(value: Array, name: str) -> np.ndarray:
-    """`value` as a NumPy array on the CPU, without a copy where it can be."""
-    if _is_tensor(value):
-        value = value.detach().cpu()
-        if value.dtype == sys.modules["torch"].bfloat16:  # NumPy has no bfloat16
-            value = value.float()
-        return value.numpy()
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise UserError(f"{name} is no array ({error}): give all rows the same length.") from error
-
-
-def _embedding_rows(value: Array, name: str) -> np.ndarray:
-    """`value` as a (N,D) array of finite floating point numbers, N and D at least 1; raises UserError."""
-    rows = _shaped_rows(value, name)
-    _check_finite(rows, name)
-    return rows
-
-
-def _shaped_rows(value: Array, name: str) -> np.ndarray:
-    """`value` as a (N,D) array of floating point numbers, finite or not; raises UserError."""
-    rows = _as_numpy(value, name)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise UserError(f"{name} has shape {rows.shape}, it must be (images, numbers per image): pass a row per image.")
-    if rows.dtype.kind != "f":
-        raise UserError(f"{name} holds {rows.dtype} values, it must hold floating point numbers: pass network outputs.")
-    return rows
-
-
-def _check_finite(rows: np.ndarray, name: str) -> None:
-    broken = np.concatenate([~np.isfinite(rows[piece]).all(axis=1) for piece in _blocks(*rows.shape)])
-    if broken.any():
-        raise UserError(
-            f"{name} holds NaN or infinity in {np.count_nonzero(broken)} of {len(rows)} rows, the first is row "
-            f"{np.argmax(broken)}: check that image and the weights."
-        )
-
-
-def _check_same_size(a: np.ndarray, b: np.ndarray, a_name: str, b_name: str) -> None:
-    if a.shape[1] != b.shape[1]:
-        raise UserError(
-            f"{a_name} has {a.shape[1]} numbers per image and {b_name} has {b.shape[1]}: "
-            "extract both with the same weights and the same join."
-        )
-
-
-def _aligned_embeddings(a: Array, b: Array, a_name: str, b_name: str) -> tuple[np.ndarray, np.ndarray]:
-    a_rows, b_rows = _embedding_rows(a, a_name), _embedding_rows(b, b_name)
-    if a_rows.shape != b_rows.shape:
-        raise UserError(
-            f"{a_name} has shape {a_rows.shape} and {b_name} {b_rows.shape}: pass arrays whose rows belong together."
-        )
-    return a_rows, b_rows
-
-
-def _identity_labels(value: Array, name: str, num_images: int | None = None) -> np.ndarray:
-    """`value` as a (N,) array of int64 or str, one for each of `num_images` where that is known; raises UserError."""
-    labels = _as_numpy(value, name)
-    if labels.dtype == object and all(isinstance(label, str) for label in labels.flat):  # a pandas column of strings
-        labels = labels.astype(np.str_)
-    if labels.ndim != 1 or len(labels) == 0:
-        raise UserError(f"{name} has shape {labels.shape}, it must be one identity per image, (images,).")
-    if num_images is not None and len(labels) != num_images:
-        raise UserError(f"{name} has {len(labels)} entries for {num_images} images: pass one per image in their order.")
-    if labels.dtype.kind not in "iuUS":
-        raise UserError(f"{name} holds {labels.dtype} values, identities must be whole numbers or strings.")
-    return labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.str_)
-
-
-def _codes(identities: Array, num_images: int | None = None) -> np.ndarray:
-    """Identities as 0..K-1, (N,); raises UserError, also for fewer than two images."""
-    labels = _identity_labels(identities, "identities", num_images)
-    if len(labels) < 2:
-        raise UserError("identities names one image, there is nothing to compare it with: pass two images or more.")
-    return np.unique(labels, return_inverse=True)[1]
-
-
-def _labelled_units(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.ndarray]:
-    """L2-normalised float64 embeddings (N,D) and identities as 0..K-1 (N,)."""
-    rows = _embedding_rows(embeddings, "embeddings")
-    codes = _codes(identities, len(rows))
-    return _unit_rows(rows), codes
-
-
-def _shared_codes(probe_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides' identities as 0..K-1, one code per identity; raises UserError where the gallery lacks one."""
-    if probe_labels.dtype.kind != gallery_labels.dtype.kind:
-        raise UserError(
-            "probe_identities and gallery_identities are numbers on one side and strings on the other: "
-            "name the identities the same way on both."
-        )
-    known, gallery_codes = np.unique(gallery_labels, return_inverse=True)
-    is_missing = ~np.isin(probe_labels, known)
-    if is_missing.any():
-        missing = np.unique(probe_labels[is_missing])
-        names = ", ".join(str(name) for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise UserError(
-            f"The gallery lacks {len(missing)} of the probes' identities ({names}): "
-            "add an image of each to the gallery or take those probes out."
-        )
-    return np.searchsorted(known, probe_labels), gallery_codes
-
-
 def _count_mate_pairs(codes: np.ndarray) -> int:
     """Number of ordered pairs of two images of one identity; raises UserError where there is none."""
     images_per_identity = np.bincount(codes)
@@ -562,27 +417,3 @@ def _count_mate_pairs(codes: np.ndarray) -> int:
     if num_pairs == 0:
         raise UserError("identities has no two images of one identity, so no probe has a mate: check the labels.")
     return num_pairs
-
-
-def _check_max_rank(max_rank: int) -> None:
-    if max_rank < 1:
-        raise UserError(f"max_rank is {max_rank}, it must be 1 or more.")
-
-
-def _pairs(scores: Array, genuine: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N,) float64 and labels (N,) bool with at least one genuine and one impostor pair; raises UserError."""
-    score_row, labels = _as_numpy(scores, "scores"), _as_numpy(genuine, "genuine")
-    if score_row.ndim != 1 or score_row.shape != labels.shape or len(score_row) == 0:
-        raise UserError(
-            f"scores has shape {score_row.shape} and genuine {labels.shape}: "
-            "pass one score and one label per pair, both (pairs,)."
-        )
-    if score_row.dtype.kind not in "fiu" or not np.isfinite(score_row).all():
-        raise UserError("scores holds values that are not finite numbers: check the embeddings they come from.")
-    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
-        raise UserError("genuine holds values other than 0 and 1: pass 1 for a genuine pair, 0 for an impostor pair.")
-    is_genuine = labels.astype(bool)
-    if is_genuine.all() or not is_genuine.any():
-        kind = "impostor" if is_genuine.all() else "genuine"
-        raise UserError(f"genuine marks no {kind} pair among {len(labels)}: verification needs both kinds.")
-    return score_row.astype(np.float64), is_genuine

@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from meta import UserError
+from utils.arrays import (
+    blocks,
+    embedding_rows,
+    identity_codes,
+    scored_pairs,
+    unit_rows,
+)
 from utils.metrics import area_under_curve, equal_error_rate, tar_at_far
-from utils.protocols import _blocks, _codes, _embedding_rows, _pairs, _unit_rows
 
 if TYPE_CHECKING:
-    from utils.protocols import Array
+    from utils.arrays import Array
 
     Progress: TypeAlias = Callable[[Iterable, int, str], Iterable]  # utils.run_log.progress fits
 
@@ -45,7 +51,7 @@ def verification(scores: Array, genuine: Array, max_points: int = MAX_CURVE_POIN
 
     Raises: UserError for wrong shapes, no genuine or no impostor pair, scores that are not finite.
     """
-    score_row, is_genuine = _pairs(scores, genuine)
+    score_row, is_genuine = scored_pairs(scores, genuine)
     genuine_scores, impostor_scores = np.sort(score_row[is_genuine]), np.sort(score_row[~is_genuine])
     tally = Tally(genuine_scores)
     tally.add(impostor_scores)
@@ -310,10 +316,10 @@ def directions(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.nda
 
     Raises: UserError for wrong shapes, fewer than two pictures, embeddings with NaN, infinity or no length.
     """
-    rows = _embedding_rows(embeddings, "embeddings")
-    codes = _codes(identities, len(rows))
+    rows = embedding_rows(embeddings, "embeddings")
+    codes = identity_codes(identities, len(rows))
     with np.errstate(over="ignore"):  # such a row is named below
-        units = _unit_rows(rows)
+        units = unit_rows(rows)
     has_none = np.abs(np.linalg.norm(units, axis=1) - 1) > 1e-6  # zeros, or numbers too small or large to square
     if has_none.any():
         raise UserError(
@@ -344,7 +350,7 @@ def genuine_positions(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def pair_cosines(units: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosines (P,) of rows `first` and `second` (P,) of `units` (N,D), to 12 decimals."""
     scores = np.empty(len(first))
-    for pairs in _blocks(len(first), units.shape[1]):
+    for pairs in blocks(len(first), units.shape[1]):
         scores[pairs] = np.einsum("pd,pd->p", units[first[pairs]], units[second[pairs]])
     return _rounded(scores)
 
@@ -353,8 +359,8 @@ def impostor_blocks(
     units: np.ndarray, codes: np.ndarray, progress: Progress | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Cosines of all pairs of two identities and the pictures' positions, (I,) each with first < second, in blocks."""
-    blocks = list(_blocks(len(units), max(1, len(units))))
-    for rows in blocks if progress is None else progress(blocks, len(blocks), "pairs of pictures"):
+    pieces = list(blocks(len(units), max(1, len(units))))
+    for rows in pieces if progress is None else progress(pieces, len(pieces), "pairs of pictures"):
         scores = units[rows] @ units[rows.start :].T
         is_impostor = codes[rows, None] != codes[rows.start :]
         is_impostor &= np.arange(rows.start, len(units)) > np.arange(rows.start, rows.stop)[:, None]
