@@ -192,6 +192,47 @@ WEIGHT_FILES = MappingProxyType(
     }
 )
 
+# ---------------------------------------------------------------------------------------------- published figures
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """What a paper reports, in percent, under the name that the paper gives the setting."""
+
+    method: str
+    benchmark: str  # a key of BENCHMARKS, or "lfw", "agedb_30"
+    setting: str
+    value_percent: float
+    source: str
+    protocol: str | None = None  # the protocol and figure of ours that measure the same, None where the set is not ours
+    figure: str | None = None
+
+
+_OE_CNN = "Wang et al., Orthogonal Deep Features Decomposition for Age-Invariant Face Recognition, ECCV 2018"
+_DAL = "Wang et al., Decorrelated Adversarial Learning for Age-Invariant Face Recognition, CVPR 2019"
+_AIM = "Zhao et al., Look Across Elapse: Disentangled Representation Learning and Photorealistic Cross-Age Face " \
+       "Synthesis for Age-Invariant Face Recognition, AAAI 2019"  # fmt: skip
+_MAGFACE = "Meng et al., MagFace: A Universal Representation for Face Recognition and Quality Assessment, CVPR 2021"
+_RANK1 = {"protocol": "probe_gallery", "figure": "rank1_percent"}
+_LEAVE_ONE_OUT = {"protocol": "leave_one_out", "figure": "rank1_percent"}
+_ACCURACY = {"protocol": "verification", "figure": "accuracy_percent"}
+
+PUBLISHED_FIGURES = (
+    PublishedFigure("OE-CNN", "morph2", "MORPH Album 2, 10,000 subjects, rank-1", 98.55, _OE_CNN, **_RANK1),
+    PublishedFigure("OE-CNN", "morph2", "MORPH Album 2, 3,000 subjects, rank-1", 98.67, _OE_CNN, **_RANK1),
+    PublishedFigure("OE-CNN", "cacd_vs", "CACD-VS, accuracy", 99.2, _OE_CNN, **_ACCURACY),
+    PublishedFigure("OE-CNN", "lfw", "LFW, accuracy", 99.35, _OE_CNN, **_ACCURACY),
+    PublishedFigure("DAL", "fgnet", "FG-NET, leave-one-out, rank-1", 94.5, _DAL, **_LEAVE_ONE_OUT),
+    PublishedFigure("DAL", "cacd_vs", "CACD-VS, accuracy", 99.4, _DAL, **_ACCURACY),
+    PublishedFigure("DAL", "lfw", "LFW, accuracy", 99.47, _DAL, **_ACCURACY),
+    PublishedFigure("AIM + CAFR", "morph2", "MORPH Album2, Setting-1, rank-1", 99.65, _AIM, **_RANK1),
+    PublishedFigure("AIM + CAFR", "morph2", "MORPH Album2, Setting-2, rank-1", 99.26, _AIM, **_RANK1),
+    PublishedFigure("AIM", "fgnet", "FG-NET, leave-one-out, rank-1", 93.20, _AIM, **_LEAVE_ONE_OUT),
+    PublishedFigure("AIM + CAFR", "cacd_vs", "CACD-VS, accuracy", 99.76, _AIM, **_ACCURACY),
+    PublishedFigure("MagFace (a general model)", "calfw", "CALFW, accuracy", 96.15, _MAGFACE, **_ACCURACY),
+    PublishedFigure("MagFace (a general model)", "agedb_30", "AgeDB-30, accuracy", 98.17, _MAGFACE, **_ACCURACY),
+)
+
 # ----------------------------------------------------------------------------------------------------------- paper
 
 CITATION = (

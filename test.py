@@ -1,70 +1,94 @@
-"""Tests a model on FG-NET, MORPH2, CACD-VS and CALFW by the published protocols.
+"""Tests models on FG-NET, MORPH2, CACD-VS and CALFW by the published protocols and beyond, and writes a report.
 
     python test.py                                          the published weights and data
     python test.py --weights runs/iefp/iefp.pth --face-dataset demo/face_dataset
+    python test.py --weights runs/*/iefp.pth                several models side by side
+    python test.py --embeddings others.npz --benchmarks fgnet
     torchrun --nproc-per-node 2 test.py                     the same on two GPUs
 
 Every image is embedded once (original and mirror image); both joins of the two views are reported, and beside them
-what chance and raw grey pixels give. Writes results.json and results.md into --output. The exit status is 0 when
-everything asked for ran, 2 when something was missing or wrong.
+what chance and raw grey pixels give. Writes results.json, results.md and report.html into --output. The exit status is
+0 when everything asked for ran, 2 when something was missing or wrong.
 """
 
+import datetime
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from PIL import Image
+from utils.report_page import report_html
 
-from data.faces import FaceIndex, index_identity_folders
-from data.feature_files import open_distractors
+from data.faces import FaceIndex, Faces, index_identity_folders
+from data.feature_files import match_names, open_distractors, read_features
+from data.index_cache import CACHE_FOLDER
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.transforms import to_network_input
-from data.verification_bins import VerificationBin, find_verification_bins, read_verification_bin
-from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, WEIGHT_FILES, Benchmark, UserError
-from models.weights import load_for_embedding
-from utils.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
-from utils.config import bounded, parse_config, run_script, write_json
-from utils.distributed import Process, gather_lists, start_process, stop_process, tell
-from utils.extraction import Extracted, extract
-from utils.protocols import (
-    age_group_error,
-    exact_verification,
-    join_views,
-    leave_one_out,
-    leave_one_out_chance,
-    mates_against_rest,
-    mates_against_rest_chance,
-    pair_scores,
-    probe_gallery,
-    probe_gallery_chance,
-    ten_fold_verification,
+from data.verification_bins import VerificationBin, file_sha256, find_verification_bins, read_verification_bin
+from meta import (
+    BENCHMARKS,
+    FACE_DATASET_FOLDER,
+    FILENAME_PATTERNS,
+    PUBLISHED_FIGURES,
+    WEIGHT_FILES,
+    Benchmark,
+    UserError,
 )
-from utils.report import Row, rows_of, table
-
-JOINS = ("concatenate", "add")
-ANALYSED_JOIN = "concatenate"  # of what lies beyond the published figures
+from models.iefp import IEFP
+from models.weights import load_estimator, load_for_embedding
+from utils.config import as_plain, bounded, parse_config, run_script, write_json, write_text
+from utils.distributed import Process, gather_lists, start_process, stop_process, tell
+from utils.embedding_cache import EmbeddingCache
+from utils.extraction import Extracted, extract
+from utils.report import comparison_table, table
+from utils.scoring import (
+    Comparable,
+    Options,
+    Picture,
+    Result,
+    compare,
+    make_rows,
+    score_identities,
+    score_pair_list,
+    score_probe_gallery,
+)
 
 
 @dataclass(frozen=True)
 class TestConfig:
-    """Test a model on the four benchmarks by the published protocols."""
+    """Test models on the four benchmarks by the published protocols and beyond."""
 
-    weights: Path = Path(WEIGHT_FILES["iefp"].path)
-    """The released IEFP file, an InsightFace backbone.pth, or what train.py writes."""
+    weights: tuple[Path, ...] = ()
+    """The released IEFP file (taken unless told), InsightFace backbone.pth files, or what train.py writes; several are
+    set side by side."""
+    embeddings: tuple[Path, ...] = ()
+    """Embeddings of other people's models, scored without their code: .npz with names and embeddings, .npy or .bin
+    with a text file of names beside it."""
     benchmarks: tuple[Literal["fgnet", "morph2", "cacd_vs", "calfw"], ...] = tuple(BENCHMARKS)
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     bins: tuple[Path, ...] = ()
     """InsightFace verification sets (lfw.bin, agedb_30.bin, ...); those directly in --face-dataset are tested too,
     unless --benchmarks or --bins says what to test."""
+    identity_folders: tuple[Path, ...] = ()
+    """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols."""
+    names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
+    """How the file names of --identity-folders hold the age; ms1mv3 fits AgeDB's too (0_MariaCallas_35_f.jpg)."""
+    morph2_subjects: tuple[int, ...] = bounded((), low=2)
+    """MORPH2 at these numbers of subjects instead of 3,000 and 10,000: the folders of that number where they are
+    there, else so many drawn by --seed from the largest."""
     output: Path = Path("results")
-    """Folder for results.json and results.md."""
+    """Folder for results.json, results.md and report.html."""
     analysis: bool = True
     """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, leaks of age."""
+    pictures: bool = True
+    """Show the worst errors as pictures in report.html; faces are personal data."""
     distractors: Path | None = None
     """Features of strangers among whom FG-NET's people are searched too: .npz, .npy or MegaFace's .bin, or a folder of
     these; as long as the joined embeddings, 1,024 numbers."""
@@ -72,6 +96,10 @@ class TestConfig:
     """Of resampling and of splits into folds."""
     allow_missing: bool = False
     """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
+    keep_embeddings: bool = True
+    """Keep embeddings on disk, so that a second test of the same weights and data takes seconds."""
+    cache_folder: Path | None = None
+    """Where embeddings are kept; .iefp_cache in --face-dataset unless given."""
     batch_size: int = bounded(64, low=1)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -79,176 +107,169 @@ class TestConfig:
     """Processes that read images; 0 reads in the main process."""
 
 
-SCHEMA = 2  # of results.json; 1 had no analysis
-Embed = Callable[[FaceIndex, str], Extracted]
-Result = dict[str, Any]  # protocol -> column (a join or a floor) -> figures
-Score = Callable[[], Result]  # what is left to do once all is embedded: under torchrun the first process does it
+SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing to run and report: a benchmark, or one of MORPH2's two sizes."""
+    """One thing to run and report: a benchmark, one of MORPH2's sizes, or a set of the user's."""
 
     name: str  # in results.json
     title: str  # on the screen
     benchmark: Benchmark
-    folders: tuple[str, ...]  # below face_dataset/
-    bin_path: Path | None = None  # of a verification set, which has no folders
+    folders: tuple[Path, ...] = ()
+    path: Path | None = None  # of a verification set
+    num_subjects: int = 0  # of MORPH2
+    pattern: str | None = None  # of the ages in file names
 
 
-def settings_of(benchmark: Benchmark) -> list[Setting]:
+@dataclass(frozen=True)
+class Task:
+    """The data of a setting: pictures to embed, and how their embeddings are scored."""
+
+    sides: tuple[tuple[Faces, str], ...]  # pictures, and what they are called while they are embedded
+    score: Callable[[list[Extracted], Options], tuple[Result, Comparable]]
+    name: Callable[[Faces, int], str]  # of a picture, in the report
+
+
+def settings_of(config: TestConfig) -> list[Setting]:
+    """All that is to run, in the order of the report."""
+    settings = [setting for name in config.benchmarks for setting in settings_of_benchmark(config, BENCHMARKS[name])]
+    settings += [
+        Setting(name, name, OWN_FOLDER, (path,), pattern=None if config.names == "none" else config.names)
+        for path, name in zip(config.identity_folders, short_names(config.identity_folders), strict=True)
+    ]
+    found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
+    paths = config.bins or found
+    names = [path.name for path in paths]
+    return settings + [
+        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, OWN_BIN, path=path)
+        for path in paths
+    ]
+
+
+def settings_of_benchmark(config: TestConfig, benchmark: Benchmark) -> list[Setting]:
+    folders = tuple(config.face_dataset / folder for folder in benchmark.folders)
     if not benchmark.subject_counts:
-        return [Setting(benchmark.name, benchmark.title, benchmark, benchmark.folders)]
+        return [Setting(benchmark.name, benchmark.title, benchmark, folders, pattern=benchmark.pattern)]
+    root = folders[0].parent
     return [
         Setting(
             f"{benchmark.name}_{count}",
             f"{benchmark.title} {count:,}",
             benchmark,
-            tuple(folder for folder in benchmark.folders if folder.endswith(f"_{count}")),
+            (root / f"probe_{count}", root / f"gallery_{count}"),
+            num_subjects=count,
+            pattern=benchmark.pattern,
         )
-        for count in benchmark.subject_counts
+        for count in config.morph2_subjects or benchmark.subject_counts
     ]
 
 
-def settings_of_bins(config: TestConfig) -> list[Setting]:
-    """One a .bin file: those of --bins, or, where nothing else was asked for, those in face_dataset."""
-    found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
-    paths = config.bins or found
-    names = [path.name for path in paths]
-    return [
-        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, BIN, (), path) for path in paths
-    ]
+OWN_FOLDER = Benchmark("folder", "identity folders", "leave_one_out", folders=(), pattern=None, source="",
+                       unpacked_into="", notes="one folder a person")  # fmt: skip
+OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
+                    unpacked_into="")  # fmt: skip
 
 
-BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
-                unpacked_into="")  # fmt: skip
+def short_names(paths: tuple[Path, ...]) -> list[str]:
+    """The last parts of each path, as many as tell all of them apart."""
+    for num_parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"the same path is given twice among {', '.join(map(str, paths))}: give each once.")
 
 
 # ------------------------------------------------------------------------------------------------- the benchmarks
 
 
-def run_fgnet(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
+def identities_task(config: TestConfig, setting: Setting, process: Process) -> Task:
     """Leave-one-out, and every pair of mates against all images of other people."""
     faces = index_identities(config, setting, setting.folders[0])
-    distractors = open_distractors(config.distractors) if config.distractors else None
-    extracted, identities = embed(faces, setting.title), faces.identities
-
-    def score() -> Result:
-        result = {
-            "num_images": len(faces),
-            "num_identities": faces.num_identities,
-            "leave_one_out": for_each_column(extracted, partial(leave_one_out, identities=identities))
-            | {"chance": leave_one_out_chance(identities)},
-            "mates_against_rest": for_each_column(extracted, partial(mates_against_rest, identities=identities))
-            | {"chance": mates_against_rest_chance(identities)},
-            **age_errors([(extracted, faces)]),
-        }
-        if config.analysis:
-            embeddings = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
-            result["analysis"] = analyse_identities(
-                embeddings, identities, faces.ages, extracted.age_features, faces.key, distractors, config.seed
-            )
-        return result
-
-    return score
+    known = Picture(faces.identities, faces.ages, faces.age_groups, faces.key)
+    return Task(((faces, setting.title),), lambda of, options: score_identities(of[0], known, options), key_of)
 
 
-def run_morph2(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
+def probe_gallery_task(config: TestConfig, setting: Setting, process: Process) -> Task:
     """One probe and one gallery image a subject."""
-    probe, gallery = (index_identities(config, setting, folder) for folder in setting.folders)
+    folders, draw = setting.folders, False
+    if not any(folder.is_dir() for folder in folders) and setting.num_subjects not in setting.benchmark.subject_counts:
+        folders, draw = largest_morph2(config, setting), True
+    probe, gallery = (index_identities(config, setting, folder) for folder in folders)
+    if draw:
+        probe, gallery = draw_subjects(probe, gallery, setting.num_subjects, config.seed)
+        tell(process, f"{setting.title}: drawn by --seed {config.seed} from {folders[0].name}, {folders[1].name}")
+
+    def name(faces: Faces, i: int) -> str:  # both sides may have pictures of one name
+        return f"{Path(faces.root).name}/{faces.key(i)}"
+
     # Subjects are matched by folder name: the two sides may not hold the same ones in the same order.
-    probe_subjects, gallery_subjects = (np.array(side.identity_names)[side.identities] for side in (probe, gallery))
-    of_probe, of_gallery = embed(probe, f"{setting.title} probes"), embed(gallery, f"{setting.title} gallery")
-
-    def score() -> Result:
-        analysis = {}
-        if config.analysis:
-            joined = [join_views(side.original, side.mirror, ANALYSED_JOIN) for side in (of_probe, of_gallery)]
-            analysis = {"analysis": analyse_probe_gallery(joined[0], probe_subjects, joined[1], gallery_subjects)}
-        columns = zip(embedding_columns(of_probe), embedding_columns(of_gallery), strict=True)
-        return {
-            "num_probes": len(probe),
-            "num_gallery": len(gallery),
-            "probe_gallery": {
-                column: probe_gallery(probe_embeddings, probe_subjects, gallery_embeddings, gallery_subjects)
-                for (column, probe_embeddings), (_, gallery_embeddings) in columns
-            }
-            | {"chance": probe_gallery_chance(probe_subjects, gallery_subjects)},
-            **age_errors([(of_probe, probe), (of_gallery, gallery)]),
-            **analysis,
-        }
-
-    return score
+    known = tuple(
+        Picture(np.array(side.identity_names)[side.identities], side.ages, side.age_groups,
+                lambda i, side=side: name(side, i))
+        for side in (probe, gallery)
+    )  # fmt: skip
+    sides = ((probe, f"{setting.title} probes"), (gallery, f"{setting.title} gallery"))
+    return Task(sides, lambda of, options: score_probe_gallery((of[0], of[1]), known, options), name)
 
 
-def run_verification(config: TestConfig, setting: Setting, process: Process, embed: Embed) -> Score:
+def largest_morph2(config: TestConfig, setting: Setting) -> tuple[Path, Path]:
+    """The folders of the largest number of subjects that has both."""
+    root = setting.folders[0].parent
+    counts = [int(path.name.removeprefix("probe_")) for path in root.glob("probe_*") if path.name[6:].isdecimal()]
+    counts = [count for count in counts if (root / f"gallery_{count}").is_dir()]
+    if not counts:
+        raise UserError(f"{root} holds no probe_N and gallery_N: {how_to_get(config, setting.benchmark)}.")
+    return root / f"probe_{max(counts)}", root / f"gallery_{max(counts)}"
+
+
+def draw_subjects(probe: FaceIndex, gallery: FaceIndex, count: int, seed: int) -> tuple[FaceIndex, FaceIndex]:
+    """The two sides with `count` subjects that both have, drawn by `seed`."""
+    both = sorted(set(probe.identity_names) & set(gallery.identity_names))
+    if len(both) < count:
+        raise UserError(f"--morph2-subjects {count}: {probe.root} and {gallery.root} have {len(both)} subjects in "
+                        f"common: give a smaller number.")  # fmt: skip
+    drawn = {both[i] for i in np.random.default_rng(seed).permutation(len(both))[:count]}
+    sides = [
+        side.of_identities(k for k, name in enumerate(side.identity_names) if name in drawn)
+        for side in (probe, gallery)
+    ]
+    return sides[0], sides[1]
+
+
+def pairs_task(config: TestConfig, setting: Setting, process: Process) -> Task:
     """Ten folds of pairs; the published figures, and exact ones over all pairs under other names."""
     pairs = read_pairs(config, setting, process)
-    extracted, is_bin = embed(pairs.images, setting.title), isinstance(pairs, VerificationBin)
+    is_bin = isinstance(pairs, VerificationBin)
+    told = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({"sha256": pairs.sha256} if is_bin else {})
 
-    def score_pairs(embeddings: np.ndarray) -> dict[str, float]:
-        scores = pair_scores(embeddings[pairs.first], embeddings[pairs.second])
-        return ten_fold_verification(scores, pairs.genuine) | exact_verification(scores, pairs.genuine)
+    def score(of: list[Extracted], options: Options) -> tuple[Result, Comparable]:
+        listed = pairs.first, pairs.second, pairs.genuine
+        result, comparable = score_pair_list(of[0], *listed, pairs.images.key, options, with_sum=is_bin)
+        return told | result, comparable
 
-    def analysis() -> Result:
-        if not config.analysis:
-            return {}
-        embeddings = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
-        scores = pair_scores(embeddings[pairs.first], embeddings[pairs.second])
-        of = analyse_pairs(scores, pairs.genuine, pairs.first, pairs.second, pairs.images.key, config.seed)
-        return {"analysis": of}
-
-    return lambda: {
-        **({"sha256": pairs.sha256} if is_bin else {}),
-        "num_pairs": len(pairs),
-        "num_pairs_dropped": pairs.num_pairs_dropped,
-        "verification": for_each_column(extracted, score_pairs)
-        # InsightFace's way for .bin files: the views are added before they are normalised.
-        | ({"sum": score_pairs(extracted.original + extracted.mirror)} if is_bin else {})
-        | {"chance": VERIFICATION_CHANCE},
-        **analysis(),
-    }
+    return Task(((pairs.images, setting.title),), score, key_of)
 
 
-VERIFICATION_CHANCE = {
-    "accuracy_percent": 50.0,
-    "auc_percent": 50.0,
-    "eer_percent": 50.0,
-    "tar_at_far_1e-2_percent": 1.0,
+def key_of(faces: Faces, i: int) -> str:
+    return faces.key(i)
+
+
+TASKS = {
+    "leave_one_out": identities_task,
+    "probe_gallery": probe_gallery_task,
+    "ten_fold_verification": pairs_task,
 }
-RUNNERS = {
-    "leave_one_out": run_fgnet,
-    "probe_gallery": run_morph2,
-    "ten_fold_verification": run_verification,
-}
-
-
-def for_each_column(extracted: Extracted, protocol: Callable[[np.ndarray], dict]) -> dict[str, dict[str, float]]:
-    """The protocol's figures for both joins and for raw grey pixels."""
-    return {column: protocol(embeddings) for column, embeddings in embedding_columns(extracted)}
-
-
-def embedding_columns(extracted: Extracted) -> list[tuple[str, np.ndarray]]:
-    joined = [(how, join_views(extracted.original, extracted.mirror, how)) for how in JOINS]
-    return [*joined, ("grey_pixels", extracted.grey_pixels)]
-
-
-def age_errors(sides: list[tuple[Extracted, FaceIndex]]) -> dict[str, dict[str, float]]:
-    """Age-group error over the images of all sides; empty without an age branch."""
-    if sides[0][0].age_probabilities_original is None:
-        return {}
-    original = np.concatenate([extracted.age_probabilities_original for extracted, _ in sides])
-    mirror = np.concatenate([extracted.age_probabilities_mirror for extracted, _ in sides])
-    return {"age": age_group_error(original, mirror, np.concatenate([faces.age_groups for _, faces in sides]))}
 
 
 # ------------------------------------------------------------------------------------------------------- the data
 
 
-def index_identities(config: TestConfig, setting: Setting, folder: str) -> FaceIndex:
+def index_identities(config: TestConfig, setting: Setting, folder: Path) -> FaceIndex:
     return index_identity_folders(
-        config.face_dataset / folder,
-        FILENAME_PATTERNS[setting.benchmark.pattern],
+        folder,
+        None if setting.pattern is None else FILENAME_PATTERNS[setting.pattern],
         min_identities=2,
         what=f"{setting.title} images ({setting.benchmark.notes})",
         how_to_get=how_to_get(config, setting.benchmark),
@@ -257,11 +278,11 @@ def index_identities(config: TestConfig, setting: Setting, folder: str) -> FaceI
 
 def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairList:
     """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
-    if setting.bin_path is not None:
-        pairs = read_verification_bin(setting.bin_path)
-        tell(process, f"{setting.bin_path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
+    if setting.path is not None:
+        pairs = read_verification_bin(setting.path)
+        tell(process, f"{setting.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
         return pairs
-    benchmark, images = setting.benchmark, config.face_dataset / setting.folders[0]
+    benchmark, images = setting.benchmark, setting.folders[0]
     if not images.is_dir():
         raise UserError(f"folder {images} does not exist: it should hold {setting.title} images "
                         f"({benchmark.notes}); {how_to_get(config, benchmark)}.")  # fmt: skip
@@ -283,104 +304,247 @@ def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairLi
 
 
 def how_to_get(config: TestConfig, benchmark: Benchmark) -> str:
+    if not benchmark.source:
+        return ""
     return (
         f"get {benchmark.source} and unpack it into {config.face_dataset / benchmark.unpacked_into}, or draw made-up "
         f"faces with `python prepare.py synthetic --output demo/face_dataset` and add --face-dataset demo/face_dataset"
     )
 
 
-# ------------------------------------------------------------------------------------------------------ the table
-
-LABELS = {
-    "leave_one_out": {"rank1_percent": "leave-one-out rank-1 %"},
-    "mates_against_rest": {
-        "cmc_percent_1": "mates against rest, rank 1 %",
-        "cmc_percent_10": "mates against rest, rank 10 %",
-    },
-    "probe_gallery": {"rank1_percent": "rank-1 %"},
-    "verification": {
-        "accuracy_percent": "ten-fold accuracy %",
-        "auc_percent": "ten-fold AUC %",
-        "eer_percent": "ten-fold EER %",
-        "tar_at_far_1e-2_percent": "TAR % at FAR 1e-2, all pairs",
-    },
-}
+# ----------------------------------------------------------------------------------------------------- the models
 
 
-def make_rows(settings: list[Setting], results: dict[str, Result]) -> list[Row]:
-    """The table's rows of those settings that ran."""
-    rows = []
-    for setting in settings:
-        result = results.get(setting.name, {})
-        for protocol, labels in LABELS.items():
-            if protocol in result:
-                rows += rows_of(setting.title, labels, result[protocol])
-        if "age" in result:  # of the age branch: no views are joined, so one column
-            rows.append(Row(setting.title, "age error, in age groups", result["age"]["age_group_mae"], None))
-    return rows
+class WeightsModel:
+    """A weight file: embeds pictures, or takes what was kept of them."""
+
+    def __init__(self, path: Path, name: str, config: TestConfig, process: Process):
+        self.name, self.config, self.process = name, config, process
+        self.model, self.has_age_branch = load_for_embedding(path)
+        has_estimator = self.has_age_branch and load_estimator(self.model, path)
+        self.model.to(process.device)
+        if not self.has_age_branch:
+            tell(process, f"{path} holds no age branch: age errors are left out")
+        self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
+        self.description = {
+            "weights": str(path),
+            "sha256": file_sha256(path),
+            "backbone": self.model.backbone_id.backbone,
+            "purification": self.model.backbone_id.purification,
+        }
+        folder = config.cache_folder or config.face_dataset / CACHE_FOLDER
+        self.cache = EmbeddingCache(folder, lambda text: tell(process, text)) if config.keep_embeddings else None
+
+    def embed(self, faces: Faces, what: str) -> Extracted | None:
+        """The embeddings; None in processes that need none, when the first one has kept ones."""
+        config, process = self.config, self.process
+        of_model = {
+            "weights": self.description["sha256"],
+            "device": process.device.type,
+            "torch": torch.__version__,
+        }
+        kept = None
+        if self.cache is not None:
+            pictures = faces.state()
+            kept = self.cache.load(of_model, pictures, len(faces)) if process.is_first else None
+            if any(gather_lists([kept is not None], process)):
+                return kept
+        loader = evaluation_loader(
+            faces,
+            config.batch_size,
+            config.workers,
+            process.device.type == "cuda",
+            process.rank,
+            process.world_size,
+        )
+        extracted = extract(
+            self.model, batches(loader), len(faces), process, to_network_input, self.has_age_branch, what
+        )
+        if self.cache is not None and process.is_first:
+            self.cache.save(of_model, pictures, extracted)
+        return extracted
+
+
+def estimator_of(model: IEFP, device: torch.device) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
+    """The model's CLUB for arrays: age and identity features (B, 512) and a permutation (B,) -> the estimate."""
+
+    @torch.inference_mode()
+    def mutual_information(age: np.ndarray, identity: np.ndarray, permutation: np.ndarray) -> float:
+        arrays = (age.astype(np.float32), identity.astype(np.float32), permutation)
+        return float(model.clubmi.mutual_information(*(torch.from_numpy(array).to(device) for array in arrays)))
+
+    return mutual_information
+
+
+class FeaturesModel:
+    """A file of another model's embeddings: nothing of that model runs here."""
+
+    mutual_information = None
+
+    def __init__(self, path: Path, name: str, process: Process):
+        self.name, self.path, self.process = name, path, process
+        self.features = read_features(path)
+        self.description = {"embeddings": str(path)}
+        if path.is_file():
+            self.description["sha256"] = file_sha256(path)
+        if self.features.not_read:
+            tell(process, f"{path}: not read: {', '.join(self.features.not_read)}")
+
+    def embed(self, faces: Faces, what: str) -> Extracted:
+        features, matched = self.features, match_names(self.features.names, faces, str(self.path))
+        if matched.num_by_base_name:
+            tell(self.process, f"{what}: {matched.num_by_base_name:,} pictures found in {self.path} by base name alone")
+        original = np.asarray(features.embeddings[matched.rows], np.float32)
+        # Without a mirror image both joins of a view with itself have the cosines of the view.
+        mirror = original if features.mirror is None else np.asarray(features.mirror[matched.rows], np.float32)
+        ages = None if features.age_probabilities is None else features.age_probabilities[matched.rows]
+        return Extracted(original, mirror, ages, ages, grey_pixels=None)
+
+
+Model = WeightsModel | FeaturesModel
+
+
+def open_models(config: TestConfig, process: Process) -> list[Model]:
+    weights = config.weights or (() if config.embeddings else (Path(WEIGHT_FILES["iefp"].path),))
+    names = short_names((*weights, *config.embeddings))
+    models: list[Model] = [
+        WeightsModel(path, name, config, process) for path, name in zip(weights, names, strict=False)
+    ]
+    return models + [
+        FeaturesModel(path, name, process) for path, name in zip(config.embeddings, names[len(weights) :], strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- the run
 
 
+@dataclass
+class Ran:
+    """What came of all settings and models."""
+
+    results: dict[str, dict[str, Result]]  # model -> setting -> figures
+    failures: dict[str, dict[str, str]]  # model -> setting -> why not
+    comparisons: list[dict[str, Any]]
+    faces: dict[str, Task]  # setting -> where its pictures are
+
+
 def test(config: TestConfig) -> int:
     """Runs every benchmark asked for that has its data; the exit status says whether all did."""
     process = start_process(config.device)
-    model, has_age_branch = load_for_embedding(config.weights)
-    model.to(process.device)
-    if not has_age_branch:
-        tell(process, f"{config.weights} holds no age branch: age errors are left out")
-
-    def embed(faces: FaceIndex, what: str) -> Extracted:
-        pin_memory = process.device.type == "cuda"
-        loader = evaluation_loader(
-            faces, config.batch_size, config.workers, pin_memory, process.rank, process.world_size
-        )
-        return extract(model, batches(loader), len(faces), process, to_network_input, has_age_branch, what)
-
-    settings = [setting for name in config.benchmarks for setting in settings_of(BENCHMARKS[name])]
-    settings += settings_of_bins(config)
-    results, failures = run_settings(config, settings, embed, process)
+    models, settings = open_models(config, process), settings_of(config)
+    ran = run_settings(config, settings, models, process)
     if process.is_first:
-        report = {
-            "schema": SCHEMA,
-            "weights": str(config.weights),
-            "backbone": model.backbone_id.backbone,
-            "purification": model.backbone_id.purification,
-            "results": results,
-            "did_not_run": failures,
-        }
-        write_report(config, report, table(make_rows(settings, results)))
-    status = max(gather_lists([2 if failures else 0], process))
+        write_report(config, models, ran)
+    status = max(gather_lists([2 if any(ran.failures.values()) else 0], process))
     stop_process(process)
     return status
 
 
-def run_settings(
-    config: TestConfig, settings: list[Setting], embed: Embed, process: Process
-) -> tuple[dict[str, Result], dict[str, str]]:
+def run_settings(config: TestConfig, settings: list[Setting], models: list[Model], process: Process) -> Ran:
     """Results of the settings that ran, and a sentence for each that did not.
 
     Under torchrun all processes embed, each its share; the first one scores and reports.
     """
-    results, failures = {}, {}
+    ran = Ran({model.name: {} for model in models}, {model.name: {} for model in models}, [], {})
+    distractors = open_distractors(config.distractors) if config.distractors else None
     for setting in settings:
         try:
-            score = RUNNERS[setting.benchmark.protocol](config, setting, process, embed)
-            if process.is_first:
-                results[setting.name] = score()
+            task = TASKS[setting.benchmark.protocol](config, setting, process)
         except UserError as error:
-            failures[setting.name] = str(error)
-            if process.is_first:
-                print(f"test.py: {setting.title} did not run: {error}", file=sys.stderr)
-    return results, failures
+            failed(ran, setting, models, error, process)
+            continue
+        ran.faces[setting.name] = task
+        of_models: list[tuple[Model, Comparable]] = []
+        for model in models:
+            options = Options(config.analysis, distractors, config.seed, model.mutual_information)
+            try:
+                extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in task.sides]
+                if process.is_first:
+                    result, comparable = task.score(extracted, options)
+                    ran.results[model.name][setting.name] = {"title": setting.title} | result
+                    of_models.append((model, comparable))
+            except UserError as error:
+                failed(ran, setting, [model], error, process)
+        if config.analysis:
+            ran.comparisons += compare_all(setting, of_models, config.seed)
+    return ran
 
 
-def write_report(config: TestConfig, report: dict[str, Any], text: str) -> None:
+def what_of(model: Model, models: list[Model], what: str) -> str:
+    return what if len(models) == 1 else f"{what}, {model.name}"
+
+
+def failed(ran: Ran, setting: Setting, models: list[Model], error: UserError, process: Process) -> None:
+    for model in models:
+        ran.failures[model.name][setting.name] = str(error)
+    if process.is_first:
+        of = f" ({models[0].name})" if len(ran.failures) > len(models) else ""
+        print(f"test.py: {setting.title}{of} did not run: {error}", file=sys.stderr)
+
+
+def compare_all(setting: Setting, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
+    """Every model that ran against the first one."""
+    (first, of_first), *others = of_models or [(None, None)]
+    return [
+        {"setting": setting.name, "title": setting.title, "a": model.name, "b": first.name}
+        | compare(of_model, of_first, seed)
+        for model, of_model in others
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ the report
+
+
+def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
+    report = {
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "software": {"torch": torch.__version__, "numpy": np.__version__},
+        "settings": as_plain(config),
+        "models": [
+            {"name": model.name, **model.description, "results": ran.results[model.name],
+             "did_not_run": ran.failures[model.name]}
+            for model in models
+        ],
+        "comparisons": ran.comparisons,
+        "published": [as_plain(figure) for figure in PUBLISHED_FIGURES],
+    }  # fmt: skip
+    texts = []
+    for model in models:
+        if ran.results[model.name]:
+            heading = f"{model.name}\n\n" if len(models) > 1 else ""
+            texts.append(heading + table(make_rows(ran.results[model.name])))
+    if ran.comparisons:
+        texts.append(comparison_table(ran.comparisons))
+    text = "\n\n".join(texts)
     write_json(config.output / "results.json", report)
-    (config.output / "results.md").write_text(text + "\n")
-    print(text if report["results"] else "no benchmark ran")
+    write_text(config.output / "results.md", text + "\n")
+    write_text(config.output / "report.html", report_html(report, picture_reader(ran) if config.pictures else None))
+    print(text or "no benchmark ran")
     print(f"written: {config.output / 'results.json'}, {config.output / 'results.md'}")
+    print(f"report to look at: {config.output / 'report.html'}")
+
+
+def picture_reader(ran: Ran) -> Callable[[str, str], bytes | None]:
+    """Gives the JPEG of a picture by setting and name, None where it can't be read."""
+    places: dict[str, dict[str, tuple[Faces, int]]] = {}
+
+    def read(setting: str, name: str) -> bytes | None:
+        if setting not in places:
+            task = ran.faces[setting]
+            places[setting] = {task.name(faces, i): (faces, i) for faces, _ in task.sides for i in range(len(faces))}
+        if name not in places[setting]:
+            return None
+        faces, i = places[setting][name]
+        try:
+            pixels = faces.decode(i).permute(1, 2, 0).numpy()
+        except UserError:
+            return None
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, "JPEG", quality=85)
+        return packed.getvalue()
+
+    return read
 
 
 if __name__ == "__main__":

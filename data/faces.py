@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import stat
+import struct
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -135,6 +136,30 @@ class FaceIndex:
         digest = hashlib.sha256(np.ascontiguousarray(self.path_offsets, "<i8"))
         digest.update(np.ascontiguousarray(self.path_bytes))
         return digest.hexdigest()
+
+    def state(self) -> str:
+        """SHA-256 of the names, sizes and times of the files: changes where what is computed from the pixels may."""
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for i in range(len(self)):
+            found = os.stat(self.path(i))
+            digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))
+        return digest.hexdigest()
+
+    def of_identities(self, kept: Iterable[int]) -> "FaceIndex":
+        """The pictures of these identities only, positions in `identity_names`, which are numbered anew."""
+        kept = sorted(kept)
+        rows = np.flatnonzero(np.isin(self.identities, kept))
+        packed = _PackedNames()
+        for i in rows:
+            packed.append(self.name(int(i)))
+        return dataclasses.replace(
+            self,
+            path_bytes=packed.path_bytes(),
+            path_offsets=packed.path_offsets(),
+            identities=np.searchsorted(kept, self.identities[rows]).astype(np.int64),
+            ages=None if self.ages is None else self.ages[rows],
+            identity_names=tuple(self.identity_names[k] for k in kept),
+        )
 
     @property
     def num_identities(self) -> int:

@@ -89,6 +89,8 @@ class BinFaces:
         """Differs where the pictures or their order differ."""
         return self.sha256
 
+    state = fingerprint
+
 
 @dataclass(frozen=True, eq=False)
 class VerificationBin(PairList):

@@ -127,6 +127,19 @@ def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
     return model.freeze_age_branch().eval(), weights.age_branch is not None
 
 
+def load_estimator(model: IEFP, path: str | Path) -> bool:
+    """Puts the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits."""
+    found = {key: value for key, value in read_weight_file(path).tensors.items() if key.startswith("clubmi.")}
+    expected = {key: value for key, value in model.state_dict().items() if key.startswith("clubmi.")}
+    # BatchNorm's counters may lack, nothing here reads them.
+    needed = [key for key in expected if not key.endswith("num_batches_tracked")]
+    if any(key not in found or found[key].shape != expected[key].shape for key in needed):
+        return False
+    model.load_state_dict({key: found[key] for key in expected if key in found}, strict=False)
+    model.clubmi.eval()
+    return True
+
+
 def read_weight_file(path: str | Path) -> WeightFile:
     """Reads any accepted weight file.
 

@@ -10,18 +10,24 @@ from typing import Any
 import numpy as np
 
 from meta import UserError
-from utils.age_gap import by_age_gap, by_younger_age, rank1_by_mate_distance
+from utils.age_gap import UNKNOWN, by_age_gap, by_younger_age, rank1_by_mate_distance
+from utils.arrays import blocks, unit_rows
 from utils.identification import (
     leave_one_out_cmc,
+    leave_one_out_cmc_chance,
+    leave_one_out_hits,
     open_set_identification,
     open_set_split,
     probe_gallery_cmc,
+    probe_gallery_cmc_chance,
+    probe_gallery_hits,
 )
-from utils.intervals import verification_intervals
+from utils.intervals import share_interval, verification_intervals
 from utils.leaks import MEANING, age_probe, identity_in_age_embedding
 from utils.verification import all_pairs, all_pairs_verification, verification
 
 MAX_IMAGES_OF_ALL_PAIRS = 2_000  # beyond, the bootstrap over all pairs would take minutes
+MAX_SUBJECTS_BY_AGE = 3_000  # of probes and gallery: pairs grow with the square, 18 million of them take seconds
 NUM_ERRORS_NAMED = 12
 Analysis = dict[str, Any]
 
@@ -34,8 +40,12 @@ def analyse_identities(
     names: Callable[[int], str],
     distractors: Iterable[np.ndarray] | None = None,
     seed: int = 0,
+    club: Callable[[], dict[str, Any]] | None = None,
 ) -> Analysis:
-    """A set with several images of each identity (FG-NET): embeddings (N, D), identities (N,), ages (N,) in years."""
+    """A set with several images of each identity (FG-NET): embeddings (N, D), identities (N,), ages (N,) in years.
+
+    `club` gives the model's own estimate of what its two branches share, where it has one.
+    """
     analysis: Analysis = {"verification": all_pairs_verification(embeddings, identities)}
     if len(embeddings) <= MAX_IMAGES_OF_ALL_PAIRS:
         pairs = all_pairs(embeddings, identities)
@@ -43,12 +53,18 @@ def analyse_identities(
         analysis["intervals"] = verification_intervals(pairs.scores, pairs.genuine, *of_pairs, seed=seed)
         analysis["errors"] = worst_errors(pairs.scores, pairs.genuine, pairs.first, pairs.second, names, ages)
     analysis["cmc"] = leave_one_out_cmc(embeddings, identities, distractors)
+    num_distractors = analysis["cmc"]["num_distractors"]
+    analysis["cmc"]["chance"] = leave_one_out_cmc_chance(identities, num_distractors)
+    hits, probes = leave_one_out_hits(embeddings, identities)
+    analysis["rank1"] = share_interval(hits, identities[probes], "rank1_percent", seed=seed)
     analysis["open_set"] = told_or_reason(lambda: open_set(embeddings, identities, seed))
     if ages is not None:
         analysis["age_gap"] = by_age_gap(embeddings, identities, ages)
         analysis["younger_age"] = by_younger_age(embeddings, identities, ages)
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
         analysis["leaks"] = leaks(embeddings, identities, ages, age_embeddings, seed)
+        if club is not None:
+            analysis["leaks"]["club"] = told_or_reason(club)
     return analysis
 
 
@@ -73,10 +89,66 @@ def leaks(
 
 
 def analyse_probe_gallery(
-    probe: np.ndarray, probe_identities: np.ndarray, gallery: np.ndarray, gallery_identities: np.ndarray
+    probe: np.ndarray,
+    gallery: np.ndarray,
+    people: tuple[np.ndarray, np.ndarray],
+    ages: tuple[np.ndarray | None, np.ndarray | None],
+    names: tuple[Callable[[int], str], Callable[[int], str]],
+    seed: int = 0,
 ) -> Analysis:
-    """Probes against a gallery (MORPH2): ranks to 100."""
-    return {"cmc": probe_gallery_cmc(probe, probe_identities, gallery, gallery_identities)}
+    """Probes (P, D) against a gallery (G, D) (MORPH2): ranks to 100, age gaps over all images of both sides together.
+
+    `people`, `ages` in years and `names` are those of the two sides.
+    """
+    analysis: Analysis = {"cmc": probe_gallery_cmc(probe, people[0], gallery, people[1])}
+    analysis["cmc"]["chance"] = probe_gallery_cmc_chance(*people)
+    hits = probe_gallery_hits(probe, people[0], gallery, people[1])
+    analysis["rank1"] = share_interval(hits, people[0], "rank1_percent", seed=seed)
+    analysis["errors"] = worst_searches(probe, gallery, people, ages, names)
+    if ages[0] is not None and ages[1] is not None:
+        subjects = np.unique(people[0])
+        drawn = np.random.default_rng(seed).permutation(subjects)[:MAX_SUBJECTS_BY_AGE]
+        kept = [np.isin(side, drawn) for side in people]
+        both = [
+            np.concatenate([values[keep] for values, keep in zip(sides, kept, strict=True)])
+            for sides in ((probe, gallery), people, ages)
+        ]
+        analysis["age_gap"] = by_age_gap(*both) | {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
+        analysis["younger_age"] = by_younger_age(*both)
+    return analysis
+
+
+def worst_searches(
+    probe: np.ndarray,
+    gallery: np.ndarray,
+    people: tuple[np.ndarray, np.ndarray],
+    ages: tuple[np.ndarray | None, np.ndarray | None],
+    names: tuple[Callable[[int], str], Callable[[int], str]],
+) -> dict[str, list[dict[str, Any]]]:
+    """The gallery images of others that look most like a probe, and the probes least like their own image."""
+    probe, gallery = unit_rows(probe), unit_rows(gallery)
+    best_other, other = np.empty(len(probe)), np.empty(len(probe), dtype=np.int64)
+    best_mate, mate = np.empty(len(probe)), np.empty(len(probe), dtype=np.int64)
+    for rows in blocks(len(probe), len(gallery)):
+        scores = probe[rows] @ gallery.T
+        is_mate = people[0][rows, None] == people[1]
+        for best, place, allowed in ((best_other, other, ~is_mate), (best_mate, mate, is_mate)):
+            shown = np.where(allowed, scores, -np.inf)
+            place[rows] = shown.argmax(axis=1)
+            best[rows] = shown.max(axis=1)
+
+    def named(worst_first: np.ndarray, places: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        told = []
+        for a in worst_first[:NUM_ERRORS_NAMED].tolist():
+            b = int(places[a])
+            told.append(_named(names[0](a), names[1](b), scores[a], _age(ages[0], a), _age(ages[1], b)))
+        return told
+
+    searched = np.flatnonzero(np.isfinite(best_other))
+    return {
+        "false_matches": named(searched[np.argsort(-best_other[searched], kind="stable")], other, best_other),
+        "false_non_matches": named(np.argsort(best_mate, kind="stable"), mate, best_mate),
+    }
 
 
 def analyse_pairs(
@@ -105,10 +177,7 @@ def worst_errors(
         told = []
         for row in rows:
             a, b = int(first[row]), int(second[row])
-            pair = {"name_a": names(a), "name_b": names(b), "cosine": round(float(scores[row]), 4)}
-            if ages is not None:
-                pair |= {"age_a": int(ages[a]), "age_b": int(ages[b])}
-            told.append(pair)
+            told.append(_named(names(a), names(b), scores[row], _age(ages, a), _age(ages, b)))
         return told
 
     impostors, mates = np.flatnonzero(~genuine), np.flatnonzero(genuine)
@@ -116,6 +185,17 @@ def worst_errors(
         "false_matches": named(impostors[np.argsort(-scores[impostors], kind="stable")[:NUM_ERRORS_NAMED]]),
         "false_non_matches": named(mates[np.argsort(scores[mates], kind="stable")[:NUM_ERRORS_NAMED]]),
     }
+
+
+def _named(a: str, b: str, score: float, age_a: int | None, age_b: int | None) -> dict[str, Any]:
+    known = {"age_a": age_a, "age_b": age_b}
+    return {"name_a": a, "name_b": b, "cosine": round(float(score), 4)} | {
+        k: v for k, v in known.items() if v is not None
+    }
+
+
+def _age(ages: np.ndarray | None, i: int) -> int | None:
+    return None if ages is None or ages[i] == UNKNOWN else int(ages[i])
 
 
 def told_or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Extracted:
     mirror: np.ndarray  # (N, 512) float32, of the mirror images
     age_probabilities_original: np.ndarray | None  # (N, 8) float32; None without an age branch
     age_probabilities_mirror: np.ndarray | None
-    grey_pixels: np.ndarray  # (N, 56 * 56) float32 in [-1, 1], of the original view
+    grey_pixels: np.ndarray | None  # (N, 56 * 56) float32 in [-1, 1], of the original view; None where none were read
     age_features: np.ndarray | None = None  # (N, 512) float32, before L2 normalisation, of the original view
 
 

@@ -92,6 +92,28 @@ def probe_gallery_cmc(
     return _cmc(probe_units, contest, len(gallery_units), distractors, max_rank)
 
 
+def leave_one_out_hits(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Which probes have their best mate before all others (P,) bool, and their rows (P,): those that have a mate.
+
+    As in the CMC a tie is no hit. Raises: UserError as `leave_one_out_cmc`.
+    """
+    units = _units(embeddings, "embeddings")
+    codes = identity_codes(identities, len(units))
+    probes = np.flatnonzero(_has_mate(codes))
+    return _contest(units[probes], codes[probes], units, codes, probes).num_as_high == 0, probes
+
+
+def probe_gallery_hits(probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array) -> np.ndarray:
+    """Which probes have their best mate in the gallery before all others, (P,) bool; raises as `probe_gallery_cmc`."""
+    probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
+    check_same_size(probe_units, gallery_units, "probe", "gallery")
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities", len(probe_units)),
+        identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
+    )
+    return _contest(probe_units, probe_codes, gallery_units, gallery_codes).num_as_high == 0
+
+
 def leave_one_out_cmc_chance(
     identities: Array, num_distractors: int = 0, max_rank: int = MAX_RANK
 ) -> dict[str, list[float]]:

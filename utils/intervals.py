@@ -25,10 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from meta import UserError
-from utils.arrays import (
-    identity_labels,
-    scored_pairs,
-)
+from utils.arrays import as_numpy, identity_labels, scored_pairs
 from utils.verification import FALSE_ACCEPT_RATES, Result, too_few_impostors
 
 if TYPE_CHECKING:
@@ -104,6 +101,59 @@ def paired_differences(
             f"{stem}_interval_reason": reason,
         }
     return result | draw.description
+
+
+def share_interval(
+    hits: Array, people: Array, name: str, num_replicates: int = NUM_REPLICATES, seed: int = 0
+) -> Result:
+    """The share of `hits` (P,) bool in percent with its 95 % interval, by drawing `people` (P,) with all their hits.
+
+    Gives NAME, NAME_low, NAME_high, NAME_interval_reason and how it was drawn.
+
+    Raises: UserError for lengths that differ.
+    """
+    values, reason, described = _drawn_shares([hits], people, num_replicates, seed)
+    return _with_interval(name, values[0], reason) | described
+
+
+def paired_share_difference(
+    hits_a: Array, hits_b: Array, people: Array, name: str, num_replicates: int = NUM_REPLICATES, seed: int = 0
+) -> Result:
+    """The share of model a minus that of model b in percentage points, as in `share_interval`, on the same draws."""
+    (of_a, of_b), reason, described = _drawn_shares([hits_a, hits_b], people, num_replicates, seed)
+    return _with_interval(f"{name}_difference_percentage_points", of_a - of_b, reason) | described
+
+
+def _drawn_shares(
+    models: Sequence[Array], people: Array, num_replicates: int, seed: int
+) -> tuple[list[np.ndarray], str | None, Result]:
+    """Each model's share (1 + num_replicates,) in percent, first the plain one; why there is no interval; the draw."""
+    names, codes = np.unique(identity_labels(people, "people"), return_inverse=True)
+    rows = [as_numpy(hits, "hits").astype(np.float64) for hits in models]
+    if any(row.shape != codes.shape for row in rows):
+        raise UserError(f"hits has {len(rows[0])} entries for {len(codes)} people: pass one person a hit.")
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_replicates)  # (R, people)
+    drawn = np.concatenate([np.ones((1, len(names)), dtype=drawn.dtype), drawn])
+    counts = drawn @ np.bincount(codes)
+    shares = [100.0 * (drawn @ np.bincount(codes, row)) / counts for row in rows]
+    few = f"there are {len(names)} identities, an interval needs {MIN_DRAWN}" if len(names) < MIN_DRAWN else None
+    described = {
+        "interval_percent": INTERVAL_PERCENT,
+        "num_replicates": num_replicates,
+        "seed": seed,
+        "resampled": "identities",
+        "num_resampled": len(names),
+    }
+    return shares, few, described
+
+
+def _with_interval(name: str, values: np.ndarray, reason: str | None) -> Result:
+    if reason is None and values.min() == values.max():
+        reason = "every resample gives the same figure: the set is too easy or too small to say how sure it is"
+    tail = (100 - INTERVAL_PERCENT) / 200
+    low, high = (None, None) if reason else map(float, np.quantile(values[1:], [tail, 1 - tail]))
+    return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high, f"{name}_interval_reason": reason}
 
 
 # --------------------------------------------------------------------------------------------------------- who is drawn

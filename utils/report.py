@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,13 @@ class Row:
     chance: float | None = None
 
 
+DIFFERENCES = {  # key of a comparison -> what it is called
+    "rank1": "rank-1 %",
+    "pooled_auc": "AUC %, all pairs",
+    "pooled_eer": "EER %, all pairs",
+    "tar_at_far_1e-2": "TAR % at FAR 1e-2",
+    "tar_at_far_1e-3": "TAR % at FAR 1e-3",
+}
 HEADER = ("benchmark", "measure", "concatenate", "add", "grey pixels", "chance")
 NUM_TEXT_COLUMNS = 2
 
@@ -31,21 +39,41 @@ def rows_of(title: str, labels: Mapping[str, str], result: Mapping[str, Mapping[
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table whose columns also line up on a terminal."""
-    cells = [HEADER] + [(row.benchmark, row.measure, *map(_number, list(vars(row).values())[2:])) for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
+    cells = [(row.benchmark, row.measure, *map(_number, list(vars(row).values())[2:])) for row in rows]
+    return _aligned(HEADER, cells, NUM_TEXT_COLUMNS)
+
+
+def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Differences of models on the same pictures, in percentage points, with their 95 % intervals, as such a table."""
+    cells = []
+    for told in comparisons:
+        for name, words in DIFFERENCES.items():
+            key = f"{name}_difference_percentage_points"
+            if told.get(key) is None:
+                continue
+            low, high = told[f"{key}_low"], told[f"{key}_high"]
+            interval = "" if low is None else f"{low:+.2f} to {high:+.2f}"
+            cells.append((told["title"], words, f"{told['a']} less {told['b']}", f"{told[key]:+.2f}", interval))
+    return _aligned(("benchmark", "measure", "models", "difference", "95 % interval"), cells, 3)
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> str:
+    """A Markdown table; words stand left, numbers right."""
+    cells = [header, *rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     ruler = [
-        "-" * width if column < NUM_TEXT_COLUMNS else "-" * (width - 1) + ":" for column, width in enumerate(widths)
+        "-" * width if column < num_text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)
     ]
-    return "\n".join(_line(line, widths) for line in [cells[0], ruler, *cells[1:]])
+    return "\n".join(_line(line, widths, num_text_columns) for line in [header, ruler, *rows])
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _line(line: Sequence[str], widths: Sequence[int]) -> str:
+def _line(line: Sequence[str], widths: Sequence[int], num_text_columns: int) -> str:
     padded = (
-        text.ljust(width) if column < NUM_TEXT_COLUMNS else text.rjust(width)
+        text.ljust(width) if column < num_text_columns else text.rjust(width)
         for column, (text, width) in enumerate(zip(line, widths, strict=True))
     )
     return "| " + " | ".join(padded) + " |"

@@ -1,0 +1,83 @@
+"""Embeddings kept on disk, by what they are computed from: a second test of the same model and data costs seconds.
+
+A file holds what one model gives for the pictures of one index (`Extracted`). Its name is a digest of the weights, the
+pictures' names, sizes and times, and of the machine's kind of arithmetic; anything else of these gives another file.
+Grey pixels, which depend on the pictures alone, are kept once for all models.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.extraction import Extracted
+
+FORMAT = 1
+OF_MODEL = ("original", "mirror", "age_probabilities_original", "age_probabilities_mirror", "age_features")
+OF_PICTURES = ("grey_pixels",)
+
+
+class EmbeddingCache:
+    """The kept embeddings in one folder; what can't be read or written there is told and computed anew."""
+
+    def __init__(self, folder: Path, report: Callable[[str], None]):
+        self.folder, self.report = folder, report
+        self._is_writable = True
+
+    def load(self, of_model: dict[str, Any], pictures: str, num_images: int) -> Extracted | None:
+        """What `save` kept under the same description of model and pictures, or None."""
+        parts = [self._read(path, names, num_images) for path, names in self._files(of_model, pictures)]
+        if None in parts:
+            return None
+        return Extracted(**dict.fromkeys(OF_MODEL) | parts[0] | parts[1])
+
+    def save(self, of_model: dict[str, Any], pictures: str, extracted: Extracted) -> None:
+        """Keeps `extracted`; each file is written beside and renamed into place."""
+        for path, names in self._files(of_model, pictures):
+            arrays = {name: getattr(extracted, name) for name in names if getattr(extracted, name) is not None}
+            if path.is_file() or not self._is_writable:
+                continue
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_beside(path, arrays)
+            except OSError as error:
+                self._is_writable = False
+                self.report(f"embeddings are not kept: {path} can't be written ({error})")
+
+    def _files(self, of_model: dict[str, Any], pictures: str) -> list[tuple[Path, tuple[str, ...]]]:
+        named = (
+            ("embeddings", of_model | {"pictures": pictures}, OF_MODEL),
+            ("grey", {"pictures": pictures}, OF_PICTURES),
+        )
+        return [(self.folder / f"{kind}_{_digest(describes)}.npz", names) for kind, describes, names in named]
+
+    def _read(self, path: Path, names: tuple[str, ...], num_images: int) -> dict[str, np.ndarray] | None:
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in names if name in file.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            self.report(f"kept embeddings {path} can't be read ({error}): they are computed anew")
+            path.unlink(missing_ok=True)
+            return None
+        is_whole = bool(arrays) and all(len(a) == num_images and a.dtype == np.float32 for a in arrays.values())
+        return arrays if is_whole else None
+
+
+def _write_beside(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as file:
+            np.savez(file, **arrays)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _digest(describes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({"format": FORMAT} | describes, sort_keys=True).encode()).hexdigest()[:20]
