@@ -234,7 +234,7 @@ def test_json_that_fails_to_write_leaves_the_old_file_alone(tmp_path, monkeypatc
     path = tmp_path / "results.json"
     write_json(path, {"old": 1})
 
-    def write_half(self: Path, text: str) -> None:
+    def write_half(self: Path, text: str, encoding: str) -> None:
         self.write_bytes(text[: len(text) // 2].encode())
         raise OSError(28, "No space left on device")
 

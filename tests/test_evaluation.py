@@ -14,12 +14,19 @@ from PIL import Image
 from scripts import ROOT
 from torch.nn import functional as F
 
+from data.feature_files import write_embeddings
 from data.pairs import read_pair_list
 from data.verification_bins import write_verification_bin
 from models.iefp import IEFP
-from models.weights import load_for_embedding
+from models.weights import iefp_file_tensors, load_for_embedding
 
 BENCHMARK_FOLDERS = ("ID_processed_FGNET", "ID_processed_morph2_2", "CACD_VS", "CALFW")
+
+
+def only_model(path: Path) -> dict:
+    """What results.json says of the one model that was tested."""
+    (model,) = json.loads(path.read_text())["models"]
+    return model
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def run_test(run_main, weights, tmp_path):
         outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
                            "--workers", 0, "--device", "cpu", *flags)  # fmt: skip
         path = tmp_path / "results" / "results.json"
-        return outcome, json.loads(path.read_text()) if path.exists() else None
+        return outcome, only_model(path) if path.exists() else None
 
     return run
 
@@ -47,7 +54,7 @@ def test_test_sh_runs_all_four_benchmarks_and_says_so(tiny_faces, weights, tmp_p
     environment = os.environ | {"PYTHON": sys.executable}
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    results = only_model(tmp_path / "results.json")["results"]
     assert set(results) == {"fgnet", "morph2_3000", "morph2_10000", "cacd_vs", "calfw"}
     for title in ("FG-NET", "MORPH2 3,000", "MORPH2 10,000", "CACD-VS", "CALFW"):
         assert f"| {title} " in ended.stdout
@@ -111,7 +118,10 @@ def test_floors_stand_beside_identification_results(run_test, tiny_faces):
 
 
 def test_the_batch_size_does_not_change_the_figures(run_test, tiny_faces):
-    reports = [run_test(tiny_faces, "--batch-size", size, "--no-analysis")[1]["results"] for size in (1, 7)]
+    reports = [
+        run_test(tiny_faces, "--batch-size", size, "--no-analysis", "--no-keep-embeddings")[1]["results"]
+        for size in (1, 7)
+    ]
     assert reports[0] == reports[1]
 
 
@@ -217,7 +227,7 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tin
         "cpu",
     )
     assert outcome.status == 0 and told.sha256 in outcome.out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    results = only_model(tmp_path / "out" / "results.json")["results"]
     of_bin, of_list = results["mine.bin"], results["calfw"]
     assert of_bin["sha256"] == told.sha256
     assert {key: of_bin["verification"][key] for key in of_list["verification"]} == of_list["verification"]
@@ -229,10 +239,13 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tin
 def test_beyond_the_published_figures_each_benchmark_has_its_analysis(run_main, tiny_faces, weights, tmp_path):
     flags = ("--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu")
     assert run_main("test", *flags, "--output", tmp_path / "out").status == 0
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["schema"] == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["schema"] == 3
+    report = only_model(tmp_path / "out" / "results.json")
     of = {name: result["analysis"] for name, result in report["results"].items()}
     assert {"verification", "intervals", "cmc", "age_gap", "leaks", "errors"} <= of["fgnet"].keys()
+    assert {"rank1", "errors", "age_gap", "younger_age"} <= of["morph2_3000"].keys()
+    club = of["fgnet"]["leaks"]["club"]
+    assert np.isfinite([club["club_nats"], club["shuffled_club_nats"]]).all()
     assert of["morph2_3000"]["cmc"]["cmc_percent"][0] == pytest.approx(
         report["results"]["morph2_3000"]["probe_gallery"]["concatenate"]["rank1_percent"]
     )
@@ -244,7 +257,7 @@ def test_beyond_the_published_figures_each_benchmark_has_its_analysis(run_main, 
         scores = [pair["cosine"] for pair in of[name]["errors"]["false_matches"]]
         assert scores == sorted(scores, reverse=True)
     assert run_main("test", *flags, "--output", tmp_path / "less", "--no-analysis").status == 0
-    less = json.loads((tmp_path / "less" / "results.json").read_text())["results"]
+    less = only_model(tmp_path / "less" / "results.json")["results"]
     assert all("analysis" not in result for result in less.values())
 
 
@@ -256,10 +269,135 @@ def test_strangers_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces
     cmc = {}
     for name, more in (("alone", ()), ("among", ("--distractors", tmp_path / "strangers.npy"))):
         assert run_main("test", *flags, "--output", tmp_path / name, *more).status == 0
-        report = json.loads((tmp_path / name / "results.json").read_text())
-        cmc[name] = report["results"]["fgnet"]["analysis"]["cmc"]
+        cmc[name] = only_model(tmp_path / name / "results.json")["results"]["fgnet"]["analysis"]["cmc"]
     assert (cmc["alone"]["num_distractors"], cmc["among"]["num_distractors"]) == (0, 50)
     alone = cmc["alone"]["cmc_percent"]
     assert all(a >= b for a, b in zip(alone, cmc["among"]["cmc_percent"], strict=False))
     outcome = run_main("test", *flags, "--output", tmp_path / "x", "--distractors", tmp_path / "nowhere.npy")
     assert outcome.status == 2 and "nowhere.npy" in outcome.err
+
+
+# -------------------------------------------------------------------------------- several models, foreign embeddings
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory) -> Path:
+    torch.manual_seed(8)
+    path = tmp_path_factory.mktemp("other") / "other.pth"
+    torch.save(iefp_file_tensors(IEFP("iresnet18_quarter", 1, 6)), path)
+    return path
+
+
+def test_two_models_are_set_side_by_side_with_what_they_give_alone(
+    run_main, tiny_faces, weights, other_weights, tmp_path
+):
+    flags = ("--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu", "--benchmarks", "fgnet", "calfw")
+    outcome = run_main("test", "--weights", weights, other_weights, *flags, "--output", tmp_path / "both")
+    assert outcome.status == 0, outcome.err
+    both = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert [model["name"] for model in both["models"]] == ["iefp.pth", "other.pth"]
+    for model, path in zip(both["models"], (weights, other_weights), strict=True):
+        assert run_main("test", "--weights", path, *flags, "--output", tmp_path / "one").status == 0
+        alone = only_model(tmp_path / "one" / "results.json")
+        assert model["results"] == alone["results"] and model["sha256"] == alone["sha256"]
+    told = {told["setting"]: told for told in both["comparisons"]}
+    assert told["fgnet"]["a"] == "other.pth" and told["fgnet"]["b"] == "iefp.pth"
+    rank1 = [model["results"]["fgnet"]["analysis"]["rank1"]["rank1_percent"] for model in both["models"]]
+    assert told["fgnet"]["rank1_difference_percentage_points"] == pytest.approx(rank1[1] - rank1[0])
+    auc = [model["results"]["calfw"]["verification"]["concatenate"]["pooled_auc_percent"] for model in both["models"]]
+    assert told["calfw"]["pooled_auc_difference_percentage_points"] == pytest.approx(auc[1] - auc[0])
+    assert "| other.pth less iefp.pth |" in outcome.out
+
+
+def test_the_same_file_twice_is_refused(run_test, tiny_faces, weights):
+    outcome, _ = run_test(tiny_faces, "--weights", weights, weights)
+    assert outcome.status == 2 and "given twice" in outcome.err
+
+
+def test_embeddings_of_another_program_get_the_figures_of_the_model_they_come_from(
+    run_main, run_test, tiny_faces, weights, tmp_path
+):
+    """Written by a plain loop over the pictures, scored without a model: the same ranks."""
+    model, _ = load_for_embedding(weights)
+    root = tiny_faces / "ID_processed_FGNET"
+    paths = sorted(root.glob("*/*.JPG"))
+    names = [path.relative_to(root).as_posix() for path in paths]
+    write_embeddings(tmp_path / "mine.npz", names, np.stack([embed_by_hand(model, path) for path in paths]))
+    flags = ("--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--output", tmp_path / "out", "--device", "cpu")
+    outcome = run_main("test", "--embeddings", tmp_path / "mine.npz", *flags)
+    assert outcome.status == 0, outcome.err
+    of_file = only_model(tmp_path / "out" / "results.json")["results"]["fgnet"]
+    of_model = run_test(tiny_faces, "--benchmarks", "fgnet")[1]["results"]["fgnet"]
+    for protocol in ("leave_one_out", "mates_against_rest"):
+        for join in ("concatenate", "add"):
+            assert of_file[protocol][join] == pytest.approx(of_model[protocol]["concatenate"])
+        assert "grey_pixels" not in of_file[protocol]
+    assert "age" not in of_file and "age_in_age" not in of_file["analysis"]["leaks"]
+
+
+def test_embeddings_without_a_picture_of_the_benchmark_are_named(run_main, tiny_faces, tmp_path):
+    names = sorted(path.name for path in (tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[1:]
+    write_embeddings(tmp_path / "mine.npz", names, np.random.default_rng(0).normal(size=(len(names), 8)))
+    flags = ("--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--output", tmp_path / "out", "--device", "cpu")
+    outcome = run_main("test", "--embeddings", tmp_path / "mine.npz", *flags)
+    assert outcome.status == 2 and "no embedding for 1 of" in outcome.err
+
+
+# --------------------------------------------------------------------------------------------- kept embeddings
+
+
+def test_a_second_test_takes_what_the_first_one_kept_and_notices_a_changed_picture(run_test, faces):
+    first = run_test(faces, "--benchmarks", "fgnet")
+    again = run_test(faces, "--benchmarks", "fgnet")
+    assert again[1]["results"] == first[1]["results"]
+    kept = sorted((faces / ".iefp_cache").iterdir())
+    assert [path.name.split("_")[0] for path in kept] == ["embeddings", "grey"]
+    assert "FG-NET: " in first[0].err + first[0].out and "FG-NET: " not in again[0].err + again[0].out
+    pictures = sorted((faces / "ID_processed_FGNET").glob("*/*.JPG"))
+    shutil.copy(pictures[-1], pictures[0])
+    changed = run_test(faces, "--benchmarks", "fgnet")
+    assert changed[1]["results"] != first[1]["results"]
+    assert len(list((faces / ".iefp_cache").iterdir())) == 4
+
+
+def test_a_damaged_file_of_kept_embeddings_is_told_and_made_anew(run_test, faces):
+    first = run_test(faces, "--benchmarks", "fgnet")
+    path = next((faces / ".iefp_cache").glob("embeddings_*"))
+    path.write_bytes(path.read_bytes()[:2000])
+    again = run_test(faces, "--benchmarks", "fgnet")
+    assert again[0].status == 0 and "computed anew" in again[0].out
+    assert again[1]["results"] == first[1]["results"] and path.stat().st_size > 2000
+
+
+# ------------------------------------------------------------------------------------ sets and sizes of one's own
+
+
+def test_morph2_at_a_number_of_subjects_without_folders_is_drawn_from_the_largest(run_test, tiny_faces):
+    outcome, report = run_test(tiny_faces, "--benchmarks", "morph2", "--morph2-subjects", 4, 3000)
+    assert outcome.status == 0 and "drawn by --seed 0 from probe_10000" in outcome.out
+    assert report["results"]["morph2_4"]["num_probes"] == report["results"]["morph2_4"]["num_gallery"] == 4
+    assert report["results"]["morph2_3000"]["num_probes"] == 3
+    outcome, _ = run_test(tiny_faces, "--benchmarks", "morph2", "--morph2-subjects", 6)
+    assert outcome.status == 2 and "have 5 subjects in common" in outcome.err
+
+
+def test_a_folder_of_ones_own_is_tested_as_fgnet_is(run_test, tiny_faces):
+    folder = tiny_faces / "ID_processed_FGNET"
+    flags = ("--benchmarks", "fgnet", "--identity-folders", folder, "--names", "fgnet")
+    outcome, report = run_test(tiny_faces, *flags)
+    assert outcome.status == 0, outcome.err
+    fgnet, own = (dict(report["results"][name]) for name in ("fgnet", folder.name))
+    assert (fgnet.pop("title"), own.pop("title")) == ("FG-NET", folder.name) and fgnet == own
+    outcome, report = run_test(tiny_faces, "--benchmarks", "fgnet", "--identity-folders", folder, "--names", "none")
+    assert outcome.status == 0 and "age_gap" not in report["results"][folder.name]["analysis"]
+
+
+# --------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_shows_pictures_unless_told_not_to(run_test, tiny_faces, tmp_path):
+    for flags, has_pictures in (((), True), (("--no-pictures",), False)):
+        assert run_test(tiny_faces, "--benchmarks", "fgnet", "morph2", *flags)[0].status == 0
+        page = (tmp_path / "results" / "report.html").read_text()
+        assert ("data:image/jpeg;base64," in page) == has_pictures
+        assert "probe_3000/" in page

@@ -147,3 +147,25 @@ def test_a_name_without_an_age_is_refused_with_its_whole_path(tmp_path):
     assert str(tmp_path / "b" / "plain.jpg") in str(caught.value)
     assert MS1MV3.example in str(caught.value)
     assert len(index_identity_folders(tmp_path, None)) == 2
+
+
+def test_the_pictures_of_some_identities_keep_names_ages_and_order(tmp_path):
+    for person, ages in (("001", (2, 30)), ("002", (5,)), ("003", (7, 8))):
+        (tmp_path / person).mkdir()
+        for age in ages:
+            (tmp_path / person / f"{person}A{age:02}.JPG").write_bytes(b"x")
+    index = index_identity_folders(tmp_path, FILENAME_PATTERNS["fgnet"])
+    kept = index.of_identities([2, 0])
+    assert [kept.name(i) for i in range(len(kept))] == [index.name(i) for i in (0, 1, 3, 4)]
+    assert kept.identities.tolist() == [0, 0, 1, 1] and kept.identity_names == ("001", "003")
+    assert kept.ages.tolist() == [2, 30, 7, 8]
+
+
+def test_the_state_changes_with_a_files_bytes_and_the_fingerprint_does_not(tmp_path):
+    (tmp_path / "001").mkdir()
+    picture = tmp_path / "001" / "001A02.JPG"
+    picture.write_bytes(b"one")
+    index = index_identity_folders(tmp_path, FILENAME_PATTERNS["fgnet"])
+    before = index.fingerprint(), index.state()
+    picture.write_bytes(b"other")
+    assert index.fingerprint() == before[0] and index.state() != before[1]

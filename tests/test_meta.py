@@ -29,6 +29,18 @@ FACTS = [pytest.param(fact, id=f"{table}-{key}") for table, rows in TABLES.items
 each_benchmark = pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=list(BENCHMARKS))
 
 
+# ---------------------------------------------------------------------------------------------- published figures
+
+
+@pytest.mark.parametrize("figure", meta.PUBLISHED_FIGURES, ids=lambda figure: f"{figure.method} {figure.setting}")
+def test_a_published_figure_names_its_paper_and_what_of_ours_measures_the_same(figure):
+    assert 50 < figure.value_percent <= 100 and re.search(r", [A-Z]+ \d{4}$", figure.source)
+    assert figure.benchmark in {*BENCHMARKS, "lfw", "agedb_30"}
+    if figure.benchmark in BENCHMARKS:
+        assert figure.protocol == BENCHMARKS[figure.benchmark].protocol or figure.protocol == "verification"
+    assert figure.figure in {"rank1_percent", "accuracy_percent"}
+
+
 # ----------------------------------------------------------------------------------------------------------- ages
 
 

@@ -33,7 +33,7 @@ def go(run_main, weights, tmp_path):
         tested = run_main("test", "--weights", weights, "--face-dataset", root, "--benchmarks", name,
                           "--output", tmp_path / "results", "--workers", 0, "--device", "cpu")  # fmt: skip
         assert tested.status == 0, tested.err
-        return json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+        return json.loads((tmp_path / "results" / "results.json").read_text())["models"][0]["results"]
 
     return run
 

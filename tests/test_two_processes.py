@@ -70,8 +70,9 @@ def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(tmp_path
 
 def test_two_processes_report_what_one_reports(tiny_faces, weights, tmp_path):
     flags = ["--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu"]
-    for processes in (1, 2):
-        ended = run_program(ROOT / "test.py", processes, *flags, "--output", tmp_path / str(processes))
+    for processes, folder in ((1, "one"), (2, "two"), (2, "kept")):  # the last run takes what the second one kept
+        kept = ["--cache-folder", tmp_path / f"cache{processes}"]
+        ended = run_program(ROOT / "test.py", processes, *flags, *kept, "--output", tmp_path / folder)
         assert ended.stdout.count("| FG-NET") == 4  # told once
-    reports = [json.loads((tmp_path / str(processes) / "results.json").read_text()) for processes in (1, 2)]
-    assert reports[0] == reports[1]
+    reports = [json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("one", "two", "kept")]
+    assert reports[0] == reports[1] == reports[2]

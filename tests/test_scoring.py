@@ -1,0 +1,145 @@
+"""utils/scoring.py, utils/analysis.py and the shares of utils/intervals.py, against plain loops."""
+
+import numpy as np
+import pytest
+
+from meta import UserError
+from utils.analysis import worst_searches
+from utils.identification import leave_one_out_hits, probe_gallery_hits
+from utils.intervals import MIN_DRAWN, paired_share_difference, share_interval
+from utils.scoring import Comparable, compare
+
+NUM_PEOPLE = 30
+
+
+@pytest.fixture(scope="module")
+def people() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, NUM_PEOPLE, 120)
+
+
+def clustered(people: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=(NUM_PEOPLE, 16))[people] + noise * draw.normal(size=(len(people), 16))
+
+
+# --------------------------------------------------------------------------------------------------------- rank 1
+
+
+def test_leave_one_out_hits_are_those_of_a_plain_loop(people):
+    people = np.append(people, NUM_PEOPLE - 1 + 1)  # who has one picture is no probe
+    embeddings = np.random.default_rng(0).normal(size=(len(people), 8))
+    embeddings[:-1] = clustered(people[:-1], 1.5, 0)[:, :8]
+    hits, probes = leave_one_out_hits(embeddings, people)
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected = []
+    for probe in range(len(people)):
+        scores = units @ units[probe]
+        scores[probe] = -2
+        if (people == people[probe]).sum() > 1:
+            expected.append((probe, people[np.argmax(scores)] == people[probe]))
+    assert list(zip(probes.tolist(), hits.tolist(), strict=True)) == expected
+    assert 0 < hits.mean() < 1
+
+
+def test_probe_gallery_hits_are_those_of_a_plain_loop():
+    subjects = np.array([f"s{k}" for k in range(NUM_PEOPLE)])
+    order = np.random.default_rng(1).permutation(NUM_PEOPLE)
+    probe = clustered(np.arange(NUM_PEOPLE), 1.5, 5)
+    gallery = clustered(np.arange(NUM_PEOPLE), 1.5, 6)[order] + probe[order]
+    hits = probe_gallery_hits(probe, subjects, gallery, subjects[order])
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
+    assert hits.tolist() == [subjects[order][np.argmax(unit[1] @ row)] == subjects[k] for k, row in enumerate(unit[0])]
+    assert 0 < hits.mean() < 1
+
+
+# ------------------------------------------------------------------------------------------------------ intervals
+
+
+def test_a_share_is_the_plain_share_and_its_interval_that_of_people_drawn_one_by_one(people):
+    hits = np.random.default_rng(2).random(len(people)) < 0.4
+    told = share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
+    assert told["rank1_percent"] == pytest.approx(100 * hits.mean())
+    draw, shares = np.random.default_rng(9), []
+    rows = [np.flatnonzero(people == k) for k in np.unique(people)]
+    for _ in range(4000):
+        drawn = np.concatenate([rows[k] for k in draw.integers(0, len(rows), len(rows))])
+        shares.append(100 * hits[drawn].mean())
+    expected = np.quantile(shares, [0.025, 0.975])
+    assert [told["rank1_percent_low"], told["rank1_percent_high"]] == pytest.approx(expected, abs=0.8)
+    assert told == share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
+
+
+def test_pictures_of_one_person_hang_together_and_widen_the_interval():
+    people = np.repeat(np.arange(40), 25)
+    by_person = np.repeat(np.random.default_rng(0).random(40) < 0.5, 25)
+    told = share_interval(by_person, people, "r")
+    single = share_interval(by_person, np.arange(len(people)), "r")
+    assert told["r_high"] - told["r_low"] > 3 * (single["r_high"] - single["r_low"])
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    draw, covered = np.random.default_rng(4), 0
+    for seed in range(200):
+        rate = np.repeat(draw.beta(2, 3, 50), 4)  # people differ; the mean is 40 %
+        told = share_interval(draw.random(200) < rate, np.repeat(np.arange(50), 4), "r", 300, seed)
+        covered += told["r_low"] <= 40 <= told["r_high"]
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_two_models_are_drawn_alike_so_that_what_is_hard_for_both_drops_out(people):
+    hard = np.random.default_rng(2).random(len(people)) < 0.4
+    better = hard.copy()
+    better[np.flatnonzero(~hard)[:6]] = True
+    told = paired_share_difference(better, hard, people, "rank1", seed=0)
+    alone = share_interval(hard, people, "r", seed=0)
+    assert told["rank1_difference_percentage_points"] == pytest.approx(100 * 6 / len(people))
+    width = told["rank1_difference_percentage_points_high"] - told["rank1_difference_percentage_points_low"]
+    assert width < 0.7 * (alone["r_high"] - alone["r_low"])
+    same = paired_share_difference(hard, hard, people, "rank1")
+    assert (
+        same["rank1_difference_percentage_points"] == 0
+        and "same figure" in same["rank1_difference_percentage_points_interval_reason"]
+    )
+
+
+def test_too_few_people_give_a_reason_and_no_interval():
+    told = share_interval([True, False], ["a", "b"], "r")
+    assert told["r"] == 50 and told["r_low"] is None and f"needs {MIN_DRAWN}" in told["r_interval_reason"]
+    with pytest.raises(UserError, match="2 entries for 3 people"):
+        share_interval([True, False], ["a", "b", "c"], "r")
+
+
+def test_models_are_compared_by_all_that_both_have(people):
+    scores = np.random.default_rng(0).normal(size=200)
+    genuine = np.arange(200) % 2 == 0
+    a, b = (Comparable((scores + k * genuine, genuine, None, None), (people > k, people)) for k in (2, 1))
+    told = compare(a, b)
+    assert told["pooled_auc_difference_percentage_points"] > 0
+    expected = 100 * ((people > 2).mean() - (people > 1).mean())
+    assert told["rank1_difference_percentage_points"] == pytest.approx(expected)
+    assert "pooled_auc_difference_percentage_points" not in compare(Comparable(hits=a.hits), Comparable(hits=b.hits))
+
+
+# ---------------------------------------------------------------------------------------------------- worst searches
+
+
+def test_the_worst_searches_are_those_of_a_sorted_matrix():
+    draw = np.random.default_rng(7)
+    probe, gallery = draw.normal(size=(20, 6)), draw.normal(size=(25, 6))
+    people = np.arange(20), np.concatenate([np.arange(20), np.arange(5)])
+    ages = draw.integers(0, 60, 20), np.where(np.arange(25) == 3, -1, 30)
+    told = worst_searches(probe, gallery, people, ages, (lambda i: f"p{i}", lambda i: f"g{i}"))
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
+    scores = unit[0] @ unit[1].T
+    is_mate = people[0][:, None] == people[1]
+    others = np.where(is_mate, -2, scores)
+    order = np.argsort(-others.max(axis=1))[:12]
+    expected = [(f"p{i}", f"g{others[i].argmax()}") for i in order]
+    assert [(pair["name_a"], pair["name_b"]) for pair in told["false_matches"]] == expected
+    mates = np.where(is_mate, scores, -2)
+    order = np.argsort(mates.max(axis=1))[:12]
+    expected = [(f"p{i}", f"g{mates[i].argmax()}") for i in order]
+    assert [(pair["name_a"], pair["name_b"]) for pair in told["false_non_matches"]] == expected
+    for pair in told["false_matches"] + told["false_non_matches"]:
+        assert pair["age_a"] == ages[0][int(pair["name_a"][1:])]
+        assert ("age_b" in pair) == (pair["name_b"] != "g3")
