@@ -2,6 +2,7 @@
 
     python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/evaluation.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
+    python benchmarks/evaluation.py --leaks          probes that read the age, against scikit-learn's
     python benchmarks/evaluation.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
@@ -24,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # NumPy's library reads it once, as it is loaded: all cores for what stands alone, one where two take turns.
 os.environ["OPENBLAS_NUM_THREADS"] = str(
-    os.cpu_count() if any(flag.startswith(("--dist", "--whole", "--score")) for flag in sys.argv) else 1
+    os.cpu_count() if any(flag.startswith(("--dist", "--leaks", "--whole", "--score")) for flag in sys.argv) else 1
 )
 
 import numpy as np
@@ -33,7 +34,8 @@ import torch
 from benchmarks import published_evaluation as published
 from benchmarks.loading import peak_megabytes
 from benchmarks.timing import machine, ratios, take_turns
-from utils import protocols
+from meta import AGE_GROUP_UPPER_EDGES
+from utils import leaks, protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -200,6 +202,70 @@ def published_seconds(count: int) -> float:
     return a_pair * float(np.sum(counts * (counts - 1))) * count / len(distractors)
 
 
+# --------------------------------------------------------------------------------------------------------- age probes
+
+ALL_THREADS, ONE_THREAD = "scikit-learn, all threads", "scikit-learn, one thread"
+PLANTED = 6.0  # how far 20 years move an embedding, in standard deviations of one of its numbers
+
+
+def measure_leaks(rounds: int) -> dict:
+    """`age_probe` against scikit-learn's estimators fitted one by one, where no age is in the embeddings and where one
+    is."""
+    draw = np.random.default_rng(0)
+    identities, ages = fgnet_identities(draw), draw.integers(0, 70, NUM_IMAGES)
+    faces = protocols.join_views(embeddings_of(draw, identities, 1), embeddings_of(draw, identities, 1), "concatenate")
+    direction = draw.standard_normal(faces.shape[1])
+    moved = PLANTED * ((ages - 35) / 20)[:, None] * direction / np.linalg.norm(direction)
+    spread = np.linalg.norm(faces, axis=1).mean() / np.sqrt(faces.shape[1])
+    told = {"benchmark": "evaluation, leaks", "rounds": rounds, **told_machine()}
+    print("seconds and their middle half; times as long as ours, and the middle half of that")
+    for title, rows in (("random ages", faces), ("planted age", faces + spread * moved)):
+        told[title] = probes_in_turns(rows, ages, identities, rounds)
+        print(title)
+        for name, row in told[title]["seconds"].items():
+            ratio = row["ratio"]
+            print(f"  {name:26}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})   "
+                  f"{ratio['median']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})")  # fmt: skip
+        print(f"  against scikit-learn: {told[title]['same']}")
+    return told
+
+
+def probes_in_turns(rows: np.ndarray, ages: np.ndarray, identities: np.ndarray, rounds: int) -> dict:
+    """Seconds of the whole probe, ages as they are and dealt anew, and how far ours is from scikit-learn."""
+    from threadpoolctl import threadpool_limits
+
+    units, folds = published.unit_rows(rows), leaks.person_folds(identities)
+    groups = np.searchsorted(AGE_GROUP_UPPER_EDGES, ages)
+    dealt = np.random.default_rng((0, 1)).permutation(len(ages))
+
+    def plain(order: np.ndarray, **precision) -> tuple[np.ndarray, np.ndarray]:
+        return published.read_by_probes(
+            units, groups[order], ages[order], folds, leaks.LOGISTIC_C, leaks.RIDGE_ALPHA, **precision
+        )
+
+    def both() -> None:
+        plain(np.arange(len(ages)))
+        plain(dealt)
+
+    steps = {ALL_THREADS: both, ONE_THREAD: threadpool_limits.wrap(limits=1)(both),
+             "ours": lambda: leaks.age_probe(rows, ages, identities)}  # fmt: skip
+    seconds = take_turns(steps, CPU, rounds, warm_up=0, steps_a_turn=1)
+    with threadpool_limits(1):
+        exact_groups, exact_years = plain(np.arange(len(ages)), tolerance=1e-9, max_steps=20_000)
+    ours = leaks._read_by_probes(units, groups[:, None], ages[:, None].astype(np.float64), folds)
+    read_groups, read_years = (read[:, 0] for read in ours)
+    same = {"equal_groups_percent": round(100 * float(np.mean(read_groups == exact_groups)), 2),
+            "accuracy_points": round(100 * float(np.mean(read_groups == groups) - np.mean(exact_groups == groups)), 3),
+            "years": float(np.abs(read_years - exact_years).max())}  # fmt: skip
+    return {"same": same, "seconds": {name: middle(each) | {"ratio": ratios(each, seconds["ours"])}
+                                      for name, each in seconds.items()}}  # fmt: skip
+
+
+def middle(values: list[float]) -> dict[str, float]:
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": round(median, 2), "low": round(low, 2), "high": round(high, 2)}
+
+
 # --------------------------------------------------------------------------------------------------- all of test.py
 
 # What a share of the time is called, and the functions whose time, with all they call, it is. None is inside another.
@@ -212,7 +278,9 @@ COSTS = {
     "joining views": ("join_views",),
     "scoring": ("leave_one_out", "mates_against_rest", "probe_gallery", "pair_scores", "ten_fold_verification",
                 "exact_verification", "age_group_error"),
-    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery"),
+    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery",
+                                     "leave_one_out_hits", "probe_gallery_hits", "all_pairs"),
+    "report": ("report_html",),
     "listing pictures": ("index_identity_folders", "read_pair_list", "make_cacd_vs_pairs"),
 }  # fmt: skip
 # Images: 1,002; 2 x 3,000; 2 x 10,000; 8,000; 12,000
@@ -242,8 +310,8 @@ def measure_whole(percent: float) -> dict:
         drawn = time.perf_counter() - began
         torch.manual_seed(0)
         torch.save(iefp_file_tensors(IEFP("iresnet18_quarter", 1, 2)), folder / "weights.pth")
-        config = test.TestConfig(weights=folder / "weights.pth", face_dataset=folder / "faces", device="cpu",
-                                 output=folder / "results", workers=0)  # fmt: skip
+        config = test.TestConfig(weights=(folder / "weights.pth",), face_dataset=folder / "faces", device="cpu",
+                                 output=folder / "results", workers=0, keep_embeddings=False)  # fmt: skip
         profile = cProfile.Profile()
         status = profile.runcall(test.test, config)
     num_images = sum(counts.values()) - 4
@@ -282,10 +350,11 @@ def shares(profile: cProfile.Profile, num_images: int) -> dict:
 def scoring_seconds() -> dict[str, float]:
     """All protocols on random embeddings of the published sizes, both joins and grey pixels, and the analysis of one
     join: scoring grows faster than the number of images, so a tenth of them does not say what it takes."""
-    from tests.scripts import load_script
+    from utils.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
     from utils.extraction import GREY_SIDE, Extracted
+    from utils.scoring import Options, Picture, score_identities, score_pair_list, score_probe_gallery
 
-    test, draw = load_script("test"), np.random.default_rng(2)
+    draw, plain = np.random.default_rng(2), Options(analysis=False)
 
     def extracted(identities: np.ndarray) -> Extracted:
         grey = draw.standard_normal((len(identities), GREY_SIDE**2), np.float32) + 1.5  # all faces look alike in grey
@@ -296,42 +365,33 @@ def scoring_seconds() -> dict[str, float]:
         score()
         return round(time.perf_counter() - began, 2)
 
-    identities = fgnet_identities(draw)
-    faces = extracted(identities)
-    told = {"FG-NET": timed(lambda: [test.for_each_column(faces, lambda rows, run=run: run(rows, identities))
-                                     for run in (test.leave_one_out, test.mates_against_rest)])}  # fmt: skip
-    joined = test.join_views(faces.original, faces.mirror, "concatenate")
-    ages = draw.integers(0, 70, NUM_IMAGES)
-    told["FG-NET, beyond"] = timed(
-        lambda: test.analyse_identities(joined, identities, ages, embeddings_of(draw, identities), str)
-    )
+    def joined(of: Extracted) -> np.ndarray:
+        return protocols.join_views(of.original, of.mirror, "concatenate")
+
+    def known(people: np.ndarray) -> Picture:
+        return Picture(people, draw.integers(0, 70, len(people)), np.zeros(len(people), np.int64), str)
+
+    told = {}
+    faces, who = extracted(identities := fgnet_identities(draw)), known(identities)
+    told["FG-NET"] = timed(lambda: score_identities(faces, who, plain))
+    of_age = embeddings_of(draw, identities)
+    told["FG-NET, beyond"] = timed(lambda: analyse_identities(joined(faces), identities, who.ages, of_age, str))
     for count in (3_000, 10_000):
-        subjects = np.arange(count)
-        probe, gallery = (dict(test.embedding_columns(extracted(subjects))) for _ in range(2))
-        told[f"MORPH2 {count:,}"] = timed(
-            lambda probe=probe, gallery=gallery, subjects=subjects: [
-                test.probe_gallery(probe[column], subjects, gallery[column], subjects) for column in probe
-            ]
-        )
-        columns = probe["concatenate"], gallery["concatenate"]
+        sides, both = [extracted(np.arange(count)) for _ in range(2)], [known(np.arange(count)) for _ in range(2)]
+        told[f"MORPH2 {count:,}"] = timed(lambda sides=sides, both=both: score_probe_gallery(sides, both, plain))
         told[f"MORPH2 {count:,}, beyond"] = timed(
-            lambda columns=columns, subjects=subjects: test.analyse_probe_gallery(
-                columns[0], subjects, columns[1], subjects
+            lambda sides=sides, both=both: analyse_probe_gallery(
+                joined(sides[0]), joined(sides[1]), (both[0].people, both[1].people), (both[0].ages, both[1].ages),
+                (str, str),
             )
-        )
+        )  # fmt: skip
     for title, count in (("CACD-VS", 4_000), ("CALFW", 6_000)):
-        pairs, genuine = extracted(np.arange(2 * count)), np.arange(count) % 2 == 0
-
-        def score(rows: np.ndarray, genuine: np.ndarray = genuine) -> dict:
-            scores = test.pair_scores(rows[::2], rows[1::2])
-            return test.ten_fold_verification(scores, genuine) | test.exact_verification(scores, genuine)
-
-        told[title] = timed(lambda pairs=pairs, score=score: test.for_each_column(pairs, score))
+        of, genuine = extracted(np.arange(2 * count)), np.arange(count) % 2 == 0
+        rows = np.arange(0, 2 * count, 2), np.arange(1, 2 * count, 2)
+        told[title] = timed(lambda of=of, rows=rows, genuine=genuine: score_pair_list(of, *rows, genuine, str, plain))
         scores = draw.normal(0, 0.2, count)
         told[f"{title}, beyond"] = timed(
-            lambda scores=scores, genuine=genuine: test.analyse_pairs(
-                scores, genuine, np.arange(len(scores)), np.arange(len(scores)), str
-            )
+            lambda scores=scores, genuine=genuine, rows=rows: analyse_pairs(scores, genuine, *rows, str)
         )
     return told
 
@@ -341,6 +401,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--full", action="store_true", help="the published loop over mates on every probe")
     parser.add_argument("--distractors", type=int, metavar="N", help="FG-NET's protocol with N distractors instead")
+    parser.add_argument("--leaks", action="store_true", help="the probes that read the age instead")
     parser.add_argument("--check", action="store_true", help="with --distractors: count every rank in float64 too")
     parser.add_argument(
         "--whole", type=float, nargs="?", const=10.0, metavar="PERCENT", help="profile of test.py instead"
@@ -350,6 +411,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.score_file:
         score_file(flags.score_file, flags.way)
+    elif flags.leaks:
+        print(json.dumps(measure_leaks(flags.rounds)))
     elif flags.whole:
         print(json.dumps(measure_whole(flags.whole)))
     elif flags.distractors:

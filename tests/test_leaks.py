@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import published_evaluation
 from meta import AGE_GROUP_UPPER_EDGES, UserError
 from models.club import CLUB, SampledCLUB
 from utils import leaks
@@ -120,6 +121,47 @@ def test_the_probe_is_the_plain_version(monkeypatch):
         # A library stops its search a little before the optimum: a picture or two may go to another group.
         slack = {"age_r2": 1e-9, "age_mae_years": 1e-6}.get(key, 1.7)
         assert result[key] == pytest.approx(value, abs=slack)
+
+
+@pytest.mark.parametrize("size", [12, 150, 700])  # fewer numbers than images to fit, about as many, more
+@pytest.mark.parametrize("strength", [0.0, 4.0])
+def test_each_reading_is_that_of_scikit_learn_at_its_optimum(size, strength):
+    rng = np.random.default_rng(size)
+    identities, ages = np.repeat(np.arange(24), 12), rng.integers(0, 80, 288)
+    rows = rng.normal(size=(24, size))[identities] + rng.normal(size=(288, size))
+    readings_are_those_of_scikit_learn(planted(rows, ages, strength), ages, identities)
+
+
+def test_readings_of_two_groups_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    identities, ages = np.repeat(np.arange(20), 10), rng.choice([5, 30], 200)
+    readings_are_those_of_scikit_learn(planted(rng.normal(size=(200, 40)), ages), ages, identities)
+
+
+def readings_are_those_of_scikit_learn(rows, ages, identities):
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    groups, folds = np.searchsorted(AGE_GROUP_UPPER_EDGES, ages), leaks.person_folds(identities)
+    read_groups, read_years = leaks._read_by_probes(units, groups[:, None], ages[:, None].astype(float), folds)
+    exact_groups, exact_years = published_evaluation.read_by_probes(
+        units, groups, ages, folds, leaks.LOGISTIC_C, leaks.RIDGE_ALPHA, tolerance=1e-9, max_steps=20_000
+    )
+    assert np.mean(read_groups[:, 0] == exact_groups) >= 0.995
+    assert abs(np.mean(read_groups[:, 0] == groups) - np.mean(exact_groups == groups)) <= 0.005
+    np.testing.assert_allclose(read_years[:, 0], exact_years, rtol=0, atol=1e-6)
+
+
+def test_softmax_regression_is_at_its_optimum_at_every_strength():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(1)
+    features, groups, fitted = rng.normal(size=(90, 70)), rng.integers(0, 4, 90), np.arange(90) < 60
+    rows, others = leaks._standardised(features, fitted, ~fitted)
+    turned = leaks._rotated(features, fitted, ~fitted)
+    found = leaks._softmax_regression(turned, groups[fitted], leaks.LOGISTIC_C, 1e-6)
+    for c, (classes, logits) in zip(leaks.LOGISTIC_C, found, strict=True):
+        probe = LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(rows, groups[fitted])
+        assert list(classes) == list(probe.classes_)
+        np.testing.assert_allclose(np.exp(leaks._log_softmax(logits)), probe.predict_proba(others), atol=1e-4)
 
 
 def test_the_figures_are_those_of_scikit_learn():
@@ -257,7 +299,7 @@ def test_club_is_the_sum_written_out_whatever_the_batches_and_it_repeats():
         assert result["club_nats"] == pytest.approx(expected, rel=1e-12) and result["num_images"] == 53
         assert result == pytest.approx(results[0], rel=1e-9)
     assert leaks.club_estimate(club_of(club), age, identity, seed=5)["club_nats"] != results[0]["club_nats"]
-    assert leaks.club_estimate(club_of(club), torch.tensor(age), torch.tensor(identity), seed=4) == results[0]
+    assert leaks.club_estimate(club_of(club), torch.tensor(age), torch.tensor(identity), 4) == results[0]
 
 
 def test_club_finds_what_is_shared_and_little_beside_strangers():
