@@ -1,0 +1,235 @@
+"""What purification changes: plain CosFace, implicit, explicit and both, on made-up faces of people unseen in training.
+
+    python benchmarks/purification.py --output runs/purification --plot benchmarks/purification.png
+    python benchmarks/purification.py --output runs/purification --variants plain both grl --seeds 0 1 2
+    python benchmarks/purification.py --output runs/purification --add both-0.1="--mutual-information-weight 0.1"
+
+Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
+order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
+four variants with three seeds half an hour. What is finished in --output is not done again. The last line is JSON.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+from benchmarks.held_out import measure
+from benchmarks.paired import of_figure, paired_difference, summarise, tables
+from benchmarks.timing import machine
+from data.synthetic import write_training_set
+from utils.config import write_json
+from utils.distributed import choose_device
+
+PLAIN = "plain"
+PUBLISHED_LAMBDA = "0.001"
+VARIANTS = {
+    PLAIN: "--purification 0 --mutual-information-weight 0",
+    "implicit": "--purification 1 --mutual-information-weight 0",
+    "explicit": f"--purification 0 --mutual-information-weight {PUBLISHED_LAMBDA}",
+    "both": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA}",
+}
+FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic draws for training and benchmarks
+
+# What is printed: key -> title, decimals. Higher is better down to the age leak, lower from there on.
+FIGURES = {
+    "rank1_percent": ("rank 1, %", 1),
+    "rank1_20_years_percent": ("rank 1, mates 20+ years away, %", 1),
+    "tar_percent": ("TAR at FAR 1e-3, %", 1),
+    "age_balanced_accuracy_percent": ("age probe, balanced, %", 1),
+    "age_r2": ("age probe, R2", 3),
+    "club_nats": ("CLUB, nats", 1),
+    "steps_per_second": ("steps/s", 2),
+}
+
+
+def run_train(flags: list[str], log_path: Path) -> None:
+    """Runs train.py in a process of its own; what it prints is kept."""
+    with log_path.open("a") as log:
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *flags], stdout=log, stderr=log, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"train.py ended with status {done.returncode}, see {log_path}: {' '.join(flags)}")
+
+
+def draw_faces(folder: Path, seed: int, flags: argparse.Namespace) -> tuple[Path, Path]:
+    """Training people and held-out people of a seed, both with ages over the whole of life."""
+    train, held_out = folder / "train", folder / "held_out"
+    common = {"seed": seed, "nuisance": flags.nuisance, "progress": False}
+    if not train.exists():
+        write_training_set(train, flags.people, flags.pictures, **common)
+    if not held_out.exists():
+        write_training_set(held_out, flags.held_out, flags.held_out_pictures, first_person=FIRST_HELD_OUT, **common)
+    return train, held_out
+
+
+def common_flags(flags: argparse.Namespace, train: Path, run_folder: Path, seed: int) -> list[str]:
+    told = {"train-data": train, "run-folder": run_folder, "backbone": flags.backbone, "batch-size": flags.batch,
+            "workers": flags.workers, "device": flags.device, "precision": flags.precision, "seed": seed,
+            "log-every": 5, "keep-checkpoints": 1}  # fmt: skip
+    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+
+
+def train_age_branch(flags: argparse.Namespace, train: Path, folder: Path, seed: int) -> Path:
+    """The seed's age branch, which all variants share."""
+    weights = folder / "age.pth"
+    if not weights.exists():
+        recipe = ["--stage", "age", "--epochs", str(flags.age_epochs), "--learning-rate", "0.03",
+                  "--learning-rate-epochs", str(max(1, flags.age_epochs - 1))]  # fmt: skip
+        run_train([*common_flags(flags, train, folder, seed), *recipe], folder.with_suffix(".log"))
+    return weights
+
+
+def train_identity_branch(
+    flags: argparse.Namespace, train: Path, age_weights: Path, folder: Path, seed: int, variant: str
+) -> Path:
+    weights = folder / "iefp.pth"
+    if not weights.exists():
+        drops = [str(max(1, round(share * flags.epochs))) for share in (0.7, 0.9)]
+        recipe = ["--age-weights", str(age_weights), "--epochs", str(flags.epochs),
+                  "--learning-rate", str(flags.learning_rate), "--learning-rate-epochs", *drops,
+                  "--age-cache", "ahead", "--cache-folder", str(folder.parent / "age_cache")]  # fmt: skip
+        run_train([*common_flags(flags, train, folder, seed), *recipe, *shlex.split(variant)],
+                  folder.with_suffix(".log"))  # fmt: skip
+    return weights
+
+
+def steps_per_second(log: Path, batch: int) -> float:
+    """Median over the log lines of a run."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return statistics.median(event["images_per_second"] / batch for event in events if event["event"] == "train")
+
+
+def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> dict[str, dict]:
+    """Figures of each variant with one seed, read from the output folder where they are there."""
+    folder, figures = flags.output / f"seed{seed}", {}
+    folder.mkdir(parents=True, exist_ok=True)
+    train, held_out = draw_faces(folder, seed, flags)
+    for name, variant in variants.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            age_weights = train_age_branch(flags, train, folder / "age", seed)
+            weights = train_identity_branch(flags, train, age_weights, folder / name, seed, variant)
+            told = measure(weights, held_out, age_weights, choose_device(flags.device), flags.club_steps)
+            told["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
+            write_json(path, {"flags": variant, **told})
+        figures[name] = json.loads(path.read_text())
+        if figures[name].pop("flags") != variant:
+            raise SystemExit(f"{path} is of other flags than {variant!r}: give the variant another name.")
+        print(f"seed {seed} {name}: " + ", ".join(f"{key} {figures[name][key]:.4g}" for key in FIGURES
+                                                  if figures[name][key] is not None), flush=True)  # fmt: skip
+    return figures
+
+
+def check_settings(flags: argparse.Namespace) -> dict:
+    """What all runs of an output folder must share; raises SystemExit where it was begun with something else."""
+    names = ("people", "pictures", "held_out", "held_out_pictures", "nuisance", "epochs", "age_epochs", "backbone",
+             "batch", "learning_rate", "precision", "club_steps")  # fmt: skip
+    settings, path = {name: getattr(flags, name) for name in names}, flags.output / "settings.json"
+    flags.output.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (begun := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"{flags.output} was begun with {begun}: give these, or another --output.")
+    write_json(path, settings)
+    return settings
+
+
+def plot(runs: dict, path: Path) -> None:
+    """Each figure's paired difference to plain, a dot a seed, and the TAR over the years between two pictures."""
+    from matplotlib.figure import Figure
+
+    shown = [figure for figure in FIGURES if figure != "steps_per_second"]
+    others = [name for name in runs if name != PLAIN]
+    figure = Figure(figsize=(12, 2.6 + 0.5 * max(4, len(others))), layout="constrained")
+    panels = figure.subplots(2, len(shown) // 2 + 1)
+    for axes, name in zip(panels.flat, shown, strict=False):
+        plot_differences(axes, runs, others, name)
+    for unused in list(panels.flat)[len(shown) : -1]:
+        unused.axis("off")
+    plot_gaps(panels.flat[-1], runs)
+    for row in panels[:, 1:]:
+        for axes in row[:-1]:
+            axes.tick_params(labelleft=False)
+    figure.suptitle("difference to plain CosFace: a dot a seed, bars are 95 % intervals of the mean", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def plot_differences(axes, runs: dict, others: list[str], name: str) -> None:
+    for row, variant in enumerate(others):
+        values, plain = of_figure(runs[variant], name), of_figure(runs[PLAIN], name)
+        if not values.keys() & plain.keys():
+            continue
+        told = paired_difference(values, plain)
+        axes.errorbar(told["mean"], row, xerr=told["half_width"], color=f"C{row + 1}", marker="|", capsize=3)
+        for seed in values.keys() & plain.keys():
+            axes.plot(values[seed] - plain[seed], row - 0.25, ".", color=f"C{row + 1}", markersize=5)
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(range(len(others)), others, fontsize=8)
+    axes.set_ylim(len(others) - 0.4, -0.6)
+    axes.set_title(FIGURES[name][0], fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def plot_gaps(axes, runs: dict) -> None:
+    gaps = next(iter(next(iter(runs.values())).values()))["tar_by_gap_percent"]
+    for column, (variant, by_seed) in enumerate(runs.items()):
+        means = [[of["tar_by_gap_percent"][gap] for of in by_seed.values()] for gap in gaps]
+        told = [statistics.fmean(values) if None not in values else float("nan") for values in means]
+        axes.plot(list(gaps), told, marker="o", markersize=3, color=f"C{column}", label=variant)
+    axes.set_title("TAR at FAR 1e-3, % by years between", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of data, runs and figures; goes on in it")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "implicit", "explicit", "both"])
+    parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FLAGS", help="further variants, train.py's flags")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of data and training together")
+    parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--pictures", type=int, default=12, help="a person")
+    parser.add_argument("--held-out", type=int, default=60, help="people to be measured on")
+    parser.add_argument("--held-out-pictures", type=int, default=10, help="a person")
+    parser.add_argument("--nuisance", type=float, default=1.0, help="pose, light and the like; the demo has 1")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--age-epochs", type=int, default=4)
+    parser.add_argument("--backbone", default="iresnet18_quarter")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--club-steps", type=int, default=200, help="of the estimator that is fitted afterwards")
+    parser.add_argument("--precision", default="auto", help="of training; bf16 is faster on CPUs that have it")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = parse_flags()
+    variants = {name: VARIANTS[name] for name in flags.variants}
+    for added in flags.add:
+        name, equals, words = added.partition("=")
+        if not equals or name in VARIANTS:
+            raise SystemExit(f"--add {added}: give NAME=FLAGS with a name that is not taken.")
+        variants[name] = words
+    settings = check_settings(flags)
+    by_seed = {seed: run_seed(flags, variants, seed) for seed in flags.seeds}
+    runs = {name: {seed: by_seed[seed][name] for seed in flags.seeds} for name in variants}
+    summary = summarise(runs, PLAIN, list(FIGURES))
+    print(tables(summary, FIGURES))
+    if flags.plot and PLAIN in runs and len(runs) > 1:
+        plot(runs, flags.plot)
+    device = choose_device(flags.device)
+    print(json.dumps({"benchmark": "purification", "settings": settings, "variants": variants, **machine(device),
+                      "summary": summary, "runs": runs}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
