@@ -22,17 +22,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from utils.report_page import report_html
 
-from data.faces import FaceIndex, Faces, index_identity_folders
-from data.feature_files import match_names, open_distractors, read_features
-from data.index_cache import CACHE_FOLDER
+from data.faces import FaceIndex, Faces, index_identity_folders, index_pictures
+from data.feature_files import Distractors, holds_features, match_names, open_distractors, read_features
+from data.index_cache import CACHE_FOLDER, find_record_file
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
+from data.records import index_record_file
 from data.transforms import to_network_input
 from data.verification_bins import VerificationBin, file_sha256, find_verification_bins, read_verification_bin
 from meta import (
     BENCHMARKS,
+    EMBEDDING_SIZE,
     FACE_DATASET_FOLDER,
     FILENAME_PATTERNS,
     PUBLISHED_FIGURES,
@@ -46,8 +47,11 @@ from utils.config import as_plain, bounded, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
 from utils.embedding_cache import EmbeddingCache
 from utils.extraction import Extracted, extract
+from utils.protocols import join_views
 from utils.report import comparison_table, table
+from utils.report_page import report_html
 from utils.scoring import (
+    ANALYSED_JOIN,
     Comparable,
     Options,
     Picture,
@@ -90,8 +94,8 @@ class TestConfig:
     pictures: bool = True
     """Show the worst errors as pictures in report.html; faces are personal data."""
     distractors: Path | None = None
-    """Features of strangers among whom FG-NET's people are searched too: .npz, .npy or MegaFace's .bin, or a folder of
-    these; as long as the joined embeddings, 1,024 numbers."""
+    """Strangers among whom FG-NET's people are searched too: a folder or record file of pictures, or features (.npz,
+    .npy, MegaFace's .bin, or a folder of these) as long as the joined embeddings, 1,024 numbers."""
     seed: int = bounded(0, low=0)
     """Of resampling and of splits into folds."""
     allow_missing: bool = False
@@ -107,6 +111,7 @@ class TestConfig:
     """Processes that read images; 0 reads in the main process."""
 
 
+DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
@@ -303,6 +308,16 @@ def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairLi
     return pairs
 
 
+def open_strangers(config: TestConfig) -> Distractors | Faces | None:
+    """The distractors: features, or pictures that each model has to embed."""
+    path = config.distractors
+    if path is None or holds_features(path) or not path.exists():
+        return None if path is None else open_distractors(path)
+    if find_record_file(path) is not None:
+        return index_record_file(find_record_file(path), what="distractors")
+    return index_pictures(path, "distractors")
+
+
 def how_to_get(config: TestConfig, benchmark: Benchmark) -> str:
     if not benchmark.source:
         return ""
@@ -332,37 +347,68 @@ class WeightsModel:
             "backbone": self.model.backbone_id.backbone,
             "purification": self.model.backbone_id.purification,
         }
+        self.of_model = {  # what embeddings depend on beside the pictures
+            "weights": self.description["sha256"],
+            "device": process.device.type,
+            "torch": torch.__version__,
+        }
         folder = config.cache_folder or config.face_dataset / CACHE_FOLDER
         self.cache = EmbeddingCache(folder, lambda text: tell(process, text)) if config.keep_embeddings else None
 
     def embed(self, faces: Faces, what: str) -> Extracted | None:
         """The embeddings; None in processes that need none, when the first one has kept ones."""
-        config, process = self.config, self.process
-        of_model = {
-            "weights": self.description["sha256"],
-            "device": process.device.type,
-            "torch": torch.__version__,
-        }
-        kept = None
+        process, kept = self.process, None
         if self.cache is not None:
             pictures = faces.state()
-            kept = self.cache.load(of_model, pictures, len(faces)) if process.is_first else None
+            kept = self.cache.load(self.of_model, pictures, len(faces)) if process.is_first else None
             if any(gather_lists([kept is not None], process)):
                 return kept
-        loader = evaluation_loader(
-            faces,
-            config.batch_size,
-            config.workers,
-            process.device.type == "cuda",
-            process.rank,
-            process.world_size,
-        )
         extracted = extract(
-            self.model, batches(loader), len(faces), process, to_network_input, self.has_age_branch, what
+            self.model,
+            batches(self._loader(faces)),
+            len(faces),
+            process,
+            to_network_input,
+            self.has_age_branch,
+            what,
         )
         if self.cache is not None and process.is_first:
-            self.cache.save(of_model, pictures, extracted)
+            self.cache.save(self.of_model, pictures, extracted)
         return extracted
+
+    def embed_distractors(self, faces: Faces) -> np.ndarray:
+        """Joined embeddings (M, 1024) of strangers' pictures, piece by piece into a file where embeddings are kept."""
+        process, what = self.process, f"distractors, {self.name}"
+        describes = self.of_model | {"pictures": faces.state(), "join": ANALYSED_JOIN}
+        if self.cache is None:
+            joined = np.empty((len(faces), 2 * EMBEDDING_SIZE), np.float32)
+            self._fill(joined, faces, what)
+            return joined
+        if not any(gather_lists([self.cache.load_array(describes) is not None], process)):
+            if process.is_first:
+                with self.cache.keep_array(describes, (len(faces), 2 * EMBEDDING_SIZE)) as joined:
+                    self._fill(joined, faces, what)
+            else:
+                self._fill(None, faces, what)
+            gather_lists([True], process)  # the others look when the file has its name
+        return self.cache.load_array(describes)
+
+    def _fill(self, joined: np.ndarray | None, faces: Faces, what: str) -> None:
+        for start in range(0, len(faces), DISTRACTORS_A_PIECE):
+            rows = range(start, min(start + DISTRACTORS_A_PIECE, len(faces)))
+            of_piece = (batch._replace(indices=batch.indices - start) for batch in batches(self._loader(faces, rows)))
+            extracted = extract(
+                self.model, of_piece, len(rows), self.process, to_network_input, False, what, with_grey=False
+            )
+            if joined is not None:
+                joined[rows.start : rows.stop] = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
+
+    def _loader(self, faces: Faces, rows: range | None = None) -> torch.utils.data.DataLoader:
+        config, process = self.config, self.process
+        pin_memory = process.device.type == "cuda"
+        return evaluation_loader(
+            faces, config.batch_size, config.workers, pin_memory, process.rank, process.world_size, rows
+        )
 
 
 def estimator_of(model: IEFP, device: torch.device) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
@@ -399,6 +445,9 @@ class FeaturesModel:
         mirror = original if features.mirror is None else np.asarray(features.mirror[matched.rows], np.float32)
         ages = None if features.age_probabilities is None else features.age_probabilities[matched.rows]
         return Extracted(original, mirror, ages, ages, grey_pixels=None)
+
+    def embed_distractors(self, faces: Faces) -> np.ndarray:
+        raise UserError(f"--distractors holds pictures, which {self.path} can't embed: give their features.")
 
 
 Model = WeightsModel | FeaturesModel
@@ -446,7 +495,7 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     Under torchrun all processes embed, each its share; the first one scores and reports.
     """
     ran = Ran({model.name: {} for model in models}, {model.name: {} for model in models}, [], {})
-    distractors = open_distractors(config.distractors) if config.distractors else None
+    distractors = open_strangers(config)
     for setting in settings:
         try:
             task = TASKS[setting.benchmark.protocol](config, setting, process)
@@ -456,8 +505,11 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
         ran.faces[setting.name] = task
         of_models: list[tuple[Model, Comparable]] = []
         for model in models:
-            options = Options(config.analysis, distractors, config.seed, model.mutual_information)
             try:
+                among = distractors if setting.benchmark.protocol == "leave_one_out" else None
+                if among is not None and not isinstance(among, Distractors):
+                    among = model.embed_distractors(among)
+                options = Options(config.analysis, among, config.seed, model.mutual_information)
                 extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in task.sides]
                 if process.is_first:
                     result, comparable = task.score(extracted, options)

@@ -68,6 +68,10 @@ class Faces(Protocol):
         """Changes with what decides which picture stands at which position: what is kept by position depends on it."""
         ...
 
+    def state(self) -> str:
+        """Changes with the fingerprint and where files were written anew: pixels may be others then."""
+        ...
+
 
 SomeFaces = TypeVar("SomeFaces", bound=Faces)
 
@@ -280,6 +284,26 @@ def index_names(folder: str | Path, names: Iterable[str]) -> FaceIndex:
         ages=None,
         identity_names=(),
     )
+
+
+def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
+    """Index of all pictures anywhere below a folder, sorted by path; identities and ages are unknown.
+
+    Raises: UserError for a folder without pictures.
+    """
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = os.path.relpath(place, folder)
+        names += [
+            os.path.normpath(os.path.join(below, name))
+            for name in sorted(files)
+            if is_image_name(name) and not name.startswith(".")
+        ]
+    if not names:
+        raise UserError(f"The folder {str(folder)!r} of {what} holds no picture: give one with files that end in "
+                        f"{', '.join(IMAGE_EXTENSIONS)}.")  # fmt: skip
+    return index_names(folder, names)
 
 
 def is_image_name(name: str) -> bool:

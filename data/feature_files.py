@@ -139,6 +139,13 @@ def open_distractors(path: str | Path, progress: Progress = no_progress) -> Dist
         return Distractors(path, progress=progress)
 
 
+def holds_features(path: str | Path) -> bool:
+    """Whether `path` is for `open_distractors`: a file of embeddings, or a folder with .bin files in it."""
+    if not os.path.isdir(path):
+        return os.path.splitext(path)[1].lower() in (".npz", ".npy", ".bin")
+    return any(name.lower().endswith(".bin") for _, _, names in os.walk(path) for name in names)
+
+
 def write_embeddings(
     path: str | Path,
     names: Sequence[str],

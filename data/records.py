@@ -237,6 +237,10 @@ class RecordIndex:
             digest.update(np.ascontiguousarray(numbers, "<i8"))
         return digest.hexdigest()
 
+    def state(self) -> str:
+        """SHA-256 of the fingerprint and of when the file was written."""
+        return hashlib.sha256(f"{self.fingerprint()} {os.stat(self.root).st_mtime_ns}".encode()).hexdigest()
+
     def _whole_name(self, i: int) -> str:
         return f"{self.root} key {self.key(i)}"
 

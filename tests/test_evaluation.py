@@ -19,6 +19,7 @@ from data.pairs import read_pair_list
 from data.verification_bins import write_verification_bin
 from models.iefp import IEFP
 from models.weights import iefp_file_tensors, load_for_embedding
+from utils.protocols import mates_against_rest
 
 BENCHMARK_FOLDERS = ("ID_processed_FGNET", "ID_processed_morph2_2", "CACD_VS", "CALFW")
 
@@ -273,8 +274,30 @@ def test_strangers_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces
     assert (cmc["alone"]["num_distractors"], cmc["among"]["num_distractors"]) == (0, 50)
     alone = cmc["alone"]["cmc_percent"]
     assert all(a >= b for a, b in zip(alone, cmc["among"]["cmc_percent"], strict=False))
+    among = only_model(tmp_path / "among" / "results.json")["results"]["fgnet"]["mates_among_distractors"]
+    model, _ = load_for_embedding(weights)
+    paths = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))
+    embeddings, people = np.stack([embed_by_hand(model, path) for path in paths]), [path.parent.name for path in paths]
+    assert among["concatenate"] == pytest.approx(mates_against_rest(embeddings, np.array(people), strangers))
     outcome = run_main("test", *flags, "--output", tmp_path / "x", "--distractors", tmp_path / "nowhere.npy")
     assert outcome.status == 2 and "nowhere.npy" in outcome.err
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "in memory"])
+def test_pictures_of_strangers_are_embedded_folder_and_records_alike(run_test, tiny_faces, run_main, tmp_path, kept):
+    """The strangers are FG-NET's own pictures: each probe then finds its double, and a mate is second at best."""
+    folder, records = tiny_faces / "ID_processed_FGNET", tmp_path / "packed"
+    assert run_main("prepare", "pack", "--data", folder, "--output", records / "train.rec").status == 0
+    told = []
+    flags = ("--benchmarks", "fgnet", *(() if kept else ("--no-keep-embeddings",)))
+    for strangers in (folder, records, records / "train.rec") if kept else (folder,):
+        outcome, report = run_test(tiny_faces, *flags, "--distractors", strangers)
+        assert outcome.status == 0, outcome.err
+        told.append(report["results"]["fgnet"])
+    for one in told:
+        assert one["mates_among_distractors"] == told[0]["mates_among_distractors"]
+        assert one["mates_among_distractors"]["concatenate"]["cmc_percent_1"] == 0
+        assert one["analysis"]["cmc"]["num_distractors"] == one["num_images"]
 
 
 # -------------------------------------------------------------------------------- several models, foreign embeddings

@@ -8,7 +8,8 @@ Grey pixels, which depend on the pictures alone, are kept once for all models.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,32 @@ class EmbeddingCache:
             except OSError as error:
                 self._is_writable = False
                 self.report(f"embeddings are not kept: {path} can't be written ({error})")
+
+    def load_array(self, describes: dict[str, Any]) -> np.ndarray | None:
+        """An array that `keep_array` kept under this description, mapped into memory, or None."""
+        path = self._array_path(describes)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+        except (OSError, ValueError, EOFError) as error:
+            self.report(f"kept embeddings {path} can't be read ({error}): they are computed anew")
+            return None
+
+    @contextmanager
+    def keep_array(self, describes: dict[str, Any], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+        """An array (N, D) float32 in a file, to be filled; it is kept when all went well and goes when not."""
+        path = self._array_path(describes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        try:
+            array = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+            yield array
+            array.flush()
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _array_path(self, describes: dict[str, Any]) -> Path:
+        return self.folder / f"distractors_{_digest(describes)}.npy"
 
     def _files(self, of_model: dict[str, Any], pictures: str) -> list[tuple[Path, tuple[str, ...]]]:
         named = (

@@ -46,6 +46,7 @@ def extract(
     to_network_input: Callable[..., Tensor],
     with_age: bool = True,
     what: str = "embedding",
+    with_grey: bool = True,
 ) -> Extracted:
     """Embeds every image and its mirror image; each is decoded once and mirrored on the device.
 
@@ -57,7 +58,7 @@ def extract(
     """
     views = np.zeros((2, num_images, EMBEDDING_SIZE), np.float32)
     ages = np.zeros((2, num_images, NUM_AGE_GROUPS), np.float32)
-    grey = np.zeros((num_images, GREY_SIDE**2), np.float32)
+    grey = np.zeros((num_images if with_grey else 0, GREY_SIDE**2), np.float32)
     age_features = np.zeros((num_images if with_age else 0, EMBEDDING_SIZE), np.float32)
     seen = np.zeros(num_images, np.int64)
     failures = []
@@ -65,7 +66,8 @@ def extract(
         for batch in counted(batches, -(-num_images // process.world_size), what, process.is_first):
             rows = batch.indices.numpy()
             np.add.at(seen, rows, 1)  # seen[rows] += 1 would count an index once that a batch holds twice
-            grey[rows] = grey_pixels(batch.images).numpy()
+            if with_grey:
+                grey[rows] = grey_pixels(batch.images).numpy()
             images = batch.images.to(process.device, non_blocking=True)
             both = both_views(images, to_network_input)
             views[:, rows] = _two_views(model.identity_features(both))
@@ -81,7 +83,8 @@ def extract(
     for array in (views, ages, grey, seen, age_features):
         sum_rows(array, process)
     assert (seen == 1).all(), "every image has to be embedded exactly once"
-    of_age = (*ages, grey, age_features) if with_age else (None, None, grey, None)
+    told_grey = grey if with_grey else None
+    of_age = (*ages, told_grey, age_features) if with_age else (None, None, told_grey, None)
     return Extracted(views[0], views[1], *of_age)
 
 

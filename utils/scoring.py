@@ -82,6 +82,10 @@ def score_identities(extracted: Extracted, known: Picture, options: Options) -> 
         **age_errors([(extracted, known)]),
     }
     embeddings = analysed(extracted)
+    if options.distractors is not None:
+        result["mates_among_distractors"] = {
+            ANALYSED_JOIN: mates_against_rest(embeddings, identities, options.distractors)
+        }
     if options.analysis:
         result["analysis"] = analyse_identities(
             embeddings,
@@ -215,6 +219,10 @@ LABELS = {
     "mates_against_rest": {
         "cmc_percent_1": "mates against rest, rank 1 %",
         "cmc_percent_10": "mates against rest, rank 10 %",
+    },
+    "mates_among_distractors": {
+        "cmc_percent_1": "mates among distractors too, rank 1 %",
+        "cmc_percent_10": "mates among distractors too, rank 10 %",
     },
     "probe_gallery": {"rank1_percent": "rank-1 %"},
     "verification": {
