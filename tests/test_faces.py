@@ -7,7 +7,7 @@ import pickletools
 import numpy as np
 import pytest
 
-from data.faces import index_identity_folders, index_names
+from data.faces import index_identity_folders, index_names, index_pictures
 from meta import AGE_GROUP_UPPER_EDGES, FILENAME_PATTERNS, UserError, age_group
 
 MS1MV3 = FILENAME_PATTERNS["ms1mv3"]
@@ -169,3 +169,15 @@ def test_the_state_changes_with_a_files_bytes_and_the_fingerprint_does_not(tmp_p
     before = index.fingerprint(), index.state()
     picture.write_bytes(b"other")
     assert index.fingerprint() == before[0] and index.state() != before[1]
+
+
+def test_pictures_anywhere_below_a_folder_are_listed_sorted_and_hidden_ones_are_not(tmp_path):
+    for name in ("b/2.jpg", "b/c/1.PNG", "a.jpeg", "b/.3.jpg", ".hidden/4.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    index = index_pictures(tmp_path)
+    assert [index.key(i) for i in range(len(index))] == ["a.jpeg", "b/2.jpg", "b/c/1.PNG"]
+    assert index.ages is None and (index.identities == -1).all()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match="of strangers holds no picture"):
+        index_pictures(tmp_path / "x", "strangers")

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.faces import index_names
-from data.feature_files import match_names, open_distractors, picture_name, read_features, write_embeddings
+from data.feature_files import (
+    holds_features,
+    match_names,
+    open_distractors,
+    picture_name,
+    read_features,
+    write_embeddings,
+)
 from meta import UserError
 
 NAMES = ["a.jpg", "sub/b.jpg", "c.jpg"]
@@ -336,3 +343,14 @@ def test_a_match_is_what_a_plain_search_finds_and_no_row_serves_two_pictures(nam
             assert [row] == candidates
         elif row >= 0:
             assert names[row].split("/")[-1] == key.split("/")[-1]
+
+
+def test_a_path_of_features_is_told_from_one_of_pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "features" / "deep").mkdir(parents=True)
+    (tmp_path / "features" / "deep" / "a.jpg_model.BIN").write_bytes(b"x")
+    assert [holds_features(tmp_path / name) for name in ("pictures", "features", "a.npz", "b.npy", "c.bin")] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+    assert not holds_features(tmp_path / "train.rec")

@@ -22,6 +22,7 @@ from models.weights import (
     describe_branches,
     iefp_file_tensors,
     load_age_branch,
+    load_estimator,
     load_for_embedding,
     load_identity_branch,
     read_weight_file,
@@ -523,3 +524,22 @@ def test_a_published_file_that_is_missing_is_told_where_to_get(known, tmp_path):
 def test_another_file_that_is_missing_is_told_what_is_accepted(untouched, tmp_path):
     for path in (tmp_path / "none.pth", tmp_path):
         assert_refused(path, "weight file .* does not exist", untouched)
+
+
+# --------------------------------------------------------------------------------------------------- the estimator
+
+
+def test_the_estimator_of_a_file_is_loaded_and_its_absence_is_told(tmp_path):
+    torch.manual_seed(4)
+    trained = IEFP("iresnet18_quarter", 1, 6)
+    tensors = iefp_file_tensors(trained)
+    torch.save(tensors, tmp_path / "with.pth")
+    torch.save({key: value for key, value in tensors.items() if "clubmi" not in key}, tmp_path / "without.pth")
+    torch.manual_seed(5)
+    model = IEFP("iresnet18_quarter", 1, None)
+    before = {key: value.clone() for key, value in model.clubmi.state_dict().items()}
+    assert not load_estimator(model, tmp_path / "without.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.clubmi.state_dict().items())
+    assert load_estimator(model, tmp_path / "with.pth") and not model.clubmi.training
+    for key, value in trained.clubmi.state_dict().items():
+        assert torch.equal(model.clubmi.state_dict()[key], value), key
