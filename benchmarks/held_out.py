@@ -22,14 +22,11 @@ FAR = "tar_at_far_1e-3_random_impostors_percent"
 CLUB_BATCH = 128
 
 
-def measure(weights: Path, folder: Path, age_weights: Path, device: torch.device, club_steps: int) -> dict:
-    """All figures of one model on one folder of identities.
-
-    The age features are those of the model's own age branch, which is the frozen one of `age_weights`.
-    """
+def measure(weights: Path, folder: Path, device: torch.device, club_steps: int) -> dict:
+    """All figures of one model on one folder of identities; the file has to hold the frozen age branch too."""
     faces = index_identity_folders(folder, FILENAME_PATTERNS["ms1mv3"])
     model, has_age_branch = load_for_embedding(weights)
-    assert has_age_branch, f"{weights} holds no age branch, {age_weights} was to be in it"
+    assert has_age_branch, f"{weights} holds no age branch"
     loader = evaluation_loader(faces, batch_size=64)
     extracted = extract(
         model.to(device), batches(loader), len(faces), Process(0, 1, device), to_network_input, what="held out"
@@ -49,6 +46,8 @@ def measure(weights: Path, folder: Path, age_weights: Path, device: torch.device
         "age_balanced_accuracy_permuted_percent": leak["permuted_age_group_balanced_accuracy_percent"],
         "age_r2": leak["age_r2"],
         **club,
+        # The size of one number before L2 normalisation: the loss of recognition does not see it, CLUB's estimate does.
+        "feature_deviation": float(extracted.original.std(axis=0).mean()),
         "num_images": len(faces),
     }
 
