@@ -83,6 +83,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""  # a sentence below it
+    decimals: int = 2  # of numbers that are not whole
 
     def __post_init__(self) -> None:
         """Raises: UserError for rows of another length than the header."""
@@ -319,7 +320,13 @@ def _curve_table(plot: Plot, curves: Sequence[Curve], caption: str) -> Table:
             header += [f"{header[-1]}, from", f"{header[-1]}, to"]
             columns += [_cells(curve.low), _cells(curve.high)]
     note = f"{len(rows)} of {num_points:,} points, evenly chosen." if len(rows) < num_points else ""
-    return Table(caption, header, [[column[i] for column in columns] for i in rows], note)
+    shown = [[column[i] for column in columns] for i in rows]
+    return Table(caption, header, shown, note, decimals=_decimals(curves))
+
+
+def _decimals(curves: Sequence[Curve]) -> int:
+    """Cosines and shares of 1 need more of them than percentages do."""
+    return 4 if all(np.nanmax(np.abs(_numbers(curve.y, "y")), initial=0) <= 1 for curve in curves) else 2
 
 
 def _x_column(plot: Plot, curve: Curve) -> list[Cell]:
@@ -468,10 +475,7 @@ def _draw_histogram(axes: Axes, plot: Histogram) -> None:
 
 
 def _name_categories(axes: Axes, values: Sequence[Cell]) -> None:
-    names = [_category(value) for value in values]
-    names = [
-        name if len(name) <= MAX_CATEGORY_LETTERS else name[: MAX_CATEGORY_LETTERS - 1] + "\u2026" for name in names
-    ]
+    names = [_shortened(_category(value)) for value in values]
     every = -(-len(names) // MAX_CATEGORIES_NAMED)
     is_tight = sum(map(len, names[::every])) > 44
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
