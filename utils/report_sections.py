@@ -131,7 +131,10 @@ def number(value: Any) -> float | int | None:
 
 
 def figure(tree: Any, key: str) -> float | int | None:
-    """The finite number at this key."""
+    """The finite number at this key; none for a TAR at a FAR that lets no impostor pass, which is no such TAR."""
+    rate = key.removeprefix("tar_at_far_").removesuffix("_percent")
+    if branch(tree).get(f"impostors_allowed_at_far_{rate}") == 0:
+        return None
     return number(branch(tree).get(key))
 
 
@@ -181,8 +184,10 @@ def gather(tested: Tested, what: str, *keys: str) -> tuple[list[tuple[str, Tree]
             having.append((model, part))
             continue
         reason = reason_of(result, *keys)
-        lacking.append(sentence(f"{model}: no {what}" + (f": {reason}" if reason else " in these results")))
-    return having, lacking
+        lacking.append((model, f"no {what}" + (f": {reason}" if reason else " in these results")))
+    if not having and len({text for _, text in lacking}) == 1:  # what no model has is said once
+        return having, [sentence(lacking[0][1][0].upper() + lacking[0][1][1:])]
+    return having, [sentence(f"{model}: {text}") for model, text in lacking]
 
 
 def sentence(text: str) -> str:
@@ -218,7 +223,7 @@ def summary(report: Tree, tested: Sequence[Tested]) -> list[Block]:
     if rows:
         used = [0, 1, 2, *(3 + i for i in range(len(COLUMNS) + 1) if any(row[3 + i] is not None for row in rows))]
         header = ["benchmark", "model", "measure", *MAIN_COLUMNS]
-        note = f"No interval: {'; '.join(reasons)}." if reasons else ""
+        note = f"Without an interval, or left out: {'; '.join(reasons)}." if reasons else ""
         shown = [[row[i] for i in used] for row in rows]
         blocks.append(Table("Main figures", [header[i] for i in used], shown, note))
     else:
@@ -243,14 +248,16 @@ def main_rows(tested: Sequence[Tested]) -> tuple[list[list[Cell]], list[str]]:
                     place = "intervals" if labels is ALL_PAIRS else INTERVALS.get((protocol, key))
                     sure = branch(result, "analysis", place) if place else {}
                     cells = [figure(branch(result, protocol, column), key) for column in COLUMNS]
+                    reason = sure.get(f"{key}_interval_reason")
+                    if isinstance(reason, str) and reason not in reasons:
+                        reasons.append(reason)
+                    if key in sure and figure(sure, key) is None:
+                        continue  # the protocol tells a TAR where not one false accept is allowed: that is no figure
                     if labels is ALL_PAIRS and cells[0] is None:
                         cells[0] = figure(sure, key)
                     if all(cell is None for cell in cells[:-1]):  # chance alone is no result
                         continue
                     rows.append([one.title, model, measure, cells[0], interval(sure, key), *cells[1:]])
-                    reason = sure.get(f"{key}_interval_reason")
-                    if isinstance(reason, str) and reason not in reasons:
-                        reasons.append(reason)
     return rows, reasons
 
 
@@ -605,12 +612,10 @@ def mate_distance(one: Tested, having: Sequence[tuple[str, Tree]]) -> Plot:
 
 
 def bin_table(one: Tested, model: str, bins: Tree, what: str) -> Table:
-    rows: list[list[Cell]] = [
-        [name, *(figure(row, key) for key in BIN_COLUMNS), words(branch(row).get("reason"), "")]
-        for name, row in bins.items()
-    ]
-    header = [what, *BIN_COLUMNS.values(), "remark"]
-    return Table(f"{one.title}: {model}, by {what}", header, rows)
+    rows: list[list[Cell]] = [[name, *(figure(row, key) for key in BIN_COLUMNS)] for name, row in bins.items()]
+    reasons = [(name, words(branch(row).get("reason"), "")) for name, row in bins.items()]
+    note = " ".join(sentence(f"{name}: {reason}") for name, reason in reasons if reason)
+    return Table(f"{one.title}: {model}, by {what}", [what, *BIN_COLUMNS.values()], rows, note)
 
 
 # ------------------------------------------------------------------------------------------------------------- age leak
@@ -644,7 +649,7 @@ def age_leak(one: Tested) -> list[Block]:
     meanings = dict.fromkeys(words(part.get("meaning"), "") for _, part in having)
     blocks: list[Block] = [text for text in meanings if text]
     blocks.append(
-        Plot(f"{one.title}: age read by a linear probe", "", "balanced accuracy, age groups, %", curves, kind="bars")
+        Plot(f"{one.title}: age read by a linear probe", "", "balanced accuracy, %", curves, kind="bars")
     )
     blocks += [probe_table(one, model, part) for model, part in having]
     blocks.append(other_leaks(one, having))
