@@ -225,13 +225,15 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; padding
 nav a { display: inline-block; padding: .3rem 0; }
 .note { color: var(--muted); font-size: .875rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; overflow-wrap: break-word; }
+table {
+  width: max-content; border-collapse: collapse; font-size: .875rem; line-height: 1.4; overflow-wrap: break-word;
+}
 caption { text-align: left; font-weight: 600; padding: .25rem 0 .4rem; }
 th, td {
   padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top;
   max-width: 22rem; unicode-bidi: isolate;
 }
-thead th { vertical-align: bottom; background: var(--shade); border-bottom: 2px solid var(--rule); }
+thead th { max-width: 10rem; vertical-align: bottom; background: var(--shade); border-bottom: 2px solid var(--rule); }
 tbody th { font-weight: 500; }
 th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
@@ -264,6 +266,7 @@ dd { margin: 0; }
   dl { display: block; }
   dd { margin: 0 0 .6rem; }
   th, td { padding: .3rem .5rem; max-width: 14rem; }
+  thead th { max-width: 8rem; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print {
@@ -275,7 +278,7 @@ dd { margin: 0; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav, .skip, summary { display: none; }
   .scroll { overflow: visible; }
-  table { font-size: 7.5pt; }
+  table { width: auto; font-size: 7.5pt; }
   th, td { padding: .15rem .3rem; overflow-wrap: anywhere; white-space: normal; }
   figure, .pairs li, tr { break-inside: avoid; }
   h2, h3, h4, caption { break-after: avoid; }

@@ -441,16 +441,18 @@ def accept_table(one: Tested, having: Sequence[tuple[str, Tree]]) -> Table:
         figures, sure = branch(part, "figures"), branch(result, "analysis", "intervals")
         for rate in RATES:
             key = f"tar_at_far_{rate}_percent"
-            threshold = figure(figures, f"threshold_at_far_{rate}")
-            shown = None if threshold is None else f"{threshold:.4f}"
-            rows.append([f"{model}, FAR {rate}", figure(figures, key), interval(sure, key), shown])
             reason = figures.get(f"tar_at_far_{rate}_reason") or sure.get(f"{key}_interval_reason")
             if isinstance(reason, str):
                 reasons[reason] = None
+            if figure(figures, key) is None:
+                continue  # the note says why
+            threshold = figure(figures, f"threshold_at_far_{rate}")
+            shown = None if threshold is None else f"{threshold:.4f}"
+            rows.append([model, f"FAR {rate}", figure(figures, key), interval(sure, key), shown])
     genuine, impostor = (figure(branch(having[0][1], "figures"), f"num_{kind}") for kind in ("genuine", "impostor"))
     counted = "" if genuine is None or impostor is None else f"{genuine:,} genuine and {impostor:,} impostor pairs. "
     note = counted + (f"What is missing: {'; '.join(reasons)}." if reasons else "")
-    header = ["model and rate", "TAR %", "95 % interval", "threshold, cosine"]
+    header = ["model", "rate", "TAR %", "95 % interval", "threshold, cosine"]
     return Table(f"{one.title}: true accepts at false accept rates", header, rows, note.strip())
 
 
@@ -648,9 +650,7 @@ def age_leak(one: Tested) -> list[Block]:
     ]
     meanings = dict.fromkeys(words(part.get("meaning"), "") for _, part in having)
     blocks: list[Block] = [text for text in meanings if text]
-    blocks.append(
-        Plot(f"{one.title}: age read by a linear probe", "", "balanced accuracy, %", curves, kind="bars")
-    )
+    blocks.append(Plot(f"{one.title}: age read by a linear probe", "", "balanced accuracy, %", curves, kind="bars"))
     blocks += [probe_table(one, model, part) for model, part in having]
     blocks.append(other_leaks(one, having))
     return [*blocks, *lacking, *leak_reasons(having)]
