@@ -233,7 +233,7 @@ th, td {
   padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top;
   max-width: 22rem; unicode-bidi: isolate;
 }
-thead th { max-width: 10rem; vertical-align: bottom; background: var(--shade); border-bottom: 2px solid var(--rule); }
+thead th { max-width: 6.5rem; vertical-align: bottom; background: var(--shade); border-bottom: 2px solid var(--rule); }
 tbody th { font-weight: 500; }
 th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
