@@ -266,7 +266,7 @@ dd { margin: 0; }
   dl { display: block; }
   dd { margin: 0 0 .6rem; }
   th, td { padding: .3rem .5rem; max-width: 14rem; }
-  thead th { max-width: 8rem; }
+  thead th { max-width: 6.5rem; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print {

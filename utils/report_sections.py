@@ -650,7 +650,9 @@ def age_leak(one: Tested) -> list[Block]:
     ]
     meanings = dict.fromkeys(words(part.get("meaning"), "") for _, part in having)
     blocks: list[Block] = [text for text in meanings if text]
-    blocks.append(Plot(f"{one.title}: age read by a linear probe", "", "balanced accuracy, %", curves, kind="bars"))
+    blocks.append(
+        Plot(f"{one.title}: age read by a linear probe", "read from", "balanced accuracy, %", curves, kind="bars")
+    )
     blocks += [probe_table(one, model, part) for model, part in having]
     blocks.append(other_leaks(one, having))
     return [*blocks, *lacking, *leak_reasons(having)]
