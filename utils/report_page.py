@@ -230,7 +230,7 @@ table {
 }
 caption { text-align: left; font-weight: 600; padding: .25rem 0 .4rem; }
 th, td {
-  padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top;
+  padding: .35rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top;
   max-width: 22rem; unicode-bidi: isolate;
 }
 thead th { max-width: 6.5rem; vertical-align: bottom; background: var(--shade); border-bottom: 2px solid var(--rule); }
