@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from report_example import HOSTILE, SECTIONS, example_report, picture
 
-from utils.report_page import NO_PICTURES, report_html
+from utils.report_page import NO_PICTURES, STYLE, report_html
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -222,3 +222,30 @@ def test_a_rate_that_allows_no_false_accept_has_no_figure(page):
     """ten_fold_verification's companion tells TAR at FAR 1e-3 of 44 impostors; the report leaves it out."""
     told = "".join(page.text)
     assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in told
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb by WCAG 2."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark():
+    """WCAG AA: 4.5 for text, also on shaded heads of tables; 3 for what is drawn."""
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part)) for part in STYLE.split("prefers-color-scheme", 1)
+    )
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    for colours in (light, light | dark):
+        for name in ("ink", "muted", "link"):
+            assert contrast(colours[name], colours["paper"]) >= 4.5, name
+        assert contrast(colours["ink"], colours["shade"]) >= 4.5
+        for number in range(6):
+            assert contrast(colours[f"c{number}"], colours["paper"]) >= 3, number
+    assert dark["paper"] != light["paper"]
