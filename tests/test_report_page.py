@@ -238,9 +238,9 @@ def contrast(a: str, b: str) -> float:
 
 def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark():
     """WCAG AA: 4.5 for text, also on shaded heads of tables; 3 for what is drawn."""
-    light, dark = (
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part)) for part in STYLE.split("prefers-color-scheme", 1)
-    )
+    colours_in = re.compile(r"--(\w+): (#[0-9a-f]{6})").findall
+    light_part, dark_part = STYLE.split("@media")[:2]
+    light, dark = dict(colours_in(light_part)), dict(colours_in(dark_part))
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     for colours in (light, light | dark):
         for name in ("ink", "muted", "link"):
