@@ -187,7 +187,7 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     sizes = list(dict.fromkeys(row["size"] for row in rows))
-    figure = Figure(figsize=(5.5 * len(sizes), 4.4), layout="constrained")
+    figure = Figure(figsize=(5 * len(sizes) + 2.2, 4.2), layout="constrained")
     names = list(dict.fromkeys(row["estimator"] for row in rows))
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         for k, name in enumerate(names):
@@ -203,7 +203,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axes.set_yscale("symlog", linthresh=10)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -15))  # NWJ may fall far below
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.savefig(path, dpi=110)
 
 
