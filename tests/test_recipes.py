@@ -1,0 +1,55 @@
+"""recipes/*.args: each says what it is, is what it says, and starts."""
+
+import dataclasses
+
+import pytest
+from conftest import SMALL
+from scripts import ROOT, load_script
+
+from utils.config import parse_config
+
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.args") if not path.stem.startswith("demo"))
+each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def settings(path) -> dict:
+    return dataclasses.asdict(parse_config(load_script("train").TrainConfig, [f"@{path}"]))
+
+
+DEFAULTS = dataclasses.asdict(load_script("train").TrainConfig())
+
+
+@each
+def test_the_first_line_says_what_it_is_and_how_it_is_run_and_the_run_folder_is_its_own(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ") and first.endswith(f": python train.py @recipes/{path.name}")
+    assert settings(path)["run_folder"].as_posix() == f"runs/{path.stem}"
+
+
+def test_the_published_recipe_is_the_defaults():
+    assert settings(ROOT / "recipes" / "published.args") == DEFAULTS | {
+        "run_folder": settings(ROOT / "recipes" / "published.args")["run_folder"],
+        "margin_value": 0.35,  # which None is, for CosFace
+    }
+
+
+@each
+def test_an_ablation_differs_from_the_published_recipe_in_one_setting(path):
+    changed = {name for name, value in settings(path).items() if value != DEFAULTS[name]} - {"run_folder"}
+    assert len(changed) == 1 or not path.stem.startswith("ablation-"), changed
+
+
+def test_no_two_recipes_are_the_same():
+    told = [tuple(sorted((k, str(v)) for k, v in settings(path).items() if k != "run_folder")) for path in RECIPES]
+    assert len(set(told)) == len(told)
+
+
+@each
+def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, tmp_path):
+    backbone = (
+        () if "resnet" not in path.stem else ("--backbone", "iresnet18_quarter")
+    )  # those are too large for a test
+    outcome = train_identity(tmp_path / "run", f"@{path}", *SMALL, *backbone, "--run-folder", tmp_path / "run",
+                             "--epochs", 1, "--learning-rate-epochs", 1, "--batch-size", 12)  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "run" / "iefp.pth").is_file()
