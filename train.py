@@ -80,10 +80,12 @@ class TrainConfig:
     """With --age-head years: weight of the mean loss (Pan et al. 2018 take 0.2)."""
     variance_loss_weight: float = bounded(0.0, low=0)
     """With --age-head years: weight of the variance loss (Pan et al. 2018 take 0.05)."""
-    margin: Literal["cosface", "arcface"] = "cosface"
+    margin: Literal["cosface", "arcface", "adaface", "combined"] = "cosface"
     margin_scale: float = bounded(64.0, above=0)
     margin_value: float | None = bounded(None, low=0, high=1.5)
-    """None: 0.35 for CosFace, 0.5 for ArcFace."""
+    """None: 0.35 for CosFace, 0.5 for ArcFace, 0.4 for AdaFace."""
+    margin_values: tuple[float, float, float] | None = bounded(None, low=0, high=4)
+    """With --margin combined: m1, m2, m3 of cos(m1 theta + m2) - m3; None: 1, 0.3, 0.2."""
     estimator: Literal["sampled", "unsampled"] = "sampled"
     """How CLUB draws its negatives."""
     mutual_information_weight: float = bounded(0.001, low=0)
@@ -663,7 +665,7 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
             num_identities,
             config.margin,
             config.margin_scale,
-            config.margin_value,
+            margin_of(config),
             age_backbone=age_branch.backbone,
             age_purification=age_branch.purification,
             estimator=config.estimator,
@@ -676,6 +678,15 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
     for module in used:
         module.to(process.device, memory_format=torch.channels_last)
     return model
+
+
+def margin_of(config: TrainConfig) -> float | tuple[float, float, float] | None:
+    """The margin of the head that was asked for; None for its own default."""
+    is_combined = config.margin == "combined"
+    wrong, right = ("--margin-value", "--margin-values") if is_combined else ("--margin-values", "--margin-value")
+    if (config.margin_value if is_combined else config.margin_values) is not None:
+        raise UserError(f"{wrong} does nothing with --margin {config.margin}: give {right}.")
+    return config.margin_values if is_combined else config.margin_value
 
 
 IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.")  # the age branch comes from --age-weights

@@ -16,8 +16,8 @@ from models.margin import MARGINS
 class IEFP(nn.Module):
     """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
 
-    `margin_value` None takes the head's own default. `num_identities` None leaves the margin head out: comparing faces
-    needs none. `year_head` adds a second age head that gives years (not published).
+    `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
+    the margin head out: comparing faces needs none. `year_head` adds a second age head, for years (not published).
 
     Raises:
         UserError: for an unknown backbone, purification, margin or estimator, or fewer than one identity.
@@ -30,7 +30,7 @@ class IEFP(nn.Module):
         num_identities: int | None = 93431,
         margin: str = "cosface",
         margin_scale: float = 64.0,
-        margin_value: float | None = 0.35,
+        margin_value: float | tuple[float, float, float] | None = 0.35,
         age_backbone: str | None = None,
         age_purification: int | str | None = None,
         estimator: str = "sampled",

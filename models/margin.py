@@ -5,21 +5,26 @@ logits themselves.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta import EMBEDDING_SIZE
+from meta import EMBEDDING_SIZE, UserError
 
 
 class MarginHead(nn.Module):
     """Cosines between features and one weight vector an identity; a subclass says what the margin does."""
 
-    default_margin: float
+    default_margin: float | tuple[float, float, float]
 
     def __init__(
-        self, num_identities: int, scale: float = 64.0, margin: float | None = None, size: int = EMBEDDING_SIZE
+        self,
+        num_identities: int,
+        scale: float = 64.0,
+        margin: float | tuple[float, float, float] | None = None,
+        size: int = EMBEDDING_SIZE,
     ):
         super().__init__()
         self.scale = scale
@@ -28,22 +33,28 @@ class MarginHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """features (N, 512), labels (N,) int64 -> logits (N, identities)."""
+        quality = self.quality(features)
         features, weight = F.normalize(features), F.normalize(self.weight)
         logits = F.linear(features, weight)  # (N, identities)
-        logits.scatter_(1, labels.unsqueeze(1), self._at_label(features, weight, labels).unsqueeze(1))
+        logits.scatter_(1, labels.unsqueeze(1), self._at_label(features, weight, labels, quality).unsqueeze(1))
         return logits.mul_(self.scale)
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """features (N, 512), labels (N,) int64 -> mean cross-entropy of the logits, a scalar."""
+        quality = self.quality(features)
         features, weight = F.normalize(features), F.normalize(self.weight)
-        at_label = self._at_label(features, weight, labels)  # (N,)
+        at_label = self._at_label(features, weight, labels, quality)  # (N,)
         return _ScaledCrossEntropy.apply(features, weight, at_label, labels, self.scale)
 
-    def _at_label(self, features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:  # (N,)
+    def _at_label(self, features: Tensor, weight: Tensor, labels: Tensor, quality: Tensor | None) -> Tensor:  # (N,)
         # Computed apart: autograd would keep the logits for gather's backward and forbid writing into them.
-        return self.with_margin((features * weight[labels]).sum(dim=1))
+        return self.with_margin((features * weight[labels]).sum(dim=1), quality)
 
-    def with_margin(self, cosine: Tensor) -> Tensor:
+    def quality(self, features: Tensor) -> Tensor | None:
+        """What a margin that adapts to the picture goes by, (N,) without gradient; None for the others."""
+        return None
+
+    def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no margin: use CosFace or ArcFace")
 
     def extra_repr(self) -> str:
@@ -98,7 +109,7 @@ class CosFace(MarginHead):
 
     default_margin = 0.35
 
-    def with_margin(self, cosine: Tensor) -> Tensor:
+    def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
         return cosine - self.margin
 
 
@@ -110,11 +121,81 @@ class ArcFace(MarginHead):
 
     default_margin = 0.5
 
-    def with_margin(self, cosine: Tensor) -> Tensor:
+    def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
         sine = (1 - cosine**2).clamp(min=1e-12).sqrt()  # not 0: the root has no gradient there
         shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         beyond = cosine - self.margin * math.sin(math.pi - self.margin)
         return torch.where(cosine > math.cos(math.pi - self.margin), shifted, beyond)
 
 
-MARGINS = {"cosface": CosFace, "arcface": ArcFace}
+class CombinedMargin(MarginHead):
+    """cos(m1 theta + m2) - m3, with `margin` = (m1, m2, m3); (1, 0, m) is CosFace.
+
+    Where t = m1 theta + m2 passes k pi the cosine goes on falling as (-1)^k cos(t) - 2 k, which joins without a step
+    (ArcFace's own head takes a straight line there).
+    Source: Deng et al., "ArcFace", CVPR 2019, eq. 4; beyond pi Liu et al., "SphereFace", CVPR 2017.
+    """
+
+    default_margin = (1.0, 0.3, 0.2)
+
+    def __init__(
+        self,
+        num_identities: int,
+        scale: float = 64.0,
+        margin: tuple[float, float, float] | None = None,
+        size: int = EMBEDDING_SIZE,
+    ):
+        super().__init__(num_identities, scale, margin, size)
+        is_three = isinstance(self.margin, Sequence) and len(self.margin) == 3
+        if not is_three or self.margin[0] < 1 or min(self.margin[1:]) < 0:
+            raise UserError(f"margin {self.margin} of the combined head is out of range: give three numbers, m1 of at "
+                            f"least 1, m2 and m3 of at least 0.")  # fmt: skip
+
+    def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
+        times, plus, less = self.margin
+        angle = times * _angle(cosine) + plus
+        turns = (angle.detach() / math.pi).floor()
+        return torch.where(turns % 2 == 0, angle.cos(), -angle.cos()) - 2 * turns - less
+
+
+class AdaFace(MarginHead):
+    """cos(theta - m z) - (m z + m): z in [-1, 1] says by the feature's length how good the picture is.
+
+    z = (length - mean) h / deviation, cut at -1 and 1, h = 0.333; mean and deviation of the lengths are running ones,
+    which in training move by 0.99 to those of the batch. Good pictures get a margin like CosFace's that pulls hard on
+    what is hard, poor ones a margin like a negative ArcFace's. theta - m z is held between 0 and pi.
+    Of several processes all go by the lengths that the first one sees.
+    Source: Kim et al., "AdaFace", CVPR 2022, section 3.
+    """
+
+    default_margin = 0.4
+    concentration = 0.333  # h
+    rate = 0.99  # of the running mean and deviation
+    shortest, longest = 0.001, 100.0  # lengths beyond count as these
+
+    def __init__(
+        self, num_identities: int, scale: float = 64.0, margin: float | None = None, size: int = EMBEDDING_SIZE
+    ):
+        super().__init__(num_identities, scale, margin, size)
+        self.register_buffer("length_mean", torch.tensor(20.0))
+        self.register_buffer("length_deviation", torch.tensor(100.0))
+
+    @torch.no_grad()
+    def quality(self, features: Tensor) -> Tensor:  # (N, 512) -> (N,)
+        lengths = features.norm(dim=1).clamp(self.shortest, self.longest)
+        if self.training and len(lengths) > 1:  # one length has no deviation
+            self.length_mean.lerp_(lengths.mean().to(self.length_mean), self.rate)
+            self.length_deviation.lerp_(lengths.std().to(self.length_deviation), self.rate)
+        return (self.concentration * (lengths - self.length_mean) / (self.length_deviation + 1e-3)).clamp(-1, 1)
+
+    def with_margin(self, cosine: Tensor, quality: Tensor) -> Tensor:
+        shifted = (_angle(cosine) - self.margin * quality).clamp(1e-3, math.pi - 1e-3)
+        return shifted.cos() - self.margin * (quality + 1)
+
+
+def _angle(cosine: Tensor) -> Tensor:
+    """The angle in [0, pi]; the cosine is held 1e-6 from its ends, where the angle has no gradient."""
+    return cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+
+
+MARGINS = {"cosface": CosFace, "arcface": ArcFace, "combined": CombinedMargin, "adaface": AdaFace}

@@ -170,6 +170,32 @@ def arcface(features, weight, labels, scale=64.0, margin=0.5):
     return margin_softmax(features, weight, labels, scale, with_margin)
 
 
+def combined_margin(features, weight, labels, scale=64.0, margin=(1.0, 0.3, 0.2)):
+    """cos(m1 theta + m2) - m3 at the label; in each further half turn the cosine is turned over and 2 lower."""
+
+    def with_margin(theta):
+        angle, lower = margin[0] * theta + margin[1], 0
+        while angle > math.pi:
+            angle, lower = angle - math.pi, lower + 2  # cos(angle - pi) = -cos(angle)
+        return angle.cos() - lower - margin[2]
+
+    return margin_softmax(features, weight, labels, scale, with_margin)
+
+
+def adaface(features, weight, labels, scale=64.0, margin=0.4, mean=20.0, deviation=100.0):
+    """AdaFace with given running statistics of the lengths, picture by picture."""
+    rows = []
+    for feature, label in zip(features, labels, strict=True):
+        length = min(max(float(sum(feature.detach() ** 2)) ** 0.5, 0.001), 100.0)
+        z = min(max(0.333 * (length - mean) / (deviation + 0.001), -1.0), 1.0)
+
+        def with_margin(theta, z=z):
+            return (theta - margin * z).clamp(0.001, math.pi - 0.001).cos() - (margin * z + margin)
+
+        rows.append(margin_softmax(feature[None], weight, label[None], scale, with_margin)[0])
+    return torch.stack(rows)
+
+
 def batch_norm(x, state, name, training):
     """x (N, D), normalised by the batch in training and by the running statistics else."""
     mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]

@@ -88,7 +88,7 @@ def test_forward_passes_are_the_known_good_ones(backbone, purification):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", ["cosface", "arcface"])
 def test_margin_logits_are_the_known_good_ones(name, dtype):
     arrays = {key: torch.from_numpy(golden_arrays("margins.npz")[f"{name}/{key}"]) for key in ("x", "y", "weight")}
     head = MARGINS[name](20).to(dtype)
@@ -115,6 +115,9 @@ def test_the_age_file_has_the_layout_of_the_released_one():
 # -------------------------------------------------------------------------------------------------------- margin heads
 
 
+PUBLISHED_MARGINS = ("cosface", "arcface")  # tests/test_margin_heads.py has the others
+
+
 def make_head(name, num_identities, size, **options):
     head = MARGINS[name](num_identities, size=size, **options).double()
     head.load_state_dict({"weight": normal(num_identities, size, seed=99)})
@@ -123,7 +126,7 @@ def make_head(name, num_identities, size, **options):
 
 @pytest.mark.parametrize("scale_and_margin", [(64.0, None), (30.0, 0.2), (1.0, 0.0)])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_margin_logits_and_gradients_are_the_plain_ones(name, seed, scale_and_margin):
     scale, margin = scale_and_margin
     head = make_head(name, 5, 4, scale=scale, margin=margin)
@@ -140,7 +143,7 @@ def test_margin_logits_and_gradients_are_the_plain_ones(name, seed, scale_and_ma
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_margin_gradients_are_finite_differences(name):
     head = make_head(name, 4, 3)
     labels = torch.tensor([0, 3, 1])
@@ -152,7 +155,7 @@ def test_margin_gradients_are_finite_differences(name):
     assert torch.autograd.gradcheck(logits, inputs)
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_margin_logits_are_the_plain_ones_from_angle_0_to_pi(name):
     """Both ends, where the root in the sine is steep, and both sides of ArcFace's change at pi - m."""
     head = make_head(name, 2, 3)
@@ -181,7 +184,7 @@ def test_arcface_takes_the_straight_line_beyond_pi_minus_margin():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("directions", [normal(6, 8), torch.eye(6, 8)], ids=["random", "axes"])
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_gradients_are_finite_where_a_feature_is_its_weight(name, directions, sign, dtype):
     """A random direction has a cosine a rounding away from 1, an axis has 1 exactly."""
     head = MARGINS[name](6, size=8).to(dtype)
@@ -192,7 +195,7 @@ def test_gradients_are_finite_where_a_feature_is_its_weight(name, directions, si
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_margin_heads_leave_their_inputs_alone(name):
     head = make_head(name, 5, 4)
     features, labels = normal(6, 4), torch.tensor([0, 1, 2, 3, 4, 0])
@@ -203,7 +206,7 @@ def test_margin_heads_leave_their_inputs_alone(name):
         assert torch.equal(now, then)
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", PUBLISHED_MARGINS)
 def test_without_a_margin_logits_are_scaled_cosines(name):
     head = make_head(name, 5, 4, scale=10.0, margin=0.0)
     features = normal(6, 4)
@@ -212,7 +215,7 @@ def test_without_a_margin_logits_are_scaled_cosines(name):
 
 
 def test_the_margin_touches_the_label_and_nothing_else():
-    for name in MARGINS:
+    for name in PUBLISHED_MARGINS:
         head, plain = make_head(name, 5, 4), make_head("cosface", 5, 4, margin=0.0)
         labels = torch.tensor([4, 0, 2])
         change = plain(normal(3, 4), labels) - head(normal(3, 4), labels)
