@@ -70,7 +70,8 @@ def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(tmp_path
 
 
 def test_two_processes_report_what_one_reports(tiny_faces, weights, tmp_path):
-    flags = ["--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu"]
+    flags = ["--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu",
+             "--benchmarks", "fgnet", "calfw"]  # fmt: skip
     for processes, folder in ((1, "one"), (2, "two"), (2, "kept")):  # the last run takes what the second one kept
         kept = ["--cache-folder", tmp_path / f"cache{processes}"]
         ended = run_program(ROOT / "test.py", processes, *flags, *kept, "--output", tmp_path / folder)
