@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +46,7 @@ from models.weights import (
 from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.optimisation import choose_precision, make_optimiser, make_precision, set_learning_rate, translate, update
 from utils.run_log import BadImages, Meter, RunLog, progress
 from utils.stopping import StopRequest
 
@@ -284,71 +284,6 @@ def year_errors(years: Tensor, batch: Batch) -> dict[str, Tensor]:
 STAGES = {"identity": IdentityStage, "age": AgeStage}
 
 
-def translate(config: TrainConfig, encoders: tuple[torch.nn.Module, ...]) -> None:
-    """With --compile: torch.compile for these encoders, in place; one that can't be translated stays as it is."""
-    if not config.compile:
-        return
-    for encoder in encoders:
-        encoder.compile()
-        translated = encoder._compiled_call_impl
-
-        def call(*inputs: Tensor, encoder=encoder, translated=translated) -> Tensor:
-            try:
-                output = translated(*inputs)
-            except RuntimeError as error:  # what all of torch.compile's errors are
-                print(f"--compile: {type(error).__name__}, training goes on without", file=sys.stderr)
-                encoder._compiled_call_impl = None
-                return encoder(*inputs)
-            encoder._compiled_call_impl = translated  # it works: no detour from now on
-            return output
-
-        encoder._compiled_call_impl = call
-
-
-def make_optimiser(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
-
-
-def choose_precision(config: TrainConfig, device: torch.device) -> str:
-    """fp32, bf16 or fp16: what was asked for, or what suits the device."""
-    if config.precision != "auto":
-        return config.precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def make_precision(config: TrainConfig, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
-    """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
-    precision = choose_precision(config, device)
-    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-def update(
-    optimiser: torch.optim.Optimizer,
-    parameters: list[Tensor],
-    loss: Tensor,
-    scaler: torch.amp.GradScaler,
-    clip_norm: float,
-) -> Tensor:
-    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping.
-
-    With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
-    which is its normal work.
-    """
-    optimiser.zero_grad()
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimiser)
-    gradient_norm = clip_grad_norm_(parameters, clip_norm)
-    scaler.step(optimiser)
-    scaler.update()
-    return gradient_norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else gradient_norm
-
-
 # ------------------------------------------------------------------------------------------------------- the run
 
 
@@ -425,7 +360,7 @@ def train(config: TrainConfig) -> int:
 def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
     """Trains to the end of the epoch that `start` lies in, or to a request to stop; gives the position and a status."""
     config, process, sampler = run.config, run.process, run.sampler
-    learning_rate = set_learning_rate(config, run.stage, start.epoch)
+    learning_rate = set_learning_rate(config, run.stage.optimisers.values(), start.epoch)
     sampler.set_epoch(start.epoch, start.batch)
     run.stage.model.train()
     meter, what, position = Meter(process), f"epoch {start.epoch + 1}/{config.epochs}", start
@@ -634,15 +569,6 @@ def fill_age_cache(run: Run) -> int:
             return 128 + run.stop.noted
     wait_for_all(process)
     return 0
-
-
-def set_learning_rate(config: TrainConfig, stage: IdentityStage | AgeStage, epoch: int) -> float:
-    """The published schedule: 10 times lower from each of the given epochs on."""
-    learning_rate = config.learning_rate * 0.1 ** sum(epoch >= lower for lower in config.learning_rate_epochs)
-    for optimiser in stage.optimisers.values():
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-    return learning_rate
 
 
 # ------------------------------------------------------------------------------------------------ making, resuming

@@ -1,0 +1,94 @@
+"""Optimisers, precision and compilation as train.py's stages use them: all that a step needs beside its method."""
+
+import sys
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+
+class Settings(Protocol):
+    """What is asked of a script's settings here."""
+
+    learning_rate: float
+    learning_rate_epochs: tuple[int, ...]
+    momentum: float
+    weight_decay: float
+    precision: str
+    compile: bool
+
+
+def make_optimiser(config: Settings, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def set_learning_rate(config: Settings, optimisers: Iterable[torch.optim.Optimizer], epoch: int) -> float:
+    """The published schedule: 10 times lower from each of the given epochs on."""
+    learning_rate = config.learning_rate * 0.1 ** sum(epoch >= lower for lower in config.learning_rate_epochs)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+    return learning_rate
+
+
+def update(
+    optimiser: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    loss: Tensor,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float,
+) -> Tensor:
+    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping.
+
+    With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
+    which is its normal work.
+    """
+    optimiser.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimiser)
+    gradient_norm = clip_grad_norm_(parameters, clip_norm)
+    scaler.step(optimiser)
+    scaler.update()
+    return gradient_norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else gradient_norm
+
+
+def choose_precision(config: Settings, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what was asked for, or what suits the device."""
+    if config.precision != "auto":
+        return config.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def make_precision(config: Settings, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
+    """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
+    precision = choose_precision(config, device)
+    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def translate(config: Settings, encoders: tuple[torch.nn.Module, ...]) -> None:
+    """With --compile: torch.compile for these encoders, in place; one that can't be translated stays as it is."""
+    if not config.compile:
+        return
+    for encoder in encoders:
+        encoder.compile()
+        translated = encoder._compiled_call_impl
+
+        def call(*inputs: Tensor, encoder=encoder, translated=translated) -> Tensor:
+            try:
+                output = translated(*inputs)
+            except RuntimeError as error:  # what all of torch.compile's errors are
+                print(f"--compile: {type(error).__name__}, training goes on without", file=sys.stderr)
+                encoder._compiled_call_impl = None
+                return encoder(*inputs)
+            encoder._compiled_call_impl = translated  # it works: no detour from now on
+            return output
+
+        encoder._compiled_call_impl = call
