@@ -30,6 +30,7 @@ from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, tr
 from data.transforms import mirror, random_changes, random_mirror, to_network_input
 from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
+from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
 from models.margin import MarginLoss
@@ -86,12 +87,21 @@ class TrainConfig:
     """None: 0.35 for CosFace, 0.5 for ArcFace, 0.4 for AdaFace."""
     margin_values: tuple[float, float, float] | None = bounded(None, low=0, high=4)
     """With --margin combined: m1, m2, m3 of cos(m1 theta + m2) - m3; None: 1, 0.3, 0.2."""
+    disentangle: Literal["iefp", "none", "grl", "dal", "orthogonal"] = "iefp"
+    """What keeps age out of the embedding. iefp: mutual information, estimated by CLUB. none: nothing. grl: gradient
+    reversal. dal: the canonical correlation with the age features. orthogonal: age goes into the features' length."""
+    disentangle_weight: float | None = bounded(None, low=0)
+    """With grl, dal and orthogonal: weight of their term in the identity loss. None: 0.1, 0.1 and 0.01."""
     estimator: Literal["sampled", "unsampled"] = "sampled"
     """How CLUB draws its negatives."""
     mutual_information_weight: float = bounded(0.001, low=0)
     """Lambda: weight of the mutual information in the identity loss; 0 leaves explicit purification out."""
+    mutual_information_warmup: int = bounded(0, low=0)
+    """Steps over which lambda rises from 0 in a straight line."""
     club_weight: float = bounded(0.1, above=0)
     """Weight of the log-likelihood in CLUB's own loss."""
+    club_steps: int = bounded(1, low=1)
+    """CLUB's updates a step."""
 
     augmentation: Literal["flip", "changes"] = "flip"
     """flip: half of the images mirrored, as published. changes: a fifth each are also cropped, and given other colours
@@ -151,6 +161,19 @@ FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", 
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
                   "best_metric"}  # fmt: skip
 
+# What does something only where another setting has one of these values.
+NEEDS = {
+    "estimator": ("disentangle", ("iefp",)),
+    "mutual_information_weight": ("disentangle", ("iefp",)),
+    "mutual_information_warmup": ("disentangle", ("iefp",)),
+    "club_weight": ("disentangle", ("iefp",)),
+    "club_steps": ("disentangle", ("iefp",)),
+    "disentangle_weight": ("disentangle", tuple(CRITICS)),
+    "disentangle": ("stage", ("identity",)),
+    "margin_value": ("margin", ("cosface", "arcface", "adaface")),
+    "margin_values": ("margin", ("combined",)),
+}
+
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
 ONE_PASS_MOMENTUM = 0.19
@@ -168,10 +191,11 @@ class Batch:
     ages: Tensor | None = None  # (N,) years; of use to the head for years
     permutation: Tensor | None = None  # (N,) of CLUB's negatives; random when None
     age_features: Tensor | None = None  # (N, 512) of the frozen branch when they are known; else it computes them
+    step: int = 0  # done before this one
 
 
 class IdentityStage:
-    """Stage (b): identity encoder, margin head and CLUB are trained; the age branch is frozen."""
+    """Stage (b): identity encoder, margin head and a critic (IEFP's is CLUB) are trained; the age branch is frozen."""
 
     weights_file, published_tensors = "iefp.pth", staticmethod(iefp_file_tensors)
 
@@ -181,54 +205,79 @@ class IdentityStage:
         translate(config, (model.backbone_id, model.backbone_ae))
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
         self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
-        self.club = in_parallel(model.clubmi, process, config.sync_batchnorm)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
-        self.club_parameters = list(model.clubmi.parameters())
-        self.optimisers = {
-            "identity": make_optimiser(config, self.identity_parameters),
-            "club": make_optimiser(config, self.club_parameters),
-        }
+        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters)}
+        self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
+        if self.critic is not None:
+            self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
+            self.critic_parameters = list(self.critic.parameters())
+            self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
         self.autocast, self.scaler = make_precision(config, process.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One CLUB step and one identity step; gives the losses as they were before."""
-        age = self.age_features(batch.images) if batch.age_features is None else batch.age_features  # (N, 512)
+        """The critic's updates and one identity step; gives the losses as they were before."""
+        age = self.age_features_of(batch)  # (N, 512), None where the method needs none
         with self.autocast:
             identity = self.encoder(batch.images)  # (N, 512)
 
-        # CLUB learns to predict identity from age: ascend the log-likelihood.
-        log_likelihood = self.club(age, identity.detach())
-        self.optimisers["club"].zero_grad()
-        (-self.config.club_weight * log_likelihood).backward()
-        club_gradient_norm = clip_grad_norm_(self.club_parameters, self.config.clip_norm)
-        self.optimisers["club"].step()
+        penalty, losses = 0.0, {}
+        if self.critic is not None:
+            # CLUB learns to predict identity from age: ascend the log-likelihood (other critics: what they look for).
+            losses = self.teach_critic(age, identity.detach(), batch.age_groups)
+            penalty = self.critic.penalty(age, identity, batch.age_groups, batch.permutation)
+            losses[self.critic.penalty_name] = penalty.detach()
 
-        # The identity branch learns to recognise people and to leave the just-updated CLUB nothing to predict.
-        mutual_information = self.model.clubmi.mutual_information(age, identity, batch.permutation)
+        # The identity branch learns to recognise people and to leave the just-updated critic nothing to find.
         face_recognition_loss = self.face_recognition(identity, batch.identities)
-        loss = face_recognition_loss + self.config.mutual_information_weight * mutual_information
+        loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
         gradient_norm = update(
             self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
         )
 
-        with torch.no_grad():
-            logits = self.model.age_logits(age)
-            of_known = F.cross_entropy(logits, batch.age_groups, ignore_index=UNKNOWN, reduction="sum")
-            age_loss = of_known / (batch.age_groups != UNKNOWN).sum().clamp(min=1)
-        return {
-            "face_recognition_loss": face_recognition_loss.detach(),
-            "mutual_information": mutual_information.detach(),
-            "log_likelihood": log_likelihood.detach(),
-            "age_loss": age_loss,
-            "gradient_norm": gradient_norm,
-            "club_gradient_norm": club_gradient_norm,
-        }
+        losses |= {"face_recognition_loss": face_recognition_loss.detach(), "gradient_norm": gradient_norm}
+        return losses if age is None else losses | {"age_loss": self.age_loss(age, batch.age_groups)}
+
+    def teach_critic(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
+        """The critic raises its objective on features that are held fixed; gives what it was before."""
+        critic, config = self.critic, self.config
+        updates, weight = (config.club_steps, config.club_weight) if critic.name == "club" else (critic.updates, 1.0)
+        told = {}
+        for _ in range(updates):
+            objective = self.learning_critic(age, identity, age_groups)
+            self.optimisers[critic.name].zero_grad()
+            (-weight * objective).backward()
+            norm = clip_grad_norm_(self.critic_parameters, config.clip_norm)
+            self.optimisers[critic.name].step()
+            told = told or {critic.objective_name: objective.detach(), f"{critic.name}_gradient_norm": norm}
+        return told
+
+    @torch.no_grad()
+    def age_loss(self, age: Tensor, age_groups: Tensor) -> Tensor:
+        """Cross-entropy of the frozen branch over the pictures whose age is known, 0 where none is."""
+        of_known = F.cross_entropy(self.model.age_logits(age), age_groups, ignore_index=UNKNOWN, reduction="sum")
+        return of_known / (age_groups != UNKNOWN).sum().clamp(min=1)
+
+    def age_features_of(self, batch: Batch) -> Tensor | None:
+        """(N, 512) of the frozen branch, kept or computed; None where the method needs none."""
+        if self.critic is None or not self.critic.needs_age_features:
+            return None
+        return self.age_features(batch.images) if batch.age_features is None else batch.age_features
 
     @torch.no_grad()
     def age_features(self, images: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [-1, 1] -> (N, 512) of the frozen branch."""
         with self.autocast:
             return self.model.age_features(images)
+
+
+def penalty_weight(config: TrainConfig, critic: torch.nn.Module | None, step: int) -> float:
+    """Weight of the critic's penalty in the identity loss: lambda, risen as far as it has by this step."""
+    if critic is None:
+        return 0.0
+    if critic.name == "club":
+        risen = min(1.0, step / config.mutual_information_warmup) if config.mutual_information_warmup else 1.0
+        return config.mutual_information_weight * risen
+    return critic.default_weight if config.disentangle_weight is None else config.disentangle_weight
 
 
 class AgeStage:
@@ -322,6 +371,7 @@ def train(config: TrainConfig) -> int:
 
     The exit status is 0, or 128 + the signal that asked it to stop.
     """
+    check_needs(config)
     process = start_process(config.device)
     make_repeatable(config)
     check_run_folder(config, process)
@@ -416,6 +466,15 @@ def check_numbers(run: Run, meter: Meter, start: Position) -> None:
     )
 
 
+def check_needs(config: TrainConfig) -> None:
+    """Raises UserError for the first setting that would do nothing beside the others."""
+    for field in dataclasses.fields(config):
+        other, values = NEEDS.get(field.name, (None, ()))
+        if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
+            raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
+                            f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
+
+
 def make_repeatable(config: TrainConfig) -> None:
     """Seeds what draws initial weights; the loop's own draws depend on seed and step alone, see `prepare`."""
     torch.manual_seed(config.seed)
@@ -469,7 +528,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
         views = faces.age_features if faces.age_features.numel() else learn_age_features(run, faces, images, flips)
         rows = torch.arange(len(flips))
         age_features = views[rows, flips.long()].to(process.device, non_blocking=True).float()
-    return Batch(images, identities, age_groups, ages, permutation, age_features)
+    return Batch(images, identities, age_groups, ages, permutation, age_features, step)
 
 
 # ----------------------------------------------------------------------------------------------- ages, age features
@@ -498,6 +557,10 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
         raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
                         f"give --ages with a table of them.")  # fmt: skip
+    by_age_groups = config.disentangle in CRITICS and CRITICS[config.disentangle].needs_age_groups
+    if by_age_groups and (index.ages is None or (index.ages == UNKNOWN).all()):
+        raise UserError(f"--train-data {config.train_data} has no picture with an age, which --disentangle "
+                        f"{config.disentangle} needs: give --ages with a table of them.")  # fmt: skip
     return index
 
 
@@ -505,6 +568,10 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
     """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
     wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
     if config.stage == "age" or not wanted:
+        return None
+    critic = MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
+    if critic is None or not critic.needs_age_features:
+        tell(process, f"no age features are kept: --disentangle {config.disentangle} uses none")
         return None
     if config.augmentation != "flip":
         tell(process, f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike")
@@ -591,10 +658,11 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
             num_identities,
             config.margin,
             config.margin_scale,
-            margin_of(config),
+            config.margin_values if config.margin == "combined" else config.margin_value,
             age_backbone=age_branch.backbone,
             age_purification=age_branch.purification,
             estimator=config.estimator,
+            critic=config.disentangle if config.disentangle in CRITICS else None,
         )
         load_age_branch(model, config.age_weights)
         used = (model,)
@@ -606,16 +674,8 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
     return model
 
 
-def margin_of(config: TrainConfig) -> float | tuple[float, float, float] | None:
-    """The margin of the head that was asked for; None for its own default."""
-    is_combined = config.margin == "combined"
-    wrong, right = ("--margin-value", "--margin-values") if is_combined else ("--margin-values", "--margin-value")
-    if (config.margin_value if is_combined else config.margin_values) is not None:
-        raise UserError(f"{wrong} does nothing with --margin {config.margin}: give {right}.")
-    return config.margin_values if is_combined else config.margin_value
-
-
-IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.")  # the age branch comes from --age-weights
+# The age branch comes from --age-weights.
+IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.", "critic.")
 
 
 def check_run_folder(config: TrainConfig, process: Process) -> None:
@@ -627,7 +687,8 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
     path = config.run_folder / "config.json"
     if not path.is_file() or not list_checkpoints(config.run_folder / "checkpoints"):
         return
-    before, now = json.loads(path.read_text()), as_plain(config)
+    # What a run of an earlier version did not know of, it did as the defaults do.
+    before, now = as_plain(TrainConfig()) | json.loads(path.read_text()), as_plain(config)
     changed = "; ".join(
         f"{flag(name)} {before.get(name)} -> {now[name]}"
         for name in now
@@ -648,11 +709,11 @@ def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Proces
         return Position(0, 0, 0), None
     try:
         stage.model.load_state_dict(content["model"])
-    except RuntimeError:
+        for name, optimiser in stage.optimisers.items():
+            optimiser.load_state_dict(content["optimisers"][name])
+    except (RuntimeError, KeyError):
         raise UserError(f"the checkpoints in {folder} are of another model than the data and flags ask for: give "
                         f"another --run-folder, with --init-from to start from what fits.") from None  # fmt: skip
-    for name, optimiser in stage.optimisers.items():
-        optimiser.load_state_dict(content["optimisers"][name])
     stage.scaler.load_state_dict(content["scaler"])
     position = Position(**content["position"])
     images_done = position.batch * content["config"]["batch_size"]  # another batch size goes on at the same image
@@ -707,7 +768,8 @@ def update_best(run: Run) -> bool:
 def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> None:
     """Writes the weights in the published layout, and beside them what their keys can't tell."""
     path = config.run_folder / stage.weights_file
-    write_json(path.with_suffix(".json"), describe_branches(stage.model))
+    method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
+    write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
     save_atomically(stage.published_tensors(stage.model), path)
     log.event("end", weights=str(path))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
 from models.age_heads import ExpectedAgeHead
 from models.club import ESTIMATORS
+from models.disentangle import CRITICS
 from models.iresnet import IResNet
 from models.margin import MARGINS
 
@@ -17,10 +18,11 @@ class IEFP(nn.Module):
     """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
-    the margin head out: comparing faces needs none. `year_head` adds a second age head, for years (not published).
+    the margin head out: comparing faces needs none. `year_head` adds a second age head, for years, `critic` one of
+    models.disentangle, trained in the place of CLUB (neither is published).
 
-    Raises:
-        UserError: for an unknown backbone, purification, margin or estimator, or fewer than one identity.
+        Raises:
+            UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.
     """
 
     def __init__(
@@ -35,12 +37,15 @@ class IEFP(nn.Module):
         age_purification: int | str | None = None,
         estimator: str = "sampled",
         year_head: bool = False,
+        critic: str | None = None,
     ):
         super().__init__()
         if margin not in MARGINS:
             raise UserError(f"margin {margin!r} is unknown: give one of {', '.join(MARGINS)}.")
         if estimator not in ESTIMATORS:
             raise UserError(f"estimator {estimator!r} is unknown: give one of {', '.join(ESTIMATORS)}.")
+        if critic is not None and critic not in CRITICS:
+            raise UserError(f"critic {critic!r} is unknown: give one of {', '.join(CRITICS)}.")
         if num_identities is not None and num_identities < 1:
             raise UserError(f"num_identities {num_identities} is out of range: give at least 1.")
         self.backbone_id = IResNet(backbone, purification)
@@ -54,6 +59,8 @@ class IEFP(nn.Module):
         self.year_head = ExpectedAgeHead() if year_head else None
         self.age_branch_is_frozen = False
         self.apply(_initialise)
+        # After all others, so that they start alike by each method.
+        self.critic = None if critic is None else CRITICS[critic]()
 
     def identity_features(self, images: Tensor) -> Tensor:
         """images (N, 3, 112, 112) in [-1, 1] -> (N, 512) before L2 normalisation."""

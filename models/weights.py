@@ -171,8 +171,9 @@ def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
 
 
 def iefp_file_tensors(model: IEFP) -> dict[str, Tensor]:
-    """The whole model in the layout of the released IEFP file (without its `module.` prefix), on the CPU."""
-    return _portable(model.state_dict())
+    """The model in the layout of the released IEFP file (without its `module.` prefix), on the CPU; no critic's."""
+    tensors = model.state_dict()
+    return _portable({key: value for key, value in tensors.items() if not key.startswith("critic.")})
 
 
 def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:

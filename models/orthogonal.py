@@ -1,0 +1,39 @@
+"""Age in the length of the features, identity in their direction: what changes the one leaves the other.
+
+Source: Wang et al., "Orthogonal Deep Features Decomposition for Age-Invariant Face Recognition" (OE-CNN), ECCV 2018.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class AgeOfLength(nn.Module):
+    """A line that gives the age from the length of the identity features; line and encoder both learn to fit it.
+
+    The age loss has its gradient along the features, the loss of a margin head has it across them: embeddings, which
+    are directions, are rid of age as far as the length can tell it. The paper takes the age in years; here it is
+    the number of the age group, 0 to 7. Pictures of unknown age (-1) are passed over.
+    """
+
+    name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_of_length_loss"
+    updates, default_weight = 1, 0.01
+    needs_age_features, needs_age_groups = False, True
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> Tensor:
+        """identity (N, 512), age_groups (N,) -> minus half the mean squared error, which the line raises."""
+        return -_half_squared_error(self.slope, self.offset, identity, age_groups)
+
+    def penalty(self, age: Tensor | None, identity: Tensor, age_groups: Tensor, permutation: Tensor | None) -> Tensor:
+        """Half the mean squared error of the line held fixed, in groups^2, which the identity encoder lowers."""
+        return _half_squared_error(self.slope.detach(), self.offset.detach(), identity, age_groups)
+
+
+def _half_squared_error(slope: Tensor, offset: Tensor, identity: Tensor, age_groups: Tensor) -> Tensor:
+    lengths = identity.norm(dim=1) / identity.shape[1] ** 0.5  # (N,), 1 where coordinates are of size 1
+    errors = (slope * lengths + offset - age_groups) * (age_groups >= 0)
+    return (errors**2).sum() / 2 / (age_groups >= 0).sum().clamp(min=1)
