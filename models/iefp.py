@@ -21,8 +21,8 @@ class IEFP(nn.Module):
     the margin head out: comparing faces needs none. `year_head` adds a second age head, for years, `critic` one of
     models.disentangle, trained in the place of CLUB (neither is published).
 
-        Raises:
-            UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.
+    Raises:
+        UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.
     """
 
     def __init__(
