@@ -4,6 +4,8 @@
     python benchmarks/purification.py --output runs/purification --variants plain both grl --seeds 0 1 2
     python benchmarks/purification.py --output runs/purification --add both-0.1="--mutual-information-weight 0.1"
 
+The rivals none, grl, dal and orthogonal stand beside plain: they have no purification unit.
+
 Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
 order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
 four variants with three seeds half an hour. What is finished in --output is not done again. The last line is JSON.
@@ -34,6 +36,10 @@ VARIANTS = {
     "implicit": "--purification 1 --mutual-information-weight 0",
     "explicit": f"--purification 0 --mutual-information-weight {PUBLISHED_LAMBDA}",
     "both": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA}",
+    "none": "--purification 0 --disentangle none",  # what plain should equal: without a CLUB that nobody listens to
+    "grl": "--purification 0 --disentangle grl",
+    "dal": "--purification 0 --disentangle dal",
+    "orthogonal": "--purification 0 --disentangle orthogonal",
 }
 FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic draws for training and benchmarks
 
