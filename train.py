@@ -69,7 +69,7 @@ class TrainConfig:
     run_folder: Path = Path("runs/iefp")
     """Folder of this run; an unfinished run in it is resumed."""
     age_weights: Path = Path(WEIGHT_FILES["age"].path)
-    """Trained age branch, for stage identity."""
+    """Trained age branch, for stage identity; part of the weights that it writes, whatever --disentangle uses."""
 
     backbone: str = "iresnet50"
     """iresnet18, 34, 50, 100, 200, or iresnet18_quarter (for demos on a CPU)."""
@@ -215,7 +215,7 @@ class IdentityStage:
         self.autocast, self.scaler = make_precision(config, process.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """The critic's updates and one identity step; gives the losses as they were before."""
+        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle)."""
         age = self.age_features_of(batch)  # (N, 512), None where the method needs none
         with self.autocast:
             identity = self.encoder(batch.images)  # (N, 512)
@@ -234,8 +234,9 @@ class IdentityStage:
             self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
         )
 
-        losses |= {"face_recognition_loss": face_recognition_loss.detach(), "gradient_norm": gradient_norm}
-        return losses if age is None else losses | {"age_loss": self.age_loss(age, batch.age_groups)}
+        if age is not None:
+            losses["age_loss"] = self.age_loss(age, batch.age_groups)
+        return {"face_recognition_loss": face_recognition_loss.detach(), **losses, "gradient_norm": gradient_norm}
 
     def teach_critic(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
         """The critic raises its objective on features that are held fixed; gives what it was before."""

@@ -128,7 +128,12 @@ def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
 
 
 def load_estimator(model: IEFP, path: str | Path) -> bool:
-    """Puts the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits."""
+    """Puts the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits.
+
+    Nor does it where the JSON file beside it tells of another method: the CLUB in it is as it was drawn.
+    """
+    if _read_description(Path(path)).get("disentangle", "iefp") != "iefp":
+        return False
     found = {key: value for key, value in read_weight_file(path).tensors.items() if key.startswith("clubmi.")}
     expected = {key: value for key, value in model.state_dict().items() if key.startswith("clubmi.")}
     # BatchNorm's counters may lack, nothing here reads them.
