@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,7 +46,15 @@ from models.weights import (
 from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
-from utils.optimisation import choose_precision, make_optimiser, make_precision, set_learning_rate, translate, update
+from utils.optimisation import (
+    choose_precision,
+    make_optimiser,
+    make_precision,
+    make_repeatable,
+    set_learning_rate,
+    translate,
+    update,
+)
 from utils.run_log import BadImages, Meter, RunLog, progress
 from utils.stopping import StopRequest
 
@@ -241,7 +248,8 @@ class IdentityStage:
     def teach_critic(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
         """The critic raises its objective on features that are held fixed; gives what it was before."""
         critic, config = self.critic, self.config
-        updates, weight = (config.club_steps, config.club_weight) if critic.name == "club" else (critic.updates, 1.0)
+        of_club = config.club_steps, config.club_weight
+        updates, weight = of_club if critic.name == "club" else (critic.updates, critic.objective_weight)
         told = {}
         for _ in range(updates):
             objective = self.learning_critic(age, identity, age_groups)
@@ -474,15 +482,6 @@ def check_needs(config: TrainConfig) -> None:
         if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
             raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
                             f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
-
-
-def make_repeatable(config: TrainConfig) -> None:
-    """Seeds what draws initial weights; the loop's own draws depend on seed and step alone, see `prepare`."""
-    torch.manual_seed(config.seed)
-    torch.backends.cudnn.benchmark = not config.deterministic
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch for repeatable products
-        torch.use_deterministic_algorithms(True)
 
 
 def make_loader(

@@ -26,7 +26,7 @@ class CanonicalCorrelation(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "canonical_correlation", "canonical_correlation_after"
-    updates, default_weight = 5, 0.1
+    updates, objective_weight, default_weight = 5, 1.0, 0.1
     needs_age_features, needs_age_groups = True, False
 
     def __init__(self, size: int = EMBEDDING_SIZE):

@@ -2,7 +2,8 @@
 
 A critic raises its objective (`forward`) on identity features that are held fixed; then the identity encoder lowers
 `penalty`, with the critic held fixed. Both take features before L2 normalisation. A critic names the two for the log,
-says how many updates it makes a step, the weight its penalty has unless told, and what it needs to know.
+says how many updates it makes a step, by what weight of its objective (of CLUB the settings say both), which weight its
+penalty has unless told, and what it needs to know.
 """
 
 from torch import Tensor, nn

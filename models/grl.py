@@ -34,7 +34,7 @@ class ReversedAgeClassifier(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_classifier_loss"
-    updates, default_weight = 1, 0.1
+    updates, objective_weight, default_weight = 1, 0.1, 0.1
     needs_age_features, needs_age_groups = False, True
 
     def __init__(self, size: int = EMBEDDING_SIZE):

@@ -16,7 +16,7 @@ class AgeOfLength(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_of_length_loss"
-    updates, default_weight = 1, 0.01
+    updates, objective_weight, default_weight = 1, 0.1, 0.01
     needs_age_features, needs_age_groups = False, True
 
     def __init__(self):

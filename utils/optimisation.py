@@ -1,5 +1,6 @@
-"""Optimisers, precision and compilation as train.py's stages use them: all that a step needs beside its method."""
+"""Seeds, optimisers, precision and compilation, as the stages of train.py use them: all but the method."""
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Protocol
@@ -18,6 +19,17 @@ class Settings(Protocol):
     weight_decay: float
     precision: str
     compile: bool
+    seed: int
+    deterministic: bool
+
+
+def make_repeatable(config: Settings) -> None:
+    """Seeds what draws initial weights; the loop's own draws depend on seed and step alone, see train.prepare."""
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch for repeatable products
+        torch.use_deterministic_algorithms(True)
 
 
 def make_optimiser(config: Settings, parameters: list[Tensor]) -> torch.optim.Optimizer:
