@@ -91,6 +91,16 @@ def test_adafaces_statistics_follow_the_batch_in_training_alone(pictures):
     assert head.length_mean.item() == before
 
 
+def test_adaface_takes_lengths_that_are_all_equal_for_middling():
+    head, labels = head_of(AdaFace), torch.arange(5)
+    features = (7 * F.normalize(normal(5, 4, seed=6))).requires_grad_()
+    for _ in range(6):
+        loss = head.loss(features, labels)
+    assert head.quality(features).abs().max() < 1e-6  # no deviation: nothing to tell pictures apart by
+    for gradient in torch.autograd.grad(loss, (features, head.weight)):
+        assert gradient.isfinite().all()
+
+
 def test_adaface_asks_more_of_good_pictures_where_they_are_hard():
     """Far from its identity a long feature has the larger gradient, near it the short one (figure 3 of the paper)."""
     head = head_of(AdaFace, 0.4).eval()
