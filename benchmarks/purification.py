@@ -65,11 +65,11 @@ def run_train(flags: list[str], log_path: Path) -> None:
 
 
 def draw_faces(folder: Path, seed: int, flags: argparse.Namespace) -> tuple[Path, Path]:
-    """Training people and held-out people of a seed, both with ages over the whole of life."""
+    """Training people, within --years of their lives, and held-out people of a seed over the whole of theirs."""
     train, held_out = folder / "train", folder / "held_out"
     common = {"seed": seed, "nuisance": flags.nuisance, "progress": False}
     if not train.exists():
-        write_training_set(train, flags.people, flags.pictures, **common)
+        write_training_set(train, flags.people, flags.pictures, years_per_person=flags.years, **common)
     if not held_out.exists():
         write_training_set(held_out, flags.held_out, flags.held_out_pictures, first_person=FIRST_HELD_OUT, **common)
     return train, held_out
@@ -135,7 +135,7 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
 
 def check_settings(flags: argparse.Namespace) -> dict:
     """What all runs of an output folder must share; raises SystemExit where it was begun with something else."""
-    names = ("people", "pictures", "held_out", "held_out_pictures", "nuisance", "epochs", "age_epochs", "backbone",
+    names = ("people", "pictures", "years", "held_out", "held_out_pictures", "nuisance", "epochs", "age_epochs", "backbone",
              "batch", "learning_rate", "precision", "club_steps")  # fmt: skip
     settings, path = {name: getattr(flags, name) for name in names}, flags.output / "settings.json"
     flags.output.mkdir(parents=True, exist_ok=True)
@@ -201,6 +201,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of data and training together")
     parser.add_argument("--people", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=12, help="a person")
+    parser.add_argument("--years", type=int, help="within which a person's pictures to learn from lie; the whole life")
     parser.add_argument("--held-out", type=int, default=60, help="people to be measured on")
     parser.add_argument("--held-out-pictures", type=int, default=10, help="a person")
     parser.add_argument("--nuisance", type=float, default=1.0, help="pose, light and the like; the demo has 1")

@@ -90,13 +90,19 @@ def write_training_set(
     nuisance: float = 1.0,
     first_person: int = FIRST_PERSON["training"],
     progress: bool = True,
+    years_per_person: int | None = None,
 ) -> int:
     """MS1MV3's layout, one folder per identity: 00000007/00000171_age_39.jpg. Returns the number of files.
 
-    A person's ages are spread over the whole of life, one at random in each of `pictures_per_person` equal spans.
+    A person's ages are spread over the whole of life, one at random in each of `pictures_per_person` equal spans. With
+    `years_per_person` the pictures lie within so many years, which begin at random, so that age tells people apart.
     """
     at_least("num_people", num_people, 1)
     at_least("pictures_per_person", pictures_per_person, 1)
+    years = OLDEST + 1 if years_per_person is None else years_per_person
+    at_least("years_per_person", years, 1)
+    if years > OLDEST + 1:
+        raise UserError(f"years_per_person is {years}, but a life here has {OLDEST + 1}: give a smaller number")
     with new_folder(folder) as partial:
         pictures = []
         for person in range(first_person, first_person + num_people):
@@ -104,7 +110,8 @@ def write_training_set(
             places = (
                 stream.permutation(pictures_per_person) + stream.random(pictures_per_person)
             ) / pictures_per_person
-            for number, age in enumerate((places * (OLDEST + 1)).astype(int).tolist()):
+            youngest = 0 if years == OLDEST + 1 else int(stream.integers(OLDEST + 2 - years))
+            for number, age in enumerate((youngest + places * years).astype(int).tolist()):
                 name = f"{person:08d}/{len(pictures):08d}_age_{age:02d}.jpg"
                 pictures.append(Picture(str(partial / name), seed, person, number, age, nuisance))
         return write_pictures(pictures, workers, "training set", progress)

@@ -69,6 +69,13 @@ def test_a_picture_does_not_depend_on_the_others(tmp_path):
     assert list(files_in(tmp_path / "both").values())[3:] == list(files_in(tmp_path / "second").values())
 
 
+def test_pictures_may_lie_within_some_years_of_a_life_anywhere_in_it(tmp_path):
+    synthetic.write_training_set(tmp_path / "set", 30, 3, seed=5, progress=False, years_per_person=7)
+    ages = [sorted(int(path.stem[-2:]) for path in person.iterdir()) for person in (tmp_path / "set").iterdir()]
+    assert all(own[-1] - own[0] < 7 for own in ages)
+    assert min(own[0] for own in ages) < 15 and max(own[-1] for own in ages) > 65
+
+
 def test_another_seed_gives_other_people():
     person, other = sample_person(0, 3), sample_person(1, 3)
     assert person == sample_person(0, 3)
@@ -307,6 +314,11 @@ def test_an_empty_folder_may_be_filled(tmp_path):
     ("write", "arguments", "message"),
     [
         (synthetic.write_training_set, {"num_people": 0, "pictures_per_person": 3}, "num_people is 0"),
+        (
+            synthetic.write_training_set,
+            {"num_people": 1, "pictures_per_person": 1, "years_per_person": 82},
+            "years_per_person is 82",
+        ),
         (synthetic.write_fgnet, {"num_people": 3, "pictures_per_person": 1}, "pictures_per_person is 1"),
         (synthetic.write_morph2, {"num_subjects_small": 5, "num_subjects_large": 4}, "num_subjects_large is 4"),
         (synthetic.write_cacd_vs, {"num_pairs": 30}, "num_pairs is 30"),
