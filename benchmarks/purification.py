@@ -135,8 +135,8 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
 
 def check_settings(flags: argparse.Namespace) -> dict:
     """What all runs of an output folder must share; raises SystemExit where it was begun with something else."""
-    names = ("people", "pictures", "years", "held_out", "held_out_pictures", "nuisance", "epochs", "age_epochs", "backbone",
-             "batch", "learning_rate", "precision", "club_steps")  # fmt: skip
+    names = ("people", "pictures", "years", "held_out", "held_out_pictures", "nuisance", "epochs", "age_epochs",
+             "backbone", "batch", "learning_rate", "precision", "club_steps")  # fmt: skip
     settings, path = {name: getattr(flags, name) for name in names}, flags.output / "settings.json"
     flags.output.mkdir(parents=True, exist_ok=True)
     if path.exists() and (begun := json.loads(path.read_text())) != settings:
