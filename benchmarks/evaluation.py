@@ -281,7 +281,7 @@ COSTS = {
     "scoring": ("leave_one_out", "mates_against_rest", "probe_gallery", "pair_scores", "ten_fold_verification",
                 "exact_verification", "age_group_error"),
     "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery",
-                                     "leave_one_out_hits", "probe_gallery_hits", "all_pairs"),
+                                     "leave_one_out_contest", "probe_gallery_contest", "all_pairs"),
     "report": ("report_html",),
     "listing pictures": ("index_identity_folders", "read_pair_list", "make_cacd_vs_pairs"),
 }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 
 from meta import UserError
 from utils.analysis import worst_searches
-from utils.identification import leave_one_out_hits, probe_gallery_hits
+from utils.identification import leave_one_out_contest, probe_gallery_contest
 from utils.intervals import MIN_DRAWN, paired_share_difference, share_interval
 from utils.scoring import Comparable, compare
 
@@ -29,7 +29,8 @@ def test_leave_one_out_hits_are_those_of_a_plain_loop(people):
     people = np.append(people, NUM_PEOPLE - 1 + 1)  # who has one picture is no probe
     embeddings = np.random.default_rng(0).normal(size=(len(people), 8))
     embeddings[:-1] = clustered(people[:-1], 1.5, 0)[:, :8]
-    hits, probes = leave_one_out_hits(embeddings, people)
+    contest, probes = leave_one_out_contest(embeddings, people)
+    hits = contest.hits
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     expected = []
     for probe in range(len(people)):
@@ -46,7 +47,7 @@ def test_probe_gallery_hits_are_those_of_a_plain_loop():
     order = np.random.default_rng(1).permutation(NUM_PEOPLE)
     probe = clustered(np.arange(NUM_PEOPLE), 1.5, 5)
     gallery = clustered(np.arange(NUM_PEOPLE), 1.5, 6)[order] + probe[order]
-    hits = probe_gallery_hits(probe, subjects, gallery, subjects[order])
+    hits = probe_gallery_contest(probe, subjects, gallery, subjects[order]).hits
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
     assert hits.tolist() == [subjects[order][np.argmax(unit[1] @ row)] == subjects[k] for k, row in enumerate(unit[0])]
     assert 0 < hits.mean() < 1
@@ -128,7 +129,8 @@ def test_the_worst_searches_are_those_of_a_sorted_matrix():
     probe, gallery = draw.normal(size=(20, 6)), draw.normal(size=(25, 6))
     people = np.arange(20), np.concatenate([np.arange(20), np.arange(5)])
     ages = draw.integers(0, 60, 20), np.where(np.arange(25) == 3, -1, 30)
-    told = worst_searches(probe, gallery, people, ages, (lambda i: f"p{i}", lambda i: f"g{i}"))
+    contest = probe_gallery_contest(probe, people[0], gallery, people[1])
+    told = worst_searches(contest, ages, (lambda i: f"p{i}", lambda i: f"g{i}"))
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
     scores = unit[0] @ unit[1].T
     is_mate = people[0][:, None] == people[1]

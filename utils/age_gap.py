@@ -11,8 +11,8 @@ its counts, None for each figure, and the reason. Results are ready for JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -74,35 +74,52 @@ def by_age_gap(embeddings: Array, identities: Array, ages: Array, progress: Prog
     Raises: UserError for wrong shapes, embeddings with NaN, infinity or no length, ages that are none, more than
     8,388,608 genuine pairs.
     """
-    return _picture_table(embeddings, identities, ages, GAP_LOWER_EDGES, _gap, progress)
+    return _picture_tables(embeddings, identities, ages, (BY_GAP,), progress)[0]
 
 
 def by_younger_age(embeddings: Array, identities: Array, ages: Array, progress: Progress | None = None) -> Result:
     """The same in bins of the age in the younger picture: 0-3, 4-10, 11-17, 18-30, 31-50, 51+. See `by_age_gap`."""
-    return _picture_table(embeddings, identities, ages, YOUNGER_LOWER_EDGES, np.minimum, progress)
+    return _picture_tables(embeddings, identities, ages, (BY_YOUNGER,), progress)[0]
+
+
+def by_age_gap_and_younger_age(
+    embeddings: Array, identities: Array, ages: Array, progress: Progress | None = None
+) -> tuple[Result, Result]:
+    """Both tables from one pass over the pairs."""
+    return tuple(_picture_tables(embeddings, identities, ages, (BY_GAP, BY_YOUNGER), progress))
 
 
 def _gap(first_ages: np.ndarray, second_ages: np.ndarray) -> np.ndarray:
     return np.abs(first_ages - second_ages)
 
 
-def _picture_table(embeddings, identities, ages, lower_edges, years_of_pair, progress) -> Result:
+class _Axis(NamedTuple):
+    """What a table's bins are of."""
+
+    lower_edges: Sequence[int]  # years
+    years_of_pair: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+BY_GAP, BY_YOUNGER = _Axis(GAP_LOWER_EDGES, _gap), _Axis(YOUNGER_LOWER_EDGES, np.minimum)
+
+
+def _picture_tables(embeddings, identities, ages, axes: Sequence[_Axis], progress) -> list[Result]:
     units, codes = directions(embeddings, identities)
     years = _checked_ages(ages, "ages", len(units))
     known = years != UNKNOWN
-    units, codes, years = units[known], codes[known], years[known]
+    units, codes, years = units[known], codes[known], years[known].astype(np.int16)  # of 18 million pairs: small
     first, second = genuine_positions(codes)
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for scores, one, other in impostor_blocks(units, codes, progress):
-            yield scores, years_of_pair(years[one], years[other])
-
-    genuine_years = years_of_pair(years[first], years[second])
-    return {
-        "num_pictures": len(known),
-        "num_pictures_without_age": int(np.count_nonzero(~known)),
-        "bins": _table(lower_edges, pair_cosines(units, first, second), genuine_years, blocks()),
-    }
+    genuine_scores = pair_cosines(units, first, second)
+    tables = [
+        _Table(axis.lower_edges, genuine_scores, axis.years_of_pair(years[first], years[second])) for axis in axes
+    ]
+    for scores, one, other in impostor_blocks(units, codes, progress):
+        order = np.argsort(scores)
+        scores, one, other = scores[order], years[one[order]], years[other[order]]
+        for table, axis in zip(tables, axes, strict=True):
+            table.add(scores, axis.years_of_pair(one, other))
+    counts = {"num_pictures": len(known), "num_pictures_without_age": int(np.count_nonzero(~known))}
+    return [counts | {"bins": table.rows()} for table in tables]
 
 
 # ----------------------------------------------------------------------------------------------------- lists of pairs
@@ -116,26 +133,28 @@ def pairs_by_age_gap(scores: Array, genuine: Array, first_ages: Array, second_ag
 
     Raises: UserError for wrong shapes, one kind of pair only, scores that are not finite, ages that are none.
     """
-    return _pair_table(scores, genuine, first_ages, second_ages, GAP_LOWER_EDGES, _gap)
+    return _pair_table(scores, genuine, first_ages, second_ages, BY_GAP)
 
 
 def pairs_by_younger_age(scores: Array, genuine: Array, first_ages: Array, second_ages: Array) -> Result:
     """`by_younger_age` of a list of pairs. See `pairs_by_age_gap`."""
-    return _pair_table(scores, genuine, first_ages, second_ages, YOUNGER_LOWER_EDGES, np.minimum)
+    return _pair_table(scores, genuine, first_ages, second_ages, BY_YOUNGER)
 
 
-def _pair_table(scores, genuine, first_ages, second_ages, lower_edges, years_of_pair) -> Result:
+def _pair_table(scores, genuine, first_ages, second_ages, axis: _Axis) -> Result:
     score_row, is_genuine = scored_pairs(scores, genuine)
     first = _checked_ages(first_ages, "first_ages", len(score_row))
     second = _checked_ages(second_ages, "second_ages", len(score_row))
     known = (first != UNKNOWN) & (second != UNKNOWN)
     score_row, is_genuine, first, second = score_row[known], is_genuine[known], first[known], second[known]
-    pair_years = years_of_pair(first, second)
-    impostors = [(score_row[~is_genuine], pair_years[~is_genuine])]
+    pair_years = axis.years_of_pair(first, second)
+    table = _Table(axis.lower_edges, score_row[is_genuine], pair_years[is_genuine])
+    order = np.flatnonzero(~is_genuine)[np.argsort(score_row[~is_genuine])]
+    table.add(score_row[order], pair_years[order])
     return {
         "num_pairs": len(known),
         "num_pairs_without_age": int(np.count_nonzero(~known)),
-        "bins": _table(lower_edges, score_row[is_genuine], pair_years[is_genuine], impostors),
+        "bins": table.rows(),
     }
 
 
@@ -200,40 +219,44 @@ def _rank1_row(num_probes: float, num_hits: float, expected_hits: float, num_pic
 # ------------------------------------------------------------------------------------------------------ rows of a table
 
 
-def _table(
-    lower_edges: Sequence[int],
-    genuine_scores: np.ndarray,
-    genuine_years: np.ndarray,
-    impostor_blocks: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> dict[str, Result]:
-    """One row a bin and one for all; scores and years of genuine pairs (G,), of impostors in blocks of (I,) each."""
-    stretches = list(zip(lower_edges, [*lower_edges[1:], MAX_AGE + 1], strict=True))  # a bin's first and its end
-    by_year = _by_year(genuine_scores, genuine_years)
-    of_bin = [np.concatenate(by_year[low:end]) for low, end in stretches]
-    same_years = [Tally(scores) for scores in by_year]
-    matched, random = [Tally(scores) for scores in of_bin], [Tally(scores) for scores in of_bin]
-    random_all = Tally(genuine_scores)
-    for scores, years in impostor_blocks:
-        impostors = _by_year(scores, years)
-        for tally, of_year in zip(same_years, impostors, strict=True):
-            tally.add(np.sort(of_year))
-        for tally, (low, end) in zip(matched, stretches, strict=True):
-            tally.add(np.sort(np.concatenate(impostors[low:end])))
-        ordered = np.sort(scores)
-        for tally in (*random, random_all):
-            tally.add(ordered)
-    rows = {
-        name: _row(of_bin[place], random[place], matched[place], same_years[slice(*stretches[place])])
-        for place, name in enumerate(bin_names(lower_edges))
-    }
-    return rows | {ALL: _row_of_all(genuine_scores, random_all, matched, same_years, list(rows.values()))}
+class _Table:
+    """One row a bin and one for all: scores (G,) and years (G,) of the genuine pairs, and impostors block by block."""
+
+    def __init__(self, lower_edges: Sequence[int], genuine_scores: np.ndarray, genuine_years: np.ndarray) -> None:
+        self.lower_edges, self.genuine_scores = lower_edges, genuine_scores
+        self.bin_of_year = (np.searchsorted(lower_edges, np.arange(MAX_AGE + 1), side="right") - 1).astype(np.uint8)
+        by_year = _split(genuine_scores, genuine_years, MAX_AGE + 1)
+        self.of_bin = _split(genuine_scores, self.bin_of_year[genuine_years], len(lower_edges))
+        self.same_years = [Tally(scores) for scores in by_year]
+        self.matched, self.random = ([Tally(scores) for scores in self.of_bin] for _ in range(2))
+        self.random_all = Tally(genuine_scores)
+
+    def add(self, impostor_scores: np.ndarray, years: np.ndarray) -> None:
+        """Counts more impostors: their scores (I,), sorted, lowest first, and years (I,)."""
+        # Parted by numbers of one byte, which NumPy sorts by counting; each part stays sorted by score.
+        for tally, scores in zip(self.same_years, _split(impostor_scores, years, MAX_AGE + 1), strict=True):
+            tally.add(scores)
+        bins = self.bin_of_year[years]
+        for tally, scores in zip(self.matched, _split(impostor_scores, bins, len(self.lower_edges)), strict=True):
+            tally.add(scores)
+        for tally in (*self.random, self.random_all):
+            tally.add(impostor_scores)
+
+    def rows(self) -> dict[str, Result]:
+        """What was counted so far: name of the bin -> row."""
+        ends = [*self.lower_edges[1:], MAX_AGE + 1]
+        rows = {}
+        for place, name in enumerate(bin_names(self.lower_edges)):
+            same_years = self.same_years[self.lower_edges[place] : ends[place]]
+            rows[name] = _row(self.of_bin[place], self.random[place], self.matched[place], same_years)
+        of_all = _row_of_all(self.genuine_scores, self.random_all, self.matched, self.same_years, list(rows.values()))
+        return rows | {ALL: of_all}
 
 
-def _by_year(scores: np.ndarray, years: np.ndarray) -> list[np.ndarray]:
-    """The scores of 0, 1, ..., MAX_AGE years."""
-    years = years.astype(np.uint8)  # which NumPy sorts by counting
-    order = np.argsort(years, kind="stable")
-    return np.split(scores[order], np.cumsum(np.bincount(years, minlength=MAX_AGE + 1))[:-1])
+def _split(scores: np.ndarray, parts: np.ndarray, num_parts: int) -> list[np.ndarray]:
+    """The scores of part 0, 1, ..., each in the order they had."""
+    parts = parts.astype(np.uint8)
+    return np.split(scores[np.argsort(parts, kind="stable")], np.cumsum(np.bincount(parts, minlength=num_parts))[:-1])
 
 
 def _row(genuine_scores: np.ndarray, random: Tally, matched: Tally, same_years: Sequence[Tally]) -> Result:

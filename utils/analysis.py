@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from meta import UserError
-from utils.age_gap import UNKNOWN, by_age_gap, by_younger_age, rank1_by_mate_distance
-from utils.arrays import blocks, unit_rows
+from utils.age_gap import UNKNOWN, by_age_gap_and_younger_age, rank1_by_mate_distance
 from utils.identification import (
+    Contest,
     leave_one_out_cmc,
     leave_one_out_cmc_chance,
-    leave_one_out_hits,
+    leave_one_out_contest,
     open_set_identification,
     open_set_split,
     probe_gallery_cmc,
     probe_gallery_cmc_chance,
-    probe_gallery_hits,
+    probe_gallery_contest,
 )
 from utils.intervals import share_interval, verification_intervals
 from utils.leaks import MEANING, age_probe, identity_in_age_embedding
@@ -41,26 +41,27 @@ def analyse_identities(
     distractors: Iterable[np.ndarray] | None = None,
     seed: int = 0,
     club: Callable[[], dict[str, Any]] | None = None,
+    contest: tuple[Contest, np.ndarray] | None = None,
 ) -> Analysis:
     """A set with several images of each identity (FG-NET): embeddings (N, D), identities (N,), ages (N,) in years.
 
-    `club` gives the model's own estimate of what its two branches share, where it has one.
+    `club` gives the model's own estimate of what its two branches share, where it has one; `contest` is that of
+    `leave_one_out_contest`, where it is known already.
     """
+    contest, probes = contest or leave_one_out_contest(embeddings, identities)
     analysis: Analysis = {"verification": all_pairs_verification(embeddings, identities)}
     if len(embeddings) <= MAX_IMAGES_OF_ALL_PAIRS:
         pairs = all_pairs(embeddings, identities)
         of_pairs = identities[pairs.first], identities[pairs.second]
         analysis["intervals"] = verification_intervals(pairs.scores, pairs.genuine, *of_pairs, seed=seed)
         analysis["errors"] = worst_errors(pairs.scores, pairs.genuine, pairs.first, pairs.second, names, ages)
-    analysis["cmc"] = leave_one_out_cmc(embeddings, identities, distractors)
+    analysis["cmc"] = leave_one_out_cmc(embeddings, identities, distractors, contest=contest)
     num_distractors = analysis["cmc"]["num_distractors"]
     analysis["cmc"]["chance"] = leave_one_out_cmc_chance(identities, num_distractors)
-    hits, probes = leave_one_out_hits(embeddings, identities)
-    analysis["rank1"] = share_interval(hits, identities[probes], "rank1_percent", seed=seed)
+    analysis["rank1"] = share_interval(contest.hits, identities[probes], "rank1_percent", seed=seed)
     analysis["open_set"] = told_or_reason(lambda: open_set(embeddings, identities, seed))
     if ages is not None:
-        analysis["age_gap"] = by_age_gap(embeddings, identities, ages)
-        analysis["younger_age"] = by_younger_age(embeddings, identities, ages)
+        analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(embeddings, identities, ages)
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
         analysis["leaks"] = leaks(embeddings, identities, ages, age_embeddings, seed)
         if club is not None:
@@ -95,16 +96,19 @@ def analyse_probe_gallery(
     ages: tuple[np.ndarray | None, np.ndarray | None],
     names: tuple[Callable[[int], str], Callable[[int], str]],
     seed: int = 0,
+    contest: Contest | None = None,
 ) -> Analysis:
     """Probes (P, D) against a gallery (G, D) (MORPH2): ranks to 100, age gaps over all images of both sides together.
 
-    `people`, `ages` in years and `names` are those of the two sides.
+    `people`, `ages` in years and `names` are those of the two sides; `contest` is that of `probe_gallery_contest`,
+    where it is known already.
     """
-    analysis: Analysis = {"cmc": probe_gallery_cmc(probe, people[0], gallery, people[1])}
+    sides = probe, people[0], gallery, people[1]
+    contest = probe_gallery_contest(*sides) if contest is None else contest
+    analysis: Analysis = {"cmc": probe_gallery_cmc(*sides, contest=contest)}
     analysis["cmc"]["chance"] = probe_gallery_cmc_chance(*people)
-    hits = probe_gallery_hits(probe, people[0], gallery, people[1])
-    analysis["rank1"] = share_interval(hits, people[0], "rank1_percent", seed=seed)
-    analysis["errors"] = worst_searches(probe, gallery, people, ages, names)
+    analysis["rank1"] = share_interval(contest.hits, people[0], "rank1_percent", seed=seed)
+    analysis["errors"] = worst_searches(contest, ages, names)
     if ages[0] is not None and ages[1] is not None:
         subjects = np.unique(people[0])
         drawn = np.random.default_rng(seed).permutation(subjects)[:MAX_SUBJECTS_BY_AGE]
@@ -113,29 +117,17 @@ def analyse_probe_gallery(
             np.concatenate([values[keep] for values, keep in zip(sides, kept, strict=True)])
             for sides in ((probe, gallery), people, ages)
         ]
-        analysis["age_gap"] = by_age_gap(*both) | {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
-        analysis["younger_age"] = by_younger_age(*both)
+        analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(*both)
+        analysis["age_gap"] |= {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
     return analysis
 
 
 def worst_searches(
-    probe: np.ndarray,
-    gallery: np.ndarray,
-    people: tuple[np.ndarray, np.ndarray],
+    contest: Contest,
     ages: tuple[np.ndarray | None, np.ndarray | None],
     names: tuple[Callable[[int], str], Callable[[int], str]],
 ) -> dict[str, list[dict[str, Any]]]:
     """The gallery images of others that look most like a probe, and the probes least like their own image."""
-    probe, gallery = unit_rows(probe), unit_rows(gallery)
-    best_other, other = np.empty(len(probe)), np.empty(len(probe), dtype=np.int64)
-    best_mate, mate = np.empty(len(probe)), np.empty(len(probe), dtype=np.int64)
-    for rows in blocks(len(probe), len(gallery)):
-        scores = probe[rows] @ gallery.T
-        is_mate = people[0][rows, None] == people[1]
-        for best, place, allowed in ((best_other, other, ~is_mate), (best_mate, mate, is_mate)):
-            shown = np.where(allowed, scores, -np.inf)
-            place[rows] = shown.argmax(axis=1)
-            best[rows] = shown.max(axis=1)
 
     def named(worst_first: np.ndarray, places: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
         told = []
@@ -144,10 +136,11 @@ def worst_searches(
             told.append(_named(names[0](a), names[1](b), scores[a], _age(ages[0], a), _age(ages[1], b)))
         return told
 
-    searched = np.flatnonzero(np.isfinite(best_other))
+    searched = np.flatnonzero(np.isfinite(contest.best_other))
+    most_alike_first = searched[np.argsort(-contest.best_other[searched], kind="stable")]
     return {
-        "false_matches": named(searched[np.argsort(-best_other[searched], kind="stable")], other, best_other),
-        "false_non_matches": named(np.argsort(best_mate, kind="stable"), mate, best_mate),
+        "false_matches": named(most_alike_first, contest.other, contest.best_other),
+        "false_non_matches": named(np.argsort(contest.best_mate, kind="stable"), contest.mate, contest.best_mate),
     }
 
 

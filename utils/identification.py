@@ -44,14 +44,19 @@ Value: TypeAlias = "float | int | None | list[float]"
 
 
 def leave_one_out_cmc(
-    embeddings: Array, identities: Array, distractors: Distractors | None = None, max_rank: int = MAX_RANK
+    embeddings: Array,
+    identities: Array,
+    distractors: Distractors | None = None,
+    max_rank: int = MAX_RANK,
+    contest: Contest | None = None,
 ) -> dict[str, Value]:
     """CMC of each image against all others: the share of probes whose nearest mate is among the first k, in percent.
 
     `embeddings` (N,D), `identities` (N,) whole numbers or strings. `distractors` are images of other people: (M,D), a
     memory-mapped file will do, or an iterator over such arrays, read once. The image of a person with one image is no
     probe, since it has no mate to find; it stays a candidate, and `num_probes_without_mate` counts such images.
-    `cmc_percent[k - 1]` is the figure of rank k; the list ends where the candidates do.
+    `cmc_percent[k - 1]` is the figure of rank k; the list ends where the candidates do. `contest` is that of
+    `leave_one_out_contest`, where it is known already.
 
     Raises: UserError for wrong shapes, no two images of one identity, values that are not finite floats, an embedding
     of length 0, max_rank < 1.
@@ -60,7 +65,7 @@ def leave_one_out_cmc(
     units = _units(embeddings, "embeddings")
     codes = identity_codes(identities, len(units))
     has_mate = _has_mate(codes)
-    contest = _contest(units[has_mate], codes[has_mate], units, codes, np.flatnonzero(has_mate))
+    contest = _leave_one_out(units, codes, has_mate) if contest is None else contest
     result = _cmc(units[has_mate], contest, len(units) - 1, distractors, max_rank)
     return result | {"num_probes_without_mate": int(np.count_nonzero(~has_mate))}
 
@@ -72,46 +77,51 @@ def probe_gallery_cmc(
     gallery_identities: Array,
     distractors: Distractors | None = None,
     max_rank: int = MAX_RANK,
+    contest: Contest | None = None,
 ) -> dict[str, Value]:
     """CMC of `probe` (P,D) in `gallery` (G,D), which may hold several images of a person: the nearest one counts.
 
     Identities (P,) and (G,) are whole numbers or strings and are matched by value. `distractors` and the list
-    `cmc_percent` are as in `leave_one_out_cmc`.
+    `cmc_percent` are as in `leave_one_out_cmc`, `contest` is that of `probe_gallery_contest`.
 
     Raises: UserError for wrong shapes, values that are not finite floats, an embedding of length 0, a probe whose
     identity the gallery lacks, max_rank < 1.
     """
     check_max_rank(max_rank)
-    probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
-    check_same_size(probe_units, gallery_units, "probe", "gallery")
-    probe_codes, gallery_codes = shared_codes(
-        identity_labels(probe_identities, "probe_identities", len(probe_units)),
-        identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
-    )
-    contest = _contest(probe_units, probe_codes, gallery_units, gallery_codes)
-    return _cmc(probe_units, contest, len(gallery_units), distractors, max_rank)
+    sides = _two_sides(probe, probe_identities, gallery, gallery_identities)
+    contest = _contest(*sides) if contest is None else contest
+    return _cmc(sides[0], contest, len(sides[2]), distractors, max_rank)
 
 
-def leave_one_out_hits(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Which probes have their best mate before all others (P,) bool, and their rows (P,): those that have a mate.
+class Contest(NamedTuple):
+    """What P probes have to show against the candidates."""
 
-    As in the CMC a tie is no hit. Raises: UserError as `leave_one_out_cmc`.
+    best_mate: np.ndarray  # (P,) cosine, -inf without a mate
+    best_other: np.ndarray  # (P,) cosine of the nearest image of someone else, -inf without one
+    num_as_high: np.ndarray  # (P,) images of others that score as high as the best mate, ties included
+    mate: np.ndarray  # (P,) int64, which candidate the best mate is; the first in order on a tie
+    other: np.ndarray  # (P,) int64, which the nearest image of someone else is
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Which probes have their best mate before all others, (P,) bool; as in the CMC a tie is no hit."""
+        return self.num_as_high == 0
+
+
+def leave_one_out_contest(embeddings: Array, identities: Array) -> tuple[Contest, np.ndarray]:
+    """Each image that has a mate against all others, and the rows (P,) of these probes.
+
+    Raises: UserError as `leave_one_out_cmc`.
     """
     units = _units(embeddings, "embeddings")
     codes = identity_codes(identities, len(units))
-    probes = np.flatnonzero(_has_mate(codes))
-    return _contest(units[probes], codes[probes], units, codes, probes).num_as_high == 0, probes
+    has_mate = _has_mate(codes)
+    return _leave_one_out(units, codes, has_mate), np.flatnonzero(has_mate)
 
 
-def probe_gallery_hits(probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array) -> np.ndarray:
-    """Which probes have their best mate in the gallery before all others, (P,) bool; raises as `probe_gallery_cmc`."""
-    probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
-    check_same_size(probe_units, gallery_units, "probe", "gallery")
-    probe_codes, gallery_codes = shared_codes(
-        identity_labels(probe_identities, "probe_identities", len(probe_units)),
-        identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
-    )
-    return _contest(probe_units, probe_codes, gallery_units, gallery_codes).num_as_high == 0
+def probe_gallery_contest(probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array) -> Contest:
+    """Each probe against the gallery; raises as `probe_gallery_cmc`."""
+    return _contest(*_two_sides(probe, probe_identities, gallery, gallery_identities))
 
 
 def leave_one_out_cmc_chance(
@@ -246,12 +256,21 @@ def open_set_chance(probe_identities: Array, gallery_identities: Array, num_dist
 # ------------------------------------------------------------------------------------------------------ mates and rest
 
 
-class _Contest(NamedTuple):
-    """What P probes have to show against the candidates."""
+def _leave_one_out(units: np.ndarray, codes: np.ndarray, has_mate: np.ndarray) -> Contest:
+    return _contest(units[has_mate], codes[has_mate], units, codes, np.flatnonzero(has_mate))
 
-    best_mate: np.ndarray  # (P,) cosine, -inf without a mate
-    best_other: np.ndarray  # (P,) cosine of the nearest image of someone else, -inf without one
-    num_as_high: np.ndarray  # (P,) images of others that score as high as the best mate, ties included
+
+def _two_sides(
+    probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `_contest` takes, checked: units and codes of the probes and of the gallery."""
+    probe_units, gallery_units = _units(probe, "probe"), _units(gallery, "gallery")
+    check_same_size(probe_units, gallery_units, "probe", "gallery")
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities", len(probe_units)),
+        identity_labels(gallery_identities, "gallery_identities", len(gallery_units)),
+    )
+    return probe_units, probe_codes, gallery_units, gallery_codes
 
 
 def _contest(
@@ -260,19 +279,22 @@ def _contest(
     gallery_units: np.ndarray,
     gallery_codes: np.ndarray,
     own_columns: np.ndarray | None = None,
-) -> _Contest:
+) -> Contest:
     """`own_columns` (P,) says which gallery image is the probe itself, where the two are one set."""
     num_probes = len(probe_units)
-    contest = _Contest(np.empty(num_probes), np.empty(num_probes), np.empty(num_probes, dtype=np.int64))
+    mate, other, num_as_high = (np.empty(num_probes, dtype=np.int64) for _ in range(3))
+    contest = Contest(np.empty(num_probes), np.empty(num_probes), num_as_high, mate, other)
     for rows in blocks(num_probes, len(gallery_units)):
         scores = probe_units[rows] @ gallery_units.T  # (B,G)
         is_mate = probe_codes[rows, None] == gallery_codes
         others = np.where(is_mate, -np.inf, scores)
         if own_columns is not None:
             scores[self_positions(rows)[0], own_columns[rows]] = -np.inf
-        contest.best_mate[rows] = np.where(is_mate, scores, -np.inf).max(axis=1)
-        contest.best_other[rows] = others.max(axis=1)
-        contest.num_as_high[rows] = _count_as_high(others, contest.best_mate[rows])
+        mates = np.where(is_mate, scores, -np.inf)
+        for best, place, shown in ((contest.best_mate, mate, mates), (contest.best_other, other, others)):
+            place[rows] = shown.argmax(axis=1)
+            best[rows] = np.take_along_axis(shown, place[rows, None], axis=1)[:, 0]
+        num_as_high[rows] = _count_as_high(others, contest.best_mate[rows])
     return contest
 
 
@@ -281,8 +303,8 @@ def _count_as_high(others: np.ndarray, best_mate: np.ndarray) -> np.ndarray:
 
 
 def _with_distractors(
-    units: np.ndarray, contest: _Contest, distractors: Distractors | None
-) -> tuple[_Contest, dict[str, int]]:
+    units: np.ndarray, contest: Contest, distractors: Distractors | None
+) -> tuple[Contest, dict[str, int]]:
     """The contest with the distractors among the candidates, and how many took part and were left out."""
     num_used = num_left_out = 0
     best_other, num_as_high = contest.best_other.copy(), contest.num_as_high.copy()
@@ -297,14 +319,15 @@ def _with_distractors(
             num_as_high[rows] += _count_as_high(scores, contest.best_mate[rows])
     if distractors is not None and num_used == 0:
         raise UserError("distractors holds no embedding of a length above 0: check the file or folder they come from.")
-    return _Contest(contest.best_mate, best_other, num_as_high), {
+    # `other` stays the nearest in the gallery: a distractor has no place there.
+    return contest._replace(best_other=best_other, num_as_high=num_as_high), {
         "num_distractors": num_used,
         "num_distractors_left_out": int(num_left_out),
     }
 
 
 def _cmc(
-    units: np.ndarray, contest: _Contest, num_gallery: int, distractors: Distractors | None, max_rank: int
+    units: np.ndarray, contest: Contest, num_gallery: int, distractors: Distractors | None, max_rank: int
 ) -> dict[str, Value]:
     contest, counts = _with_distractors(units, contest, distractors)
     num_ranks = min(max_rank, num_gallery + counts["num_distractors"])

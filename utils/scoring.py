@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from utils.analysis import MAX_IMAGES_OF_ALL_PAIRS, analyse_identities, analyse_pairs, analyse_probe_gallery
-from utils.identification import leave_one_out_hits, probe_gallery_hits
+from utils.identification import leave_one_out_contest, probe_gallery_contest
 from utils.intervals import paired_differences, paired_share_difference
 from utils.leaks import club_estimate
 from utils.protocols import (
@@ -86,6 +86,7 @@ def score_identities(extracted: Extracted, known: Picture, options: Options) -> 
         result["mates_among_distractors"] = {
             ANALYSED_JOIN: mates_against_rest(embeddings, identities, options.distractors)
         }
+    contest, probes = leave_one_out_contest(embeddings, identities)
     if options.analysis:
         result["analysis"] = analyse_identities(
             embeddings,
@@ -96,13 +97,13 @@ def score_identities(extracted: Extracted, known: Picture, options: Options) -> 
             options.distractors,
             options.seed,
             club_of(extracted, options),
+            (contest, probes),
         )
-    hits, probes = leave_one_out_hits(embeddings, identities)
     pairs = None
     if len(embeddings) <= MAX_IMAGES_OF_ALL_PAIRS:
         of = all_pairs(embeddings, identities)
         pairs = (of.scores, of.genuine, identities[of.first], identities[of.second])
-    return result, Comparable(pairs, (hits, identities[probes]))
+    return result, Comparable(pairs, (contest.hits, identities[probes]))
 
 
 def score_probe_gallery(
@@ -122,13 +123,13 @@ def score_probe_gallery(
         **age_errors([(of_probe, probe), (of_gallery, gallery)]),
     }
     embeddings = analysed(of_probe), analysed(of_gallery)
-    hits = probe_gallery_hits(embeddings[0], probe.people, embeddings[1], gallery.people)
+    contest = probe_gallery_contest(embeddings[0], probe.people, embeddings[1], gallery.people)
     if options.analysis:
         result["analysis"] = analyse_probe_gallery(
             *embeddings, (probe.people, gallery.people), (probe.ages, gallery.ages), (probe.name, gallery.name),
-            options.seed,
+            options.seed, contest,
         )  # fmt: skip
-    return result, Comparable(hits=(hits, probe.people))
+    return result, Comparable(hits=(contest.hits, probe.people))
 
 
 def score_pair_list(
