@@ -309,7 +309,7 @@ class IdentityStage:
             penalty = self.critic.penalty(age, identity, batch.age_groups, batch.permutation)
             losses[self.critic.penalty_name] = penalty.detach()
 
-        # The identity branch learns to recognise people and to leave the just-updated critic nothing to find.
+        # The identity branch learns to recognise people and to leave the critic, as it now is, nothing to find.
         face_recognition_loss = self.face_recognition(identity, batch.identities)
         loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
         self.scaler.scale(loss / num_parts).backward()
@@ -458,6 +458,15 @@ class Run:
     best: float | None  # of config.best_metric, so far
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
 
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run, from its beginning."""
+        return self.config.epochs * self.sampler.num_batches
+
+    def steps_done(self, position: Position) -> int:
+        """Of `num_steps`; less than position.step where the run began with smaller batches."""
+        return position.epoch * self.sampler.num_batches + position.batch
+
 
 def train(config: TrainConfig) -> int:
     """Trains one stage from the folder of pictures to the weight file, going on where an earlier run stopped.
@@ -480,19 +489,16 @@ def train(config: TrainConfig) -> int:
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
-    is_tracked = config.wandb is not None and process.is_first
-    tracker = Tracker(config.wandb, config.run_folder, as_plain(config)) if is_tracked else None
-    log = RunLog(config.run_folder, process.is_first, position.step, tracker)
+    log = open_log(config, process, position)
     log.event("start", images=len(index), identities=index.num_identities, processes=process.world_size,
               resumed_step=position.step)  # fmt: skip
     tell(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
          f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
          f"{position.step:,} steps done")  # fmt: skip
     bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
-    time_left = TimeLeft(config.epochs * sampler.num_batches)
     profile = Profile(config.profile, config.run_folder, process) if config.profile else None
     run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images,
-              time_left, profile, best)  # fmt: skip
+              TimeLeft(config.epochs * sampler.num_batches), profile, best)  # fmt: skip
     try:
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         while position.epoch < config.epochs and not status:
@@ -510,19 +516,23 @@ def train(config: TrainConfig) -> int:
     return status
 
 
+def open_log(config: TrainConfig, process: Process, position: Position) -> RunLog:
+    is_tracked = config.wandb is not None and process.is_first
+    tracker = Tracker(config.wandb, config.run_folder, as_plain(config)) if is_tracked else None
+    return RunLog(config.run_folder, process.is_first, position.step, tracker)
+
+
 def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
     """Trains to the end of the epoch that `start` lies in, or to a request to stop; gives the position and a status."""
     config, process, sampler = run.config, run.process, run.sampler
     sampler.set_epoch(start.epoch, start.batch)
     run.stage.model.train()
     meter, what, position = Meter(process), f"epoch {start.epoch + 1}/{config.epochs}", start
-    done_before = start.epoch * sampler.num_batches  # of the run's steps, by this epoch's beginning
-    run.time_left.add(done_before + start.batch)
+    run.time_left.add(run.steps_done(start))
     watched = progress(batches(run.loader), sampler.num_batches, what, start.batch, enabled=process.is_first,
                        note=lambda: str(run.time_left))  # fmt: skip
     for faces in watched:
-        done = done_before + position.batch
-        learning_rate = learning_rate_at(config, start.epoch, done, config.epochs * sampler.num_batches)
+        learning_rate = learning_rate_at(config, start.epoch, run.steps_done(position), run.num_steps)
         set_learning_rate(run.stage.optimisers.values(), learning_rate)
         batch = prepare(run, faces, position.step)
         losses = run.stage.step(batch)
@@ -531,9 +541,9 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
         if run.profile is not None:
             run.profile.step()
         meter.add(position.step, losses, len(batch.images))
-        run.time_left.add(done + 1)
         run.bad_images.add(faces.failures)
         position = position.next()
+        run.time_left.add(run.steps_done(position))
         is_end, status = position.batch == sampler.num_batches, run.stop.status()
         if is_end or status or position.step % config.log_every == 0 or position.step % config.save_every == 0:
             check_numbers(run, meter, start)

@@ -69,11 +69,6 @@ class MovingAverage:
         Raises:
             KeyError, RuntimeError: the state is of another model.
         """
-        if state is None:
-            state = {
-                "num_updates": 0,
-                "modules": {name: getattr(self.model, name).state_dict() for name in self.modules},
-            }
         for name, averaged in self.modules.items():
-            averaged.load_state_dict(state["modules"][name])
-        self.num_updates = state["num_updates"]
+            averaged.load_state_dict(state["modules"][name] if state else getattr(self.model, name).state_dict())
+        self.num_updates = state["num_updates"] if state else 0

@@ -39,8 +39,8 @@ def check_schedule(config: Settings, num_steps: int) -> None:
         UserError: a warm-up as long as the run, or a rate that would rise to its end.
     """
     if config.warmup_steps >= num_steps:
-        raise UserError(f"--warmup-steps {config.warmup_steps} leaves nothing of a run of {num_steps} steps: give fewer, "
-                        f"or more --epochs.")  # fmt: skip
+        raise UserError(f"--warmup-steps {config.warmup_steps} leaves nothing of a run of {num_steps} steps: give "
+                        f"fewer, or more --epochs.")  # fmt: skip
     if config.final_learning_rate > config.learning_rate:
         raise UserError(f"--final-learning-rate {config.final_learning_rate} is above --learning-rate "
                         f"{config.learning_rate}: give a lower one.")  # fmt: skip

@@ -39,8 +39,8 @@ class Tracker:
                 project=project, id=run_id, resume="allow", name=folder.name, dir=str(folder), config=config
             )
         except wandb.errors.Error as error:
-            raise UserError(f"--wandb {project} can't be begun ({str(error).splitlines()[0]}): log in by `wandb login`, "
-                            f"or set WANDB_MODE=offline.") from None  # fmt: skip
+            raise UserError(f"--wandb {project} can't be begun ({str(error).splitlines()[0]}): log in by "
+                            f"`wandb login`, or set WANDB_MODE=offline.") from None  # fmt: skip
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
