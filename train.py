@@ -560,7 +560,7 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
                 done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
                 tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
                 return position, status
-    tell(process, f"{what}: {meter.last_line}, {run.time_left}")
+    tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
 
 

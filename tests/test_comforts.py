@@ -140,7 +140,11 @@ stage.model.train()
 rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
 own = torch.tensor(rows[process.rank])
 permutation = torch.tensor([1, 0, 3, 2] * 2 if process.world_size == 1 else [1, 0] * 2)
-losses = []
+losses, exchanged, learn_from = [], [], stage.learn_from
+def learn(*given):
+    exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", True))
+    return learn_from(*given)
+stage.learn_from = learn
 for step in range(2):
     draw = torch.Generator().manual_seed(step)
     images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
@@ -150,6 +154,7 @@ for step in range(2):
     losses.append(average(torch.stack([value.double() for value in out.values()]), process))
 averaged = stage.averaged.modules["backbone_id"]
 if process.world_size > 1:
+    assert exchanged == [False, True] * 2  # gradients travel once a step
     for parameter in [*stage.model.parameters(), *averaged.parameters()]:
         everyones = [torch.empty_like(parameter) for _ in range(2)]
         dist.all_gather(everyones, parameter.detach().contiguous())

@@ -162,15 +162,19 @@ def one_line(text: str) -> str:
 class TimeLeft:
     """How long a run will still take at the speed of its last steps, pauses between them included.
 
-    `total` counts the steps of the whole run, from its beginning.
+    `total` counts the steps of the whole run, from its beginning. The first step of a start, which also starts workers
+    and translates networks, counts only as long as there is no other.
     """
 
     def __init__(self, total: int):
-        self.total = total
+        self.total, self.past_first = total, False
         self.moments: deque[tuple[int, float]] = deque(maxlen=STEPS_OF_SPEED + 1)
 
     def add(self, done: int) -> None:
         """Notes that so many of the run's steps are done by now; the first time before any of this start's."""
+        if len(self.moments) == 2 and not self.past_first:
+            self.moments.popleft()
+            self.past_first = True
         self.moments.append((done, time.monotonic()))
 
     def seconds(self) -> float:
@@ -179,8 +183,9 @@ class TimeLeft:
         return math.nan if last == first else (now - began) / (last - first) * (self.total - last)
 
     def __str__(self) -> str:
+        """In words; nothing where there is no speed yet, or no step left."""
         seconds = self.seconds()
-        return "" if math.isnan(seconds) else f"{duration(seconds)} left"
+        return f"{duration(seconds)} left" if seconds > 0 else ""
 
 
 def duration(seconds: float) -> str:
