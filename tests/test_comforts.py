@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
+from golden_weights import fill
 from scripts import ROOT, load_script
 from test_tracking import StandIn
 from test_train import read_log, same_weights
@@ -14,6 +16,7 @@ from test_two_processes import run_program
 from models.iefp import IEFP
 from models.weights import describe_branches, iefp_file_tensors, load_for_embedding, load_what_fits
 from utils.checkpoint import load_newest, save_checkpoint
+from utils.distributed import Process, average
 
 EVERYTHING = ("--epochs", 2, "--accumulation", 2, "--ema-decay", 0.5, "--schedule", "cosine", "--warmup-steps", 2,
               "--final-learning-rate", 0.001, "--backbone-learning-rate-factor", 0.5, "--profile", 3,
@@ -125,60 +128,68 @@ def test_what_can_not_be_done_is_one_sentence(train_identity, tmp_path, flags, w
 # -------------------------------------------------------------------------------------------------- two processes
 
 PROGRAM = f"""
-import sys, torch, torch.distributed as dist
+import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from golden_weights import fill
-from scripts import load_script
-from models.iefp import IEFP
-from utils.distributed import average, leave, start_process, stop_process
-train = load_script("train")
+import torch
+from test_comforts import assert_equal_everywhere, take_steps
+from utils.distributed import leave, start_process, stop_process
 process = start_process("cpu")
-config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=True, accumulation=2, ema_decay=0.5)
-stage = train.IdentityStage(config, fill(IEFP("iresnet18_quarter", 1, 5).double()), process)
-stage.model.train()
-# Two processes pass parts (0 1 | 4 5) and (2 3 | 6 7) together, which one process passes in this order.
-rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
-own = torch.tensor(rows[process.rank])
-permutation = torch.tensor([1, 0, 3, 2] * 2 if process.world_size == 1 else [1, 0] * 2)
-losses, exchanged, learn_from = [], [], stage.learn_from
-def learn(*given):
-    exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", True))
-    return learn_from(*given)
-stage.learn_from = learn
-for step in range(2):
-    draw = torch.Generator().manual_seed(step)
-    images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
-    identities, groups = (torch.randint(0, 5, (8,), generator=draw) for _ in range(2))
-    out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
-    stage.averaged.update()
-    losses.append(average(torch.stack([value.double() for value in out.values()]), process))
-averaged = stage.averaged.modules["backbone_id"]
-if process.world_size > 1:
-    assert exchanged == [False, True] * 2  # gradients travel once a step
-    for parameter in [*stage.model.parameters(), *averaged.parameters()]:
-        everyones = [torch.empty_like(parameter) for _ in range(2)]
-        dist.all_gather(everyones, parameter.detach().contiguous())
-        assert torch.equal(*everyones)
-    print(f"equal on rank {{process.rank}}", flush=True)
+stage, told = take_steps(process)
+assert_equal_everywhere(stage)
+print(f"equal on rank {{process.rank}}", flush=True)
 if process.is_first:
-    state = dict(stage.model.state_dict()) | {{"averaged." + k: v for k, v in averaged.state_dict().items()}}
-    torch.save({{"losses": torch.stack(losses), "state": state}}, sys.argv[1])
+    torch.save(told, sys.argv[1])
 stop_process(process)
 leave(0)
 """
 
 
+def take_steps(process: Process):
+    """Two steps of two parts each; gives the stage, and losses and tensors to compare."""
+    train = load_script("train")
+    config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=True, accumulation=2, ema_decay=0.5)
+    stage = train.IdentityStage(config, fill(IEFP("iresnet18_quarter", 1, 5).double()), process)
+    stage.model.train()
+    # Two processes pass parts (0 1 | 4 5) and (2 3 | 6 7) together, which one process passes in this order.
+    rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
+    own = torch.tensor(rows[process.rank])
+    permutation = torch.tensor([1, 0, 3, 2] * 2 if process.world_size == 1 else [1, 0] * 2)
+    losses, exchanged, learn_from = [], [], stage.learn_from
+
+    def learn(*given):
+        exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", None))
+        return learn_from(*given)
+
+    stage.learn_from = learn
+    for step in range(2):
+        draw = torch.Generator().manual_seed(step)
+        images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
+        identities, groups = (torch.randint(0, 5, (8,), generator=draw) for _ in range(2))
+        out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
+        stage.averaged.update()
+        losses.append(average(torch.stack([value.double() for value in out.values()]), process))
+    averaged = {f"averaged.{key}": value for key, value in stage.averaged.modules["backbone_id"].state_dict().items()}
+    return stage, {"losses": losses, "exchanged": exchanged, **stage.model.state_dict(), **averaged}
+
+
+def assert_equal_everywhere(stage) -> None:
+    """All processes have the same parameters and averages, to the bit."""
+    for parameter in [*stage.model.parameters(), *stage.averaged.modules["backbone_id"].parameters()]:
+        everyones = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, parameter.detach().contiguous())
+        assert torch.equal(*everyones)
+
+
 def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_of_one(tmp_path):
     """To the bit between the two; in float64 to 1e-9 to the one, BatchNorm being over all processes."""
-    program = tmp_path / "steps.py"
-    program.write_text(PROGRAM)
-    one, two = (run_program(program, processes, tmp_path / f"{processes}.pth").stdout for processes in (1, 2))
-    assert "equal" not in one and "equal on rank 0" in two and "equal on rank 1" in two
-    one, two = (torch.load(tmp_path / f"{processes}.pth", weights_only=True) for processes in (1, 2))
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    assert one["state"].keys() == two["state"].keys()
-    for key, value in one["state"].items():
-        torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
+    (tmp_path / "steps.py").write_text(PROGRAM)
+    printed = run_program(tmp_path / "steps.py", 2, tmp_path / "two.pth").stdout
+    assert "equal on rank 0" in printed and "equal on rank 1" in printed
+    one, two = take_steps(Process(0, 1, torch.device("cpu")))[1], torch.load(tmp_path / "two.pth", weights_only=True)
+    assert two.pop("exchanged") == [False, True] * 2  # gradients travel once a step
+    assert one.pop("exchanged") == [None] * 4 and one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-9 if key == "losses" else 1e-11, msg=key)
 
 
 # -------------------------------------------------------------------------------------------- from other weights
