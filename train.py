@@ -43,20 +43,25 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
+from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
+from utils.averaging import MovingAverage
 from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.optimisation import (
     choose_precision,
+    load_optimiser,
     make_optimiser,
     make_precision,
     make_repeatable,
-    set_learning_rate,
     translate,
     update,
 )
-from utils.run_log import BadImages, Meter, RunLog, progress
+from utils.profiling import Profile
+from utils.run_log import BadImages, Meter, RunLog, TimeLeft, progress
+from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
 from utils.stopping import StopRequest
+from utils.tracking import Tracker, import_wandb
 
 # ------------------------------------------------------------------------------------------------------ settings
 
@@ -117,14 +122,31 @@ class TrainConfig:
     """Decode JPEG files of twice the input's size or more at half of it: faster, the pixels differ a little."""
     batch_size: int = bounded(512, low=2)
     """Images a step over all processes together."""
+    accumulation: int = bounded(1, low=1)
+    """Parts in which a step's images pass through the networks, gradients added up, where the memory is too small for
+    all at once. With more than 1 the critic learns after the identity branch, so that what it says is a step old."""
     epochs: int = bounded(25, low=1)
     learning_rate: float = bounded(0.1, above=0)
+    schedule: Literal["steps", "cosine", "polynomial", "constant"] = "steps"
+    """How the learning rate falls over the whole run, step by step; steps, by --learning-rate-epochs, is published."""
     learning_rate_epochs: tuple[int, ...] = bounded((10, 18, 22), low=1)
     """Epochs, counted from 0, from which the learning rate is 10 times lower."""
+    warmup_steps: int = bounded(0, low=0)
+    """Steps at the beginning over which the learning rate rises from near 0 in a straight line."""
+    polynomial_power: float = bounded(2.0, above=0)
+    """With --schedule polynomial: the power of the share of the run that is left."""
+    final_learning_rate: float = bounded(0.0, low=0)
+    """With --schedule cosine and polynomial: where the learning rate ends."""
+    backbone_learning_rate_factor: float = bounded(1.0, low=0, high=1)
+    """The encoder's learning rate as a share of the others', to begin from a trained one (--init-from); its
+    purification unit and the heads keep the full rate."""
     momentum: float = bounded(0.9, low=0, high=1)
     weight_decay: float = bounded(1e-4, low=0)
     clip_norm: float = bounded(5.0, above=0)
     """Gradient norm at which each optimiser clips."""
+    ema_decay: float = bounded(0.0, low=0, high=0.999999)
+    """Decay a step of a moving average of the branch's weights, written at the end as iefp_ema.pth (age_ema.pth);
+    0.9999 is usual in long runs, 0 keeps none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the encoders; everything after them is fp32. auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
 
@@ -161,12 +183,16 @@ class TrainConfig:
     keep_checkpoints: int = bounded(2, low=1)
     best_metric: str | None = None
     """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth."""
+    profile: int = bounded(0, low=0)
+    """Steps to record by torch.profiler after the first few: a trace and a table of the dearest operations."""
+    wandb: str | None = None
+    """Project at Weights & Biases that gets TensorBoard's curves too (pip install wandb)."""
 
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
-                  "best_metric"}  # fmt: skip
+                  "best_metric", "profile", "wandb"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -179,11 +205,15 @@ NEEDS = {
     "disentangle": ("stage", ("identity",)),
     "margin_value": ("margin", ("cosface", "arcface", "adaface")),
     "margin_values": ("margin", ("combined",)),
+    "learning_rate_epochs": ("schedule", ("steps",)),
+    "polynomial_power": ("schedule", ("polynomial",)),
+    "final_learning_rate": ("schedule", ("cosine", "polynomial")),
 }
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
 ONE_PASS_MOMENTUM = 0.19
+MOMENTUM = 0.1  # BatchNorm's own
 
 # ------------------------------------------------------------------------------------------------------ the steps
 
@@ -196,9 +226,17 @@ class Batch:
     identities: Tensor  # (N,)
     age_groups: Tensor  # (N,) 0..7, -1 where unknown
     ages: Tensor | None = None  # (N,) years; of use to the head for years
-    permutation: Tensor | None = None  # (N,) of CLUB's negatives; random when None
+    permutation: Tensor | None = None  # (N,) of CLUB's negatives, of each part its own; random when None
     age_features: Tensor | None = None  # (N, 512) of the frozen branch when they are known; else it computes them
     step: int = 0  # done before this one
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in so many equal parts; one part is the batch itself."""
+        size = len(self.images) // count
+        rows = [slice(start, start + size) for start in range(0, len(self.images), size)]
+        whole = vars(self)
+        return [Batch(**{name: value[own] if isinstance(value, Tensor) else value for name, value in whole.items()})
+                for own in rows]  # fmt: skip
 
 
 class IdentityStage:
@@ -208,12 +246,13 @@ class IdentityStage:
 
     def __init__(self, config: TrainConfig, model: IEFP, process: Process):
         self.config, self.model = config, model.freeze_age_branch()
-        set_batchnorm_momentum(model.backbone_id, ONE_PASS_MOMENTUM)
+        self.averaged = MovingAverage(model, ["backbone_id"], config.ema_decay) if config.ema_decay else None
+        self.keep_pace(config.accumulation)
         translate(config, (model.backbone_id, model.backbone_ae))
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
         self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
-        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters)}
+        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters, model.backbone_id)}
         self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
@@ -221,8 +260,43 @@ class IdentityStage:
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
         self.autocast, self.scaler = make_precision(config, process.device)
 
+    def keep_pace(self, num_parts: int) -> None:
+        """Lets running statistics move as far in a step of so many parts as in a step of one."""
+        model, club_steps = self.model, self.config.club_steps
+        set_batchnorm_momentum(model.backbone_id, momentum_of_parts(ONE_PASS_MOMENTUM, 1, num_parts))
+        # CLUB passes whole batches as it learns, and the parts when it is asked.
+        set_batchnorm_momentum(model.clubmi, momentum_of_parts(MOMENTUM, club_steps + 1, club_steps + num_parts))
+        if self.config.margin == "adaface":
+            model.margin_fc.rate = momentum_of_parts(model.margin_fc.rate, 1, num_parts)
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle)."""
+        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle).
+
+        With --accumulation the gradients of several parts add up to one update. The critic can't have learned from the
+        whole batch before all parts have passed, and they pass once: so all parts meet it as the steps before left it,
+        and it learns from the whole batch's features at the end, one step late. What a term makes of a batch as a whole
+        (BatchNorm, CLUB's negatives, DAL's correlation) it makes of each part.
+        """
+        parts, passed = batch.parts(self.config.accumulation), []
+        self.optimisers["identity"].zero_grad()
+        for part in parts:
+            with gradients_stay_here(part is not parts[-1], self.encoder, self.face_recognition):
+                passed.append(self.learn_from(part, len(parts)))
+        gradient_norm = update(
+            self.optimisers["identity"], self.identity_parameters, self.scaler, self.config.clip_norm
+        )
+
+        told, ages, identities = zip(*passed, strict=True)
+        age = None if ages[0] is None else torch.cat(ages)  # (N, 512)
+        losses = mean_of_parts(told)
+        if self.critic is not None and len(parts) > 1:
+            losses |= self.teach_critic(age, torch.cat(identities), batch.age_groups)
+        if age is not None:
+            losses["age_loss"] = self.age_loss(age, batch.age_groups)
+        return {**losses, "gradient_norm": gradient_norm}
+
+    def learn_from(self, batch: Batch, num_parts: int) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
+        """The gradients of one of so many parts; gives its losses, age features and (fixed) identity features."""
         age = self.age_features_of(batch)  # (N, 512), None where the method needs none
         with self.autocast:
             identity = self.encoder(batch.images)  # (N, 512)
@@ -230,20 +304,16 @@ class IdentityStage:
         penalty, losses = 0.0, {}
         if self.critic is not None:
             # CLUB learns to predict identity from age: ascend the log-likelihood (other critics: what they look for).
-            losses = self.teach_critic(age, identity.detach(), batch.age_groups)
+            if num_parts == 1:
+                losses = self.teach_critic(age, identity.detach(), batch.age_groups)
             penalty = self.critic.penalty(age, identity, batch.age_groups, batch.permutation)
             losses[self.critic.penalty_name] = penalty.detach()
 
-        # The identity branch learns to recognise people and to leave the just-updated critic nothing to find.
+        # The identity branch learns to recognise people and to leave the critic, as it now is, nothing to find.
         face_recognition_loss = self.face_recognition(identity, batch.identities)
         loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
-        gradient_norm = update(
-            self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
-        )
-
-        if age is not None:
-            losses["age_loss"] = self.age_loss(age, batch.age_groups)
-        return {"face_recognition_loss": face_recognition_loss.detach(), **losses, "gradient_norm": gradient_norm}
+        self.scaler.scale(loss / num_parts).backward()
+        return {"face_recognition_loss": face_recognition_loss.detach(), **losses}, age, identity.detach()
 
     def teach_critic(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
         """The critic raises its objective on features that are held fixed; gives what it was before."""
@@ -276,7 +346,7 @@ class IdentityStage:
     def age_features(self, images: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [-1, 1] -> (N, 512) of the frozen branch."""
         with self.autocast:
-            return self.model.age_features(images)
+            return torch.cat([self.model.age_features(part) for part in images.chunk(self.config.accumulation)])
 
 
 def penalty_weight(config: TrainConfig, critic: torch.nn.Module | None, step: int) -> float:
@@ -299,16 +369,30 @@ class AgeStage:
 
     def __init__(self, config: TrainConfig, model: IEFP, process: Process):
         self.config, self.model = config, model
+        names = ["backbone_ae", "age_estimator", *(["year_head"] if model.year_head is not None else [])]
+        self.averaged = MovingAverage(model, names, config.ema_decay) if config.ema_decay else None
+        set_batchnorm_momentum(model.backbone_ae, momentum_of_parts(MOMENTUM, 1, config.accumulation))
         translate(config, (model.backbone_ae,))
         self.encoder = in_parallel(model.backbone_ae, process, config.sync_batchnorm)
         self.estimator = in_parallel(model.age_estimator, process)
         self.year_head = None if model.year_head is None else in_parallel(model.year_head, process)
         self.parameters = [parameter for module in model.age_branch for parameter in module.parameters()]
-        self.optimisers = {"age": make_optimiser(config, self.parameters)}
+        self.optimisers = {"age": make_optimiser(config, self.parameters, model.backbone_ae)}
         self.autocast, self.scaler = make_precision(config, process.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives the losses as they were before."""
+        parts, told = batch.parts(self.config.accumulation), []
+        modules = [module for module in (self.encoder, self.estimator, self.year_head) if module is not None]
+        self.optimisers["age"].zero_grad()
+        for part in parts:
+            with gradients_stay_here(part is not parts[-1], *modules):
+                told.append(self.learn_from(part, len(parts)))
+        gradient_norm = update(self.optimisers["age"], self.parameters, self.scaler, self.config.clip_norm)
+        return {**mean_of_parts(told), "gradient_norm": gradient_norm}
+
+    def learn_from(self, batch: Batch, num_parts: int) -> dict[str, Tensor]:
+        """The gradients of one of so many parts; gives its losses."""
         with self.autocast:
             age = self.encoder(batch.images)  # (N, 512)
         logits = self.estimator(age)  # (N, 8)
@@ -320,9 +404,7 @@ class AgeStage:
             year_loss = year_losses(years, batch.ages, *weights).total
             loss = age_loss + year_loss
             losses |= {"year_loss": year_loss.detach(), **year_errors(years.detach(), batch)}
-        losses["gradient_norm"] = update(
-            self.optimisers["age"], self.parameters, loss, self.scaler, self.config.clip_norm
-        )
+        self.scaler.scale(loss / num_parts).backward()
         return losses
 
 
@@ -371,8 +453,19 @@ class Run:
     log: RunLog
     stop: StopRequest
     bad_images: BadImages
+    time_left: TimeLeft
+    profile: Profile | None
     best: float | None  # of config.best_metric, so far
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run, from its beginning."""
+        return self.config.epochs * self.sampler.num_batches
+
+    def steps_done(self, position: Position) -> int:
+        """Of `num_steps`; less than position.step where the run began with smaller batches."""
+        return position.epoch * self.sampler.num_batches + position.batch
 
 
 def train(config: TrainConfig) -> int:
@@ -381,6 +474,8 @@ def train(config: TrainConfig) -> int:
     The exit status is 0, or 128 + the signal that asked it to stop.
     """
     check_needs(config)
+    if config.wandb is not None:
+        import_wandb()  # what lacks is told now, not after a long reading of pictures
     process = start_process(config.device)
     make_repeatable(config)
     check_run_folder(config, process)
@@ -388,55 +483,75 @@ def train(config: TrainConfig) -> int:
     model = make_model(config, index.num_identities, process)
     age_cache = open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
+    check_schedule(config, config.epochs * sampler.num_batches)
     stage = STAGES[config.stage](config, model, process)
     position, best = resume(config, stage, process)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
-    log = RunLog(config.run_folder, process.is_first, position.step)
+    log = open_log(config, process, position)
     log.event("start", images=len(index), identities=index.num_identities, processes=process.world_size,
               resumed_step=position.step)  # fmt: skip
     tell(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
          f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
          f"{position.step:,} steps done")  # fmt: skip
     bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
-    run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images, best)
+    profile = Profile(config.profile, config.run_folder, process) if config.profile else None
+    run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images,
+              TimeLeft(config.epochs * sampler.num_batches), profile, best)  # fmt: skip
     try:
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if process.is_first and not status:
-            finish(config, stage, log)
-            tell(process, f"weights in the published layout: {config.run_folder / stage.weights_file}")
+            written = finish(config, stage, log)
+            tell(process, f"weights in the published layout: {' and '.join(map(str, written))}")
         wait_for_all(process)
     finally:
         run.stop.restore()
+        if profile is not None:
+            profile.close()
         log.close()
     stop_process(process)
     return status
 
 
+def open_log(config: TrainConfig, process: Process, position: Position) -> RunLog:
+    is_tracked = config.wandb is not None and process.is_first
+    tracker = Tracker(config.wandb, config.run_folder, as_plain(config)) if is_tracked else None
+    return RunLog(config.run_folder, process.is_first, position.step, tracker)
+
+
 def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
     """Trains to the end of the epoch that `start` lies in, or to a request to stop; gives the position and a status."""
     config, process, sampler = run.config, run.process, run.sampler
-    learning_rate = set_learning_rate(config, run.stage.optimisers.values(), start.epoch)
     sampler.set_epoch(start.epoch, start.batch)
     run.stage.model.train()
     meter, what, position = Meter(process), f"epoch {start.epoch + 1}/{config.epochs}", start
-    watched = progress(batches(run.loader), sampler.num_batches, what, start.batch, enabled=process.is_first)
+    run.time_left.add(run.steps_done(start))
+    watched = progress(batches(run.loader), sampler.num_batches, what, start.batch, enabled=process.is_first,
+                       note=lambda: str(run.time_left))  # fmt: skip
     for faces in watched:
+        learning_rate = learning_rate_at(config, start.epoch, run.steps_done(position), run.num_steps)
+        set_learning_rate(run.stage.optimisers.values(), learning_rate)
         batch = prepare(run, faces, position.step)
         losses = run.stage.step(batch)
+        if run.stage.averaged is not None:
+            run.stage.averaged.update()
+        if run.profile is not None:
+            run.profile.step()
         meter.add(position.step, losses, len(batch.images))
         run.bad_images.add(faces.failures)
         position = position.next()
+        run.time_left.add(run.steps_done(position))
         is_end, status = position.batch == sampler.num_batches, run.stop.status()
         if is_end or status or position.step % config.log_every == 0 or position.step % config.save_every == 0:
             check_numbers(run, meter, start)
             run.bad_images.check()
             means = meter.read()
             run.readings.append(means)
-            run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means)
+            run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means,
+                          seconds_left=round(run.time_left.seconds()))  # fmt: skip
             if is_end or status or position.step % config.save_every == 0:
                 if is_end:
                     position = Position(start.epoch + 1, 0, position.step)
@@ -445,7 +560,7 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
                 done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
                 tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
                 return position, status
-    tell(process, f"{what}: {meter.last_line}")
+    tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
 
 
@@ -488,9 +603,7 @@ def make_loader(
     config: TrainConfig, index: Faces, age_cache: AgeCache | None, process: Process
 ) -> tuple[torch.utils.data.DataLoader, EpochSampler]:
     """Batches for this process, and the sampler that orders them."""
-    if config.batch_size % process.world_size:
-        raise UserError(f"--batch-size {config.batch_size} can't be shared equally by {process.world_size} processes: "
-                        f"give a multiple.")  # fmt: skip
+    check_parts(config.batch_size, config.accumulation, process)
     return training_loader(
         index,
         config.batch_size // process.world_size,
@@ -514,7 +627,8 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     draws = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
     own = slice(process.rank * len(faces.images), (process.rank + 1) * len(faces.images))
     flips = torch.rand(config.batch_size, generator=draws)[own] < 0.5
-    permutation = torch.randperm(len(faces.images), generator=draws)
+    parts = [len(faces.images) // config.accumulation] * config.accumulation
+    permutation = torch.cat([torch.randperm(size, generator=draws) for size in parts])
     images, identities, age_groups, ages, permutation, flips_there = (
         values.to(process.device, non_blocking=True)
         for values in (faces.images, faces.identities, faces.age_groups, faces.ages, permutation, flips)
@@ -710,7 +824,9 @@ def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Proces
     try:
         stage.model.load_state_dict(content["model"])
         for name, optimiser in stage.optimisers.items():
-            optimiser.load_state_dict(content["optimisers"][name])
+            load_optimiser(optimiser, content["optimisers"][name])
+        if stage.averaged is not None:
+            stage.averaged.load_state_dict(content.get("averaged"))
     except (RuntimeError, KeyError):
         raise UserError(f"the checkpoints in {folder} are of another model than the data and flags ask for: give "
                         f"another --run-folder, with --init-from to start from what fits.") from None  # fmt: skip
@@ -737,6 +853,8 @@ def save(run: Run, position: Position) -> bool:
             "optimisers": {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()},
             "scaler": stage.scaler.state_dict(),
         }
+        if stage.averaged is not None:
+            content["averaged"] = stage.averaged.state_dict()
         folder = config.run_folder / "checkpoints"
         try:
             save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
@@ -765,13 +883,19 @@ def update_best(run: Run) -> bool:
     return True
 
 
-def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> None:
-    """Writes the weights in the published layout, and beside them what their keys can't tell."""
+def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> list[Path]:
+    """Writes the weights in the published layout, and beside them what their keys can't tell; the average likewise."""
     path = config.run_folder / stage.weights_file
+    tensors = {path: stage.published_tensors(stage.model)}
+    if stage.averaged is not None:
+        with stage.averaged.in_the_model() as model:
+            tensors[path.with_stem(path.stem + "_ema")] = stage.published_tensors(model)
     method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
-    write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
-    save_atomically(stage.published_tensors(stage.model), path)
+    for target, content in tensors.items():
+        write_json(target.with_suffix(".json"), describe_branches(stage.model) | method)
+        save_atomically(content, target)
     log.event("end", weights=str(path))
+    return list(tensors)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,12 @@ def test_no_two_recipes_are_the_same():
 
 
 @each
-def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, tmp_path):
-    small = (*SMALL, "--run-folder", tmp_path / "run", "--epochs", 1, "--learning-rate-epochs", 1)
+def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, weights, tmp_path):
+    small = (*SMALL, "--run-folder", tmp_path / "run", "--epochs", 1, "--warmup-steps", 1)
+    if settings(path)["schedule"] == "steps":
+        small += ("--learning-rate-epochs", 1)
+    if settings(path)["init_from"] is not None:
+        small += ("--init-from", weights)
     outcome = train_identity(tmp_path / "run", f"@{path}", *small, "--batch-size", 18)
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "run" / "iefp.pth").is_file()

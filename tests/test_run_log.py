@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from meta import UserError
 from utils import run_log
 from utils.distributed import Process
-from utils.run_log import BadImages, Meter, RunLog, progress
+from utils.run_log import BadImages, Meter, RunLog, TimeLeft, duration, progress
 
 ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -213,6 +213,54 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(monkeypatch
         "embedding: 6/8 (42 s)",
         "embedding: 8/8 (56 s)",
     ]
+
+
+def test_a_note_ends_each_line_when_there_is_something_to_tell(monkeypatch, capsys):
+    clock = itertools.count(step=25.0)
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    seen = []
+    for item in progress(range(2), 2, "epoch", note=lambda: "3 min left" if len(seen) > 1 else ""):
+        seen.append(item)
+    assert capsys.readouterr().err.splitlines() == ["epoch: 1/2 (25 s)", "epoch: 2/2 (50 s), 3 min left"]
+
+
+def test_a_bar_ends_with_the_note(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress(range(2), 2, "epoch", note=lambda: "3 min left")) == [0, 1]
+    assert "3 min left" in sys.stderr.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------ time left
+
+
+def test_the_time_left_is_the_rest_of_the_run_at_the_speed_of_the_last_steps(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(run_log, "STEPS_OF_SPEED", 4)
+    left = TimeLeft(100)
+    left.add(10)  # a run that goes on: the ten steps before took no time of this start
+    assert math.isnan(left.seconds()) and str(left) == ""
+    told = []
+    for step, seconds in ((11, 50.0), (12, 2.0), (13, 3.0), (14, 2.0), (15, 2.0), (16, 5.0)):
+        clock.now += seconds
+        left.add(step)
+        told.append(left.seconds())
+    speeds = [50, 2, 5 / 2, 7 / 3, 9 / 4, 12 / 4]  # seconds a step: the first alone at first, then the last four
+    assert told == pytest.approx([speed * (100 - 11 - place) for place, speed in enumerate(speeds)])
+    assert str(left) == "4 min left"
+    left.add(100)
+    assert left.seconds() == 0 and str(left) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3569, "59 min"), (3571, "1 h 00 min"), (11_100, "3 h 05 min"),
+        (86_369, "23 h 59 min"), (86_371, "1 d 0 h"), (198_000, "2 d 7 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_rounded_for_people(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_progress_asks_for_an_item_only_when_it_is_wanted(watch):

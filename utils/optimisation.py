@@ -2,11 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 
@@ -14,7 +13,7 @@ class Settings(Protocol):
     """What is asked of a script's settings here."""
 
     learning_rate: float
-    learning_rate_epochs: tuple[int, ...]
+    backbone_learning_rate_factor: float
     momentum: float
     weight_decay: float
     precision: str
@@ -32,35 +31,38 @@ def make_repeatable(config: Settings) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def make_optimiser(config: Settings, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def make_optimiser(
+    config: Settings, parameters: list[Tensor], backbone: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """SGD as published. With --backbone-learning-rate-factor the encoder `backbone`, whose parameters come first, is a
+    group with a rate of its own; its purification unit stays with what is new (see utils.schedules).
+    """
+    groups: list[Any] = parameters
+    if backbone is not None and config.backbone_learning_rate_factor != 1:
+        pretrained = sum(not name.startswith("spu.") for name, _ in backbone.named_parameters())
+        groups = [
+            {"params": parameters[:pretrained], "rate_factor": config.backbone_learning_rate_factor},
+            {"params": parameters[pretrained:], "rate_factor": 1.0},
+        ]
     return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
 
 
-def set_learning_rate(config: Settings, optimisers: Iterable[torch.optim.Optimizer], epoch: int) -> float:
-    """The published schedule: 10 times lower from each of the given epochs on."""
-    learning_rate = config.learning_rate * 0.1 ** sum(epoch >= lower for lower in config.learning_rate_epochs)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-    return learning_rate
+def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts what a checkpoint remembers of each parameter into the optimiser; its settings stay those given now."""
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 def update(
-    optimiser: torch.optim.Optimizer,
-    parameters: list[Tensor],
-    loss: Tensor,
-    scaler: torch.amp.GradScaler,
-    clip_norm: float,
+    optimiser: torch.optim.Optimizer, parameters: list[Tensor], scaler: torch.amp.GradScaler, clip_norm: float
 ) -> Tensor:
-    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping.
+    """Clipping and one step of the optimiser by gradients that are there; gives their norm before clipping.
 
     With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
     which is its normal work.
     """
-    optimiser.zero_grad()
-    scaler.scale(loss).backward()
     scaler.unscale_(optimiser)
     gradient_norm = clip_grad_norm_(parameters, clip_norm)
     scaler.step(optimiser)

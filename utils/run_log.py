@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,19 +16,22 @@ from tqdm import tqdm
 
 from meta import UserError
 from utils.distributed import Process, average, gather_lists
+from utils.tracking import Tracker
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal
+STEPS_OF_SPEED = 500  # by whose speed the time left is told
 
 
 class RunLog:
     """Writes `log.jsonl` and TensorBoard files into `folder`; writes nothing when `enabled` is False (other ranks).
 
     What a run logged after the checkpoint at `resumed_step` and before it was stopped is taken out: it comes again.
+    A `tracker` gets the values that TensorBoard gets.
     """
 
-    def __init__(self, folder: Path, enabled: bool = True, resumed_step: int = 0):
-        self.file = self.board = None
+    def __init__(self, folder: Path, enabled: bool = True, resumed_step: int = 0, tracker: Tracker | None = None):
+        self.file, self.board, self.tracker = None, None, tracker
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "log.jsonl"
@@ -43,14 +47,18 @@ class RunLog:
         line = {"event": kind, "time": round(time.time(), 3)} | ({} if step is None else {"step": step}) | values
         self.file.write(json.dumps(line) + "\n")
         if step is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            curves = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+            for name, value in curves.items():
+                self.board.add_scalar(name, value, step)
+            if self.tracker is not None and curves:
+                self.tracker.log(curves, step)
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
             self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -151,17 +159,69 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+class TimeLeft:
+    """How long a run will still take at the speed of its last steps, pauses between them included.
+
+    `total` counts the steps of the whole run, from its beginning. The first step of a start, which also starts workers
+    and translates networks, counts only as long as there is no other.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.past_first = total, False
+        self.moments: deque[tuple[int, float]] = deque(maxlen=STEPS_OF_SPEED + 1)
+
+    def add(self, done: int) -> None:
+        """Notes that so many of the run's steps are done by now; the first time before any of this start's."""
+        if len(self.moments) == 2 and not self.past_first:
+            self.moments.popleft()
+            self.past_first = True
+        self.moments.append((done, time.monotonic()))
+
+    def seconds(self) -> float:
+        """Seconds left; not a number before the first step."""
+        (first, began), (last, now) = self.moments[0], self.moments[-1]
+        return math.nan if last == first else (now - began) / (last - first) * (self.total - last)
+
+    def __str__(self) -> str:
+        """In words; nothing where there is no speed yet, or no step left."""
+        seconds = self.seconds()
+        return f"{duration(seconds)} left" if seconds > 0 else ""
+
+
+def duration(seconds: float) -> str:
+    """Rounded for people: `35 s`, `12 min`, `3 h 05 min`, `2 d 7 h`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def progress(
-    items: Iterable[Item], total: int, what: str, start: int = 0, enabled: bool = True, silent_below: float = 0.0
+    items: Iterable[Item],
+    total: int,
+    what: str,
+    start: int = 0,
+    enabled: bool = True,
+    silent_below: float = 0.0,
+    note: Callable[[], str] | None = None,
 ) -> Iterator[Item]:
     """Passes `items` on, with a bar on a terminal and a plain line now and then elsewhere.
 
-    There is no line about what takes fewer seconds than `silent_below`.
+    There is no line about what takes fewer seconds than `silent_below`. `note` is asked for the end of a line.
     """
     if not enabled:
         yield from items
     elif sys.stderr.isatty():
-        yield from tqdm(items, total=total, initial=start, desc=what, dynamic_ncols=True)
+        bar = tqdm(items, total=total, initial=start, desc=what, dynamic_ncols=True)
+        for item in bar:
+            yield item
+            if note:
+                bar.set_postfix_str(note(), refresh=False)
     else:
         told = began = time.monotonic()
         for count, item in enumerate(items, start + 1):
@@ -169,4 +229,5 @@ def progress(
             now = time.monotonic()
             if (count == total and now - began >= silent_below) or now - told >= SECONDS_BETWEEN_LINES:
                 told = now
-                print(f"{what}: {count}/{total} ({now - began:.0f} s)", file=sys.stderr, flush=True)
+                ending = f", {note()}" if note and note() else ""
+                print(f"{what}: {count}/{total} ({now - began:.0f} s){ending}", file=sys.stderr, flush=True)
