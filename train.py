@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from data.age_cache import AgeCache, prepare_cache
 from data.age_tables import read_ages
+from data.benchmarks import OpenBenchmark, open_whole
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
@@ -43,7 +45,7 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
-from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.optimisation import (
@@ -57,6 +59,7 @@ from utils.optimisation import (
 )
 from utils.run_log import BadImages, Meter, RunLog, progress
 from utils.stopping import StopRequest
+from utils.validation import Validation, figures_of, higher_is_better
 
 # ------------------------------------------------------------------------------------------------------ settings
 
@@ -160,13 +163,22 @@ class TrainConfig:
     """Steps between checkpoints; the end of an epoch also makes one."""
     keep_checkpoints: int = bounded(2, low=1)
     best_metric: str | None = None
-    """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth."""
+    """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth. Or a
+    figure of --validate-on, such as fgnet_rank1_percent. The best weights are also written at the end."""
+
+    validate_every: int = bounded(0, low=0)
+    """Steps between validations of the identity branch on the benchmarks of --validate-on; the end of training also
+    makes one. 0: none."""
+    validate_on: tuple[str, ...] = ()
+    """fgnet, morph2_3000, morph2_10000, cacd_vs, calfw, or paths of InsightFace verification sets (.bin)."""
+    face_dataset: Path = Path(FACE_DATASET_FOLDER)
+    """Folder that holds the benchmarks' folders."""
 
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
-                  "best_metric"}  # fmt: skip
+                  "best_metric", "validate_every", "validate_on", "face_dataset"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -177,6 +189,7 @@ NEEDS = {
     "club_steps": ("disentangle", ("iefp",)),
     "disentangle_weight": ("disentangle", tuple(CRITICS)),
     "disentangle": ("stage", ("identity",)),
+    "validate_every": ("stage", ("identity",)),
     "margin_value": ("margin", ("cosface", "arcface", "adaface")),
     "margin_values": ("margin", ("combined",)),
 }
@@ -220,6 +233,14 @@ class IdentityStage:
             self.critic_parameters = list(self.critic.parameters())
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
         self.autocast, self.scaler = make_precision(config, process.device)
+
+    @property
+    def logged(self) -> list[str]:
+        """Names of the losses that a step gives."""
+        critic = self.critic
+        of_critic = [critic.objective_name, f"{critic.name}_gradient_norm", critic.penalty_name] if critic else []
+        of_age = ["age_loss"] if critic and critic.needs_age_features else []
+        return ["face_recognition_loss", *of_critic, *of_age, "gradient_norm"]
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle)."""
@@ -307,6 +328,13 @@ class AgeStage:
         self.optimisers = {"age": make_optimiser(config, self.parameters)}
         self.autocast, self.scaler = make_precision(config, process.device)
 
+    @property
+    def logged(self) -> list[str]:
+        """Names of the losses and errors that a step gives."""
+        of_groups = ["age_group_mae", "age_group_accuracy_percent"]
+        of_years = ["year_loss", "age_mae_years", *(f"by_years_{name}" for name in of_groups)]
+        return ["age_loss", *of_groups, *(of_years if self.year_head is not None else []), "gradient_norm"]
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives the losses as they were before."""
         with self.autocast:
@@ -372,6 +400,7 @@ class Run:
     stop: StopRequest
     bad_images: BadImages
     best: float | None  # of config.best_metric, so far
+    validation: Validation | None = None
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
 
 
@@ -384,12 +413,13 @@ def train(config: TrainConfig) -> int:
     process = start_process(config.device)
     make_repeatable(config)
     check_run_folder(config, process)
-    index = open_pictures(config, process)
+    benchmarks, index = open_benchmarks(config), open_pictures(config, process)
     model = make_model(config, index.num_identities, process)
     age_cache = open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
     stage = STAGES[config.stage](config, model, process)
-    position, best = resume(config, stage, process)
+    check_best_metric(config, [*stage.logged, "images_per_second", *figures_of(benchmarks)])
+    position, best, is_validated = resume(config, stage, process)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
@@ -402,12 +432,14 @@ def train(config: TrainConfig) -> int:
     bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
     run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images, best)
     try:
+        run.validation = make_validation(run, benchmarks)
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
+        if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
+            save(run, position, run.validation.run(stage.model, position.step, log))
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if process.is_first and not status:
-            finish(config, stage, log)
-            tell(process, f"weights in the published layout: {config.run_folder / stage.weights_file}")
+            finish(run)
         wait_for_all(process)
     finally:
         run.stop.restore()
@@ -431,22 +463,35 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
         run.bad_images.add(faces.failures)
         position = position.next()
         is_end, status = position.batch == sampler.num_batches, run.stop.status()
-        if is_end or status or position.step % config.log_every == 0 or position.step % config.save_every == 0:
+        if is_end:
+            position = Position(start.epoch + 1, 0, position.step)
+        is_to_save, validates = is_end or status or position.step % config.save_every == 0, is_due(run, position)
+        if is_to_save or validates or position.step % config.log_every == 0:
             check_numbers(run, meter, start)
             run.bad_images.check()
             means = meter.read()
             run.readings.append(means)
             run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means)
-            if is_end or status or position.step % config.save_every == 0:
-                if is_end:
-                    position = Position(start.epoch + 1, 0, position.step)
-                saved = save(run, position)
+            figures = None
+            if validates and not status:
+                figures = run.validation.run(run.stage.model, position.step, run.log)
+                status = run.stop.status()
+                meter.leave_out_time()
+            if is_to_save or status or (figures and config.best_metric in figures):
+                saved = save(run, position, figures)
             if status:
                 done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
                 tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
                 return position, status
     tell(process, f"{what}: {meter.last_line}")
     return position, 0
+
+
+def is_due(run: Run, position: Position) -> bool:
+    """Whether the benchmarks are to be asked at this position."""
+    if run.validation is None or position.step == 0:
+        return False
+    return position.step % run.config.validate_every == 0 or position.epoch == run.config.epochs
 
 
 def check_numbers(run: Run, meter: Meter, start: Position) -> None:
@@ -482,6 +527,57 @@ def check_needs(config: TrainConfig) -> None:
         if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
             raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
                             f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
+
+
+def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
+    """The benchmarks of --validate-on, by the names that their figures begin with.
+
+    Raises:
+        UserError: for flags that do nothing alone, and benchmarks that are unknown, missing or wrong.
+    """
+    if not config.validate_every:
+        for name in ("validate_on", "face_dataset"):
+            if getattr(config, name) != getattr(TrainConfig(), name):
+                raise UserError(f"{flag(name)} does nothing without --validate-every: say after how many steps.")
+    elif not config.validate_on:
+        raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
+    opened = {}
+    for name in config.validate_on:
+        short = Path(name).stem if name.endswith(".bin") else name
+        if short in opened:
+            raise UserError(f"--validate-on has {short} twice: give each set once, and files of different names.")
+        try:
+            opened[short] = open_whole(name, config.face_dataset)
+        except UserError as error:
+            raise UserError(f"--validate-on {name}: {error}") from None
+    return opened
+
+
+def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validation | None:
+    """What asks the benchmarks; None where there are none."""
+    config, process = run.config, run.process
+
+    def batches_of(faces: Faces) -> Iterator[FaceBatch]:
+        pin_memory = process.device.type == "cuda"
+        loader = evaluation_loader(
+            faces, VALIDATION_BATCH, config.workers, pin_memory, process.rank, process.world_size
+        )
+        for batch in batches(loader):
+            if run.stop.noted:
+                raise UserError(f"asked to stop (signal {run.stop.noted}).")
+            yield batch
+
+    return Validation(benchmarks, process, batches_of, to_network_input) if benchmarks else None
+
+
+def check_best_metric(config: TrainConfig, told: list[str]) -> None:
+    """Raises UserError for a --best-metric that is not among the values that this run tells."""
+    if config.best_metric is not None and config.best_metric not in told:
+        raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}: "
+                        f"give one of {', '.join(told)}.")  # fmt: skip
+
+
+VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told: the same figures to the bit
 
 
 def make_loader(
@@ -701,12 +797,17 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
                         f"--override-config to insist, or another --run-folder.")  # fmt: skip
 
 
-def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Process) -> tuple[Position, float | None]:
-    """Puts the newest good checkpoint of the run, if any, into the stage; gives its position and best metric."""
+def resume(
+    config: TrainConfig, stage: IdentityStage | AgeStage, process: Process
+) -> tuple[Position, float | None, bool]:
+    """Puts the newest good checkpoint of the run, if any, into the stage.
+
+    Gives its position, the best value so far of --best-metric if that is still the same, and whether it was validated.
+    """
     folder = config.run_folder / "checkpoints"
     content = load_newest(folder, report=lambda sentence: tell(process, sentence))
     if content is None:
-        return Position(0, 0, 0), None
+        return Position(0, 0, 0), None, False
     try:
         stage.model.load_state_dict(content["model"])
         for name, optimiser in stage.optimisers.items():
@@ -717,21 +818,26 @@ def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Proces
     stage.scaler.load_state_dict(content["scaler"])
     position = Position(**content["position"])
     images_done = position.batch * content["config"]["batch_size"]  # another batch size goes on at the same image
-    return dataclasses.replace(position, batch=images_done // config.batch_size), content["best"]
+    position = dataclasses.replace(position, batch=images_done // config.batch_size)
+    best = content["best"] if content["config"].get("best_metric") == config.best_metric else None
+    return position, best, content.get("validated", False)
 
 
-def save(run: Run, position: Position) -> bool:
+def save(run: Run, position: Position, figures: dict[str, float] | None = None) -> bool:
     """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
+
+    `figures` are those of a validation at this step.
 
     A disk that is full is told and the run goes on: what was saved before is untouched.
     """
-    config, stage, saved = run.config, run.stage, [True]
-    is_best = update_best(run)
+    config, stage, saved, best_before = run.config, run.stage, [True], run.best
+    is_best = update_best(run, figures or {})
     if run.process.is_first:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
             "best": run.best,
+            "validated": figures is not None,
             "model": stage.model.state_dict(),
             "branches": describe_branches(stage.model),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()},
@@ -745,33 +851,48 @@ def save(run: Run, position: Position) -> bool:
             tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
                  f"are untouched; make room in {folder}")  # fmt: skip
             run.log.event("checkpoint_failed", position.step, reason=str(error))
-    return all(gather_lists(saved, run.process))
+    is_saved = all(gather_lists(saved, run.process))
+    if not is_saved:
+        run.best = best_before
+    return is_saved
 
 
-def update_best(run: Run) -> bool:
-    """Whether the mean of --best-metric since the last checkpoint is the best so far."""
+def update_best(run: Run, figures: dict[str, float]) -> bool:
+    """Whether --best-metric is the best so far: the figure of a validation, or the mean since the last checkpoint."""
     metric, readings = run.config.best_metric, run.readings
     run.readings = []
-    if metric is None:
+    values = [told[metric] for told in (figures, *readings) if metric in told]
+    if not values:
         return False
-    if metric not in readings[0]:
-        raise UserError(f"--best-metric {metric} is not logged in stage {run.config.stage}: "
-                        f"give one of {', '.join(readings[0])}.")  # fmt: skip
-    value = sum(reading[metric] for reading in readings) / len(readings)
-    sign = 1 if metric.endswith(("_percent", "log_likelihood")) else -1  # the others are better when lower
+    value, sign = sum(values) / len(values), 1 if higher_is_better(metric) else -1
     if run.best is not None and sign * value <= sign * run.best:
         return False
     run.best = value
     return True
 
 
-def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> None:
-    """Writes the weights in the published layout, and beside them what their keys can't tell."""
+def finish(run: Run) -> None:
+    """Writes the weights in the published layout, and those of the best checkpoint where --best-metric kept one."""
+    config, stage = run.config, run.stage
     path = config.run_folder / stage.weights_file
+    told = {"weights": str(path)}
+    write_weights(config, stage, path)
+    tell(run.process, f"weights in the published layout: {path}")
+    if run.best is not None:
+        best_path = path.with_name(f"{path.stem}_best{path.suffix}")
+        best = load_best(config.run_folder / "checkpoints")
+        stage.model.load_state_dict(best["model"])
+        write_weights(config, stage, best_path)
+        told |= {"best_weights": str(best_path), "best_step": best["step"], config.best_metric: run.best}
+        tell(run.process, f"best by {config.best_metric}, {run.best:.6g} at step {best['step']:,}: {best_path}")
+    run.log.event("end", **told)
+
+
+def write_weights(config: TrainConfig, stage: IdentityStage | AgeStage, path: Path) -> None:
+    """The weights, and beside them what their keys can't tell."""
     method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
     write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
     save_atomically(stage.published_tensors(stage.model), path)
-    log.event("end", weights=str(path))
 
 
 if __name__ == "__main__":

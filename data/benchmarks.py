@@ -53,6 +53,10 @@ class OpenBenchmark:
         return self.setting.benchmark.protocol
 
     @property
+    def title(self) -> str:
+        return self.setting.title
+
+    @property
     def sha256(self) -> str | None:
         """Of a verification set's file."""
         return self.pairs.sha256 if isinstance(self.pairs, VerificationBin) else None

@@ -75,6 +75,8 @@ class OpenBenchmark(Protocol):
     @property
     def protocol(self) -> str: ...  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
     @property
+    def title(self) -> str: ...
+    @property
     def sides(self) -> tuple[tuple[Any, str], ...]: ...  # pictures (data.faces.Faces), and what they are called
     @property
     def pairs(self) -> Any: ...  # data.pairs.PairList; None where there is no list of pairs
