@@ -541,11 +541,11 @@ def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
                 raise UserError(f"{flag(name)} does nothing without --validate-every: say after how many steps.")
     elif not config.validate_on:
         raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
+    short_names = [Path(name).stem if name.endswith(".bin") else name for name in config.validate_on]
+    if len(set(short_names)) < len(short_names):
+        raise UserError("--validate-on has one name twice: give each set once, and files of different names.")
     opened = {}
-    for name in config.validate_on:
-        short = Path(name).stem if name.endswith(".bin") else name
-        if short in opened:
-            raise UserError(f"--validate-on has {short} twice: give each set once, and files of different names.")
+    for name, short in zip(config.validate_on, short_names, strict=True):
         try:
             opened[short] = open_whole(name, config.face_dataset)
         except UserError as error:

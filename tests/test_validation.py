@@ -215,6 +215,7 @@ def test_another_best_metric_begins_anew(validated, tmp_path):
 @pytest.mark.parametrize(
     ("name", "higher"),
     [("calfw_eer_percent", False), ("calfw_pooled_eer_percent", False), ("fgnet_rank1_percent", True),
+     ("fgnet_cmc_percent_10", True), ("own_tar_at_far_1e-2_percent", True), ("age_group_mae", False),
      ("log_likelihood", True), ("age_group_accuracy_percent", True), ("face_recognition_loss", False)],
 )  # fmt: skip
 def test_which_way_is_better(name, higher):
@@ -251,7 +252,7 @@ def test_the_logged_values_of_stage_age_are_known_before_a_step(run_main, tiny_f
         (["--validate-on", "fgnet"], "--validate-on does nothing without --validate-every"),
         (["--face-dataset", "x"], "--face-dataset does nothing without --validate-every"),
         (["--validate-every", "2", "--validate-on", "lfw"], "--validate-on lfw: 'lfw' is no benchmark: give one of"),
-        (["--validate-every", "2", "--validate-on", "fgnet", "fgnet"], "--validate-on has fgnet twice"),
+        (["--validate-every", "2", "--validate-on", "fgnet", "fgnet"], "--validate-on has one name twice"),
         (["--validate-every", "2", "--validate-on", "no.bin"], "'no.bin' cannot be read as a verification set"),
         (["--validate-every", "2", "--validate-on", "calfw", "--face-dataset", "nowhere"],
          "--validate-on calfw: folder nowhere/CALFW/processed_CALFW_2 does not exist"),

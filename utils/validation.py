@@ -117,7 +117,7 @@ def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> list[str]:
 
 def higher_is_better(name: str) -> bool:
     """Whether a logged value or a figure is better when higher; losses, errors and norms are not."""
-    return name.endswith(("_percent", "log_likelihood")) and not name.endswith("eer_percent")
+    return ("_percent" in name and "eer_percent" not in name) or name.endswith("log_likelihood")
 
 
 @contextmanager

@@ -17,7 +17,6 @@ PANEL_INCHES = (4.6, 3.4)
 DOTS_PER_INCH = 110
 NUM_EARLIER = 4  # shown behind the newest
 NOW, EARLIER, TEXT, RULE = "#1f5fa8", "#8a8f98", "#333333", "#dddddd"
-LEAST_FAR_PERCENT = 0.01  # left end of the axis at most: below it a list of pairs has no figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +52,8 @@ def draw_curves(title: str, now: Curves, earlier: Sequence[Curves] = ()) -> Figu
         figure.suptitle(f"{title}, step {now.step:,}", fontsize=11, color=TEXT)
         for place, axes in enumerate(figure.subplots(1, len(now.panels), squeeze=False)[0]):
             _draw(axes, [(of.step, of.panels[place]) for of in shown])
+        if len(shown) > 1:
+            figure.axes[0].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.85, edgecolor=RULE)
     return figure
 
 
@@ -62,33 +63,29 @@ def _draw(axes: Axes, panels: list[tuple[int, Panel]]) -> None:
     for number, (step, panel) in enumerate(panels, 1 - len(panels)):
         look = {"color": NOW, "linewidth": 2.0, "zorder": 3} if number == 0 else \
                {"color": EARLIER, "linewidth": 1.2, "alpha": 1 / (1.4 - 0.6 * number), "zorder": 2}  # fmt: skip
-        marker = "" if panel.x_log else "o"
-        axes.plot(_drawable_x(panel), panel.y, marker=marker, markersize=4, label=f"step {step:,}", **look)
+        axes.plot(*_points(panel), marker="" if panel.x_log else "o", markersize=4, label=f"step {step:,}", **look)
     axes.set_title(newest.title, fontsize=9.5, color=TEXT)
     axes.set_xlabel(newest.x_label)
     axes.set_ylabel(newest.y_label)
-    axes.set_ylim(_lowest([panel.y for _, panel in panels]), 102)
+    axes.set_ylim(_lowest([_points(panel)[1] for _, panel in panels]), 102)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=RULE, linewidth=0.7)
     axes.set_axisbelow(True)
     if newest.x_log:
         axes.set_xscale("log")
-        axes.set_xlim(max(min(_drawable_x(newest)), LEAST_FAR_PERCENT), 100)
+        axes.set_xlim(right=100)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
-        axes.set_xticks(newest.x, newest.ticks or [f"{x:g}" for x in newest.x])
+        axes.set_xticks(newest.x, newest.ticks or [f"{x:g}" for x in newest.x], fontsize=8 if newest.ticks else None)
+        axes.set_xlim(min(newest.x) - 0.5, max(newest.x) + 0.5)
         _tell_ends(axes, newest)
-    if len(panels) > 1:
-        axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.85, edgecolor=RULE)
 
 
-def _drawable_x(panel: Panel) -> np.ndarray:
-    """On a logarithmic axis the points at 0 stand at its left end: there the curve enters."""
-    x = np.asarray(panel.x, float)
-    if panel.x_log:
-        above = x[x > 0]
-        x = np.where(x > 0, x, above.min() if len(above) else LEAST_FAR_PERCENT)
-    return x
+def _points(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
+    """What can be drawn: a logarithmic axis has no place for 0."""
+    x, y = np.asarray(panel.x, float), np.asarray(panel.y, float)
+    drawable = x > 0 if panel.x_log else np.full(len(x), True)
+    return x[drawable], y[drawable]
 
 
 def _tell_ends(axes: Axes, panel: Panel) -> None:
