@@ -10,6 +10,7 @@ end the weights in the published layout. The same command started again goes on 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +23,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from data.age_cache import AgeCache, prepare_cache
+from data.age_cache import AgeCache, cache_bytes, prepare_cache
 from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
+from data.picture_grid import draw_grid
 from data.transforms import mirror, random_changes, random_mirror, to_network_input
-from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
+from meta import (
+    AGE_GROUP_NAMES,
+    EMBEDDING_SIZE,
+    FACE_DATASET_FOLDER,
+    FILENAME_PATTERNS,
+    IMAGE_SIZE,
+    TRAINING_SETS,
+    WEIGHT_FILES,
+    UserError,
+)
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
@@ -45,9 +56,11 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
+from utils import dry_run
 from utils.checkpoint import list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
     choose_precision,
     make_optimiser,
@@ -173,12 +186,15 @@ class TrainConfig:
     """fgnet, morph2_3000, morph2_10000, cacd_vs, calfw, or paths of InsightFace verification sets (.bin)."""
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
+    dry_run: bool = False
+    """Train nothing: tell the settings, the data, and what memory, time and disk the run needs; draw its first batch
+    as dry_run.png in the run folder."""
 
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
-                  "best_metric", "validate_every", "validate_on", "face_dataset"}  # fmt: skip
+                  "best_metric", "validate_every", "validate_on", "face_dataset", "dry_run"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -396,10 +412,10 @@ class Run:
     age_cache: AgeCache | None
     loader: torch.utils.data.DataLoader
     sampler: EpochSampler
-    log: RunLog
-    stop: StopRequest
-    bad_images: BadImages
-    best: float | None  # of config.best_metric, so far
+    log: RunLog | None = None  # this and what follows is for training alone
+    stop: StopRequest | None = None
+    bad_images: BadImages | None = None
+    best: float | None = None  # of config.best_metric, so far
     validation: Validation | None = None
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
 
@@ -415,11 +431,13 @@ def train(config: TrainConfig) -> int:
     check_run_folder(config, process)
     benchmarks, index = open_benchmarks(config), open_pictures(config, process)
     model = make_model(config, index.num_identities, process)
-    age_cache = open_age_cache(config, model, index, process)
+    age_cache = None if config.dry_run else open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
     stage = STAGES[config.stage](config, model, process)
     check_best_metric(config, [*stage.logged, "images_per_second", *figures_of(benchmarks)])
     position, best, is_validated = resume(config, stage, process)
+    if config.dry_run:
+        return tell_dry_run(Run(config, process, index, stage, None, loader, sampler), position, benchmarks)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
@@ -660,17 +678,25 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     return index
 
 
-def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
-    """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
+def why_no_age_cache(config: TrainConfig) -> str | None:
+    """Why the frozen branch's features are not kept, "" where nobody asks; None where they are."""
     wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
     if config.stage == "age" or not wanted:
-        return None
+        return ""
     critic = MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
     if critic is None or not critic.needs_age_features:
-        tell(process, f"no age features are kept: --disentangle {config.disentangle} uses none")
-        return None
+        return f"no age features are kept: --disentangle {config.disentangle} uses none"
     if config.augmentation != "flip":
-        tell(process, f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike")
+        return f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike"
+    return None
+
+
+def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
+    """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
+    reason = why_no_age_cache(config)
+    if reason is not None:
+        if reason:
+            tell(process, reason)
         return None
     describes = {
         "pictures": index.fingerprint(),
@@ -893,6 +919,157 @@ def write_weights(config: TrainConfig, stage: IdentityStage | AgeStage, path: Pa
     method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
     write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
     save_atomically(stage.published_tensors(stage.model), path)
+
+
+# --------------------------------------------------------------------------------------------------------- dry run
+
+
+def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchmark]) -> int:
+    """Tells what the run would do and need, and draws its first batch; nothing else is written, nothing is kept."""
+    config, process, index, stage = run.config, run.process, run.index, run.stage
+    say, share = functools.partial(tell, process), config.batch_size // process.world_size
+    trained = [each for optimiser in stage.optimisers.values() for group in optimiser.param_groups
+               for each in group["params"]]  # fmt: skip
+    say(dry_run.recipe(config, TrainConfig(), resolved_settings(run)))
+    say(dry_run.data_found(index.identities, index.age_groups, index.num_identities))
+    for name, benchmark in benchmarks.items():
+        count = sum(len(faces) for faces, _ in benchmark.sides)
+        say(f"  validation on {name} every {config.validate_every:,} steps: {count:,} pictures")
+    say(dry_run.parameters(parts_of(stage), trained))
+
+    held = [each for each in (*stage.model.parameters(), *stage.model.buffers()) if each.device == process.device]
+    head = stage.model.margin_fc
+    num_identities = 0 if head is None else len(head.weight)
+    an_image, beside = saved_by(lambda size: stage.step(made_up_batch(size, process.device)), held)
+    an_image -= num_identities * FP32  # the logits have a row of their own
+    peak = step_memory(share, num_identities, dry_run.tensor_bytes(held), dry_run.tensor_bytes(trained), an_image,
+                       beside, config.momentum > 0)  # fmt: skip
+    say(dry_run.memory(peak, share, num_identities, an_image, process.device))
+
+    keeps = age_features_kept(run)
+    of_step, measured = measure_step(run, position, an_image + num_identities * FP32)
+    say(dry_run.times(of_step, measured, share, run.sampler.num_batches, config.epochs, keeps))
+    say(dry_run.disk(files_of(run, trained, keeps)))
+    if process.is_first:
+        say(f"picture of the first batch: {draw_first_batch(run, position)}")
+    done = f"{position.step:,} steps are done: it would go on from there" if position.step else "it would begin anew"
+    say(f"dry run: nothing was trained; in {config.run_folder} {done}")
+    stop_process(process)
+    return 0
+
+
+def resolved_settings(run: Run) -> dict[str, object]:
+    """What settings that are left open become."""
+    config, stage = run.config, run.stage
+    resolved = {"device": run.process.device, "precision": choose_precision(config, run.process.device),
+                "age_cache": age_features_kept(run)}  # fmt: skip
+    if config.stage == "identity":
+        name = "margin_values" if config.margin == "combined" else "margin_value"
+        resolved[name] = stage.model.margin_fc.margin
+        if config.disentangle in CRITICS:
+            resolved["disentangle_weight"] = penalty_weight(config, stage.critic, 0)
+    return resolved
+
+
+def age_features_kept(run: Run) -> str:
+    """What becomes of the frozen branch's features: ahead, auto, off (computed in each step) or none (not needed)."""
+    critic = run.stage.critic if run.config.stage == "identity" else None
+    if critic is None or not critic.needs_age_features:
+        return "none"
+    return run.config.age_cache if why_no_age_cache(run.config) is None else "off"
+
+
+def parts_of(stage: IdentityStage | AgeStage) -> dict[str, list[Tensor]]:
+    """Parameters by part of the model, as far as the stage uses it."""
+    model, is_identity = stage.model, isinstance(stage, IdentityStage)
+    encoder = model.backbone_id if is_identity else model.backbone_ae
+    unit = list(encoder.spu.parameters())
+    parts = {
+        "encoder": [each for name, each in encoder.named_parameters() if not name.startswith("spu.")],
+        "purification unit": unit,
+    }
+    if is_identity:
+        parts |= {
+            "margin head": list(model.margin_fc.parameters()),
+            "CLUB": list(model.clubmi.parameters()),
+            "critic": [] if model.critic is None else list(model.critic.parameters()),
+            "age branch": [each for module in model.age_branch for each in module.parameters()],
+        }
+    else:
+        parts |= {
+            "age estimator": list(model.age_estimator.parameters()),
+            "head for years": [] if model.year_head is None else list(model.year_head.parameters()),
+        }
+    return {name: of_part for name, of_part in parts.items() if of_part}
+
+
+def made_up_batch(size: int, device: torch.device) -> Batch:
+    """Memory and time don't depend on what is on the pictures."""
+    images = (torch.rand(size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device) * 2 - 1).to(memory_format=torch.channels_last)
+    zeros = torch.zeros(size, dtype=torch.int64, device=device)
+    return Batch(images, zeros, zeros, zeros, age_features=torch.randn(size, EMBEDDING_SIZE, device=device))
+
+
+def measure_step(run: Run, position: Position, bytes_an_image: float) -> tuple[dry_run.StepTime, int]:
+    """Seconds of a step with real pictures, and the number of images on a process that they were measured with."""
+    config, process, stage = run.config, run.process, run.stage
+    share, few = config.batch_size // process.world_size, made_up_batch(FEW_IMAGES[-1], process.device)
+    an_image = dry_run.seconds_of(lambda: stage.step(few), process.device) / FEW_IMAGES[-1]
+    sizes = gather_lists([dry_run.images_to_measure(share, an_image, bytes_an_image, process.device)], process)
+    small = dataclasses.replace(config, batch_size=min(sizes) * process.world_size)
+    loader, sampler = make_loader(small, run.index, None, process)
+    small_run = dataclasses.replace(run, config=small)
+
+    def stream() -> Iterator[FaceBatch]:  # without an end
+        for epoch in itertools.count(position.epoch):
+            sampler.set_epoch(epoch)
+            yield from batches(loader)
+
+    def step(faces: FaceBatch) -> Tensor:
+        features = torch.randn(len(faces.images), EMBEDDING_SIZE, device=process.device)
+        batch = dataclasses.replace(prepare(small_run, faces, position.step), age_features=features)
+        stage.step(batch)
+        return batch.images
+
+    frozen = None if age_features_kept(run) == "none" else stage.age_features
+    of_step = dry_run.measure(stream(), step, frozen, config.workers, process.device)
+    return of_step.times(share / min(sizes)), min(sizes)
+
+
+def files_of(run: Run, trained: list[Tensor], keeps: str) -> list[dry_run.Stored]:
+    """What the run writes at most."""
+    config, model, has_best = run.config, run.stage.model, run.config.best_metric is not None
+    checkpoint = dry_run.tensor_bytes(list(model.state_dict().values()))
+    checkpoint += dry_run.tensor_bytes(trained) if config.momentum > 0 else 0
+    weights = dry_run.tensor_bytes(list(run.stage.published_tensors(model).values()))
+    files = [
+        dry_run.Stored("checkpoint (one is written before an older one goes)", config.run_folder / "checkpoints",
+                       checkpoint, config.keep_checkpoints + 1 + has_best),
+        dry_run.Stored("weights in the published layout", config.run_folder, weights, 1 + has_best),
+    ]  # fmt: skip
+    if keeps in ("auto", "ahead"):
+        parent = config.cache_folder or Path(run.index.root).parent / CACHE_FOLDER
+        files.append(dry_run.Stored("age features of both views", parent, cache_bytes(len(run.index))))
+    return files
+
+
+def draw_first_batch(run: Run, position: Position) -> Path:
+    """Draws the first pictures of the first batch as the network sees them; gives the path of the PNG."""
+    config, index = run.config, run.index
+    rows = run.sampler.indices_of(position.epoch, position.batch)[: config.batch_size // run.process.world_size]
+    rows = rows[:MAX_PICTURES].tolist()
+    (faces,) = batches(evaluation_loader(index, len(rows), indices=rows, on_bad_image=config.on_bad_image))
+    images = prepare(run, faces, position.step).images
+    names, groups = index.identity_names, (*AGE_GROUP_NAMES, "age unknown")  # of group -1 the last
+    captions = [(names[k], groups[group]) for k, group in zip(faces.identities, faces.age_groups, strict=True)]
+    path = config.run_folder / "dry_run.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"step {position.step + 1:,}: {len(rows)} of {config.batch_size:,} images as the network sees them"
+    draw_grid(path, title, images, captions)
+    return path
+
+
+MAX_PICTURES = 64  # in the picture of the first batch
 
 
 if __name__ == "__main__":
