@@ -453,7 +453,8 @@ def train(config: TrainConfig) -> int:
         run.validation = make_validation(run, benchmarks)
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
-            save(run, position, run.validation.run(stage.model, position.step, log))
+            run.validation.run(stage.model, position.step, log)
+            save(run, position)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if process.is_first and not status:
@@ -490,13 +491,12 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
             means = meter.read()
             run.readings.append(means)
             run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means)
-            figures = None
             if validates and not status:
-                figures = run.validation.run(run.stage.model, position.step, run.log)
+                run.validation.run(run.stage.model, position.step, run.log)
                 status = run.stop.status()
                 meter.leave_out_time()
-            if is_to_save or status or (figures and config.best_metric in figures):
-                saved = save(run, position, figures)
+            if is_to_save or status or config.best_metric in figures_now(run, position):
+                saved = save(run, position)
             if status:
                 done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
                 tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
@@ -849,21 +849,25 @@ def resume(
     return position, best, content.get("validated", False)
 
 
-def save(run: Run, position: Position, figures: dict[str, float] | None = None) -> bool:
-    """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
+def figures_now(run: Run, position: Position) -> dict[str, float]:
+    """Of a validation at this position, empty where there was none."""
+    return {} if run.validation is None else run.validation.figures_at(position.step) or {}
 
-    `figures` are those of a validation at this step.
+
+def save(run: Run, position: Position) -> bool:
+    """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
 
     A disk that is full is told and the run goes on: what was saved before is untouched.
     """
     config, stage, saved, best_before = run.config, run.stage, [True], run.best
-    is_best = update_best(run, figures or {})
+    figures = figures_now(run, position)
+    is_best = update_best(run, figures)
     if run.process.is_first:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
             "best": run.best,
-            "validated": figures is not None,
+            "validated": bool(figures),
             "model": stage.model.state_dict(),
             "branches": describe_branches(stage.model),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()},

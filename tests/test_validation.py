@@ -122,7 +122,7 @@ def test_modes_are_put_back_nothing_random_is_drawn_and_no_gradient_is_kept(tiny
     before = {key: value.clone() for key, value in state.items()}
     asked = []
     model.backbone_id.register_forward_hook(lambda module, _, output: asked.append((module.training, output)))
-    assert make_validation(tiny_faces, "fgnet").run(model, 1, RunLog(tmp_path, enabled=False))
+    make_validation(tiny_faces, "fgnet").run(model, 1, RunLog(tmp_path, enabled=False))
     assert asked and not any(training or output.requires_grad for training, output in asked)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), drawn) and legacy_state() == of_numpy
@@ -138,7 +138,7 @@ def test_modes_are_put_back_after_an_error():
 
 
 def test_whatever_has_the_three_methods_can_be_asked(tiny_faces, tmp_path):
-    """Not even a module: brightness of rows as features, and all of it again from another model of the same kind."""
+    """Not even a module: brightness of rows as features."""
 
     class Rows:
         def identity_features(self, images):
@@ -150,8 +150,10 @@ def test_whatever_has_the_three_methods_can_be_asked(tiny_faces, tmp_path):
             return features[:, :8]
 
     validation = make_validation(tiny_faces, "fgnet", "calfw")
-    first, second = (validation.run(Rows(), step, RunLog(tmp_path, enabled=False)) for step in (1, 2))
-    assert first == second and list(first) == figures_of(validation.benchmarks)
+    for step in (1, 2):
+        validation.run(Rows(), step, RunLog(tmp_path, enabled=False))
+    figures = validation.figures_at(2)
+    assert list(figures) == figures_of(validation.benchmarks) and validation.figures_at(1) is None
 
 
 # ----------------------------------------------------------------------------------------------------------- the best
@@ -161,10 +163,9 @@ def test_the_checkpoint_of_the_best_figure_is_kept_and_its_weights_are_written(v
     """Figures are made up: the second of three is best, at a step at which no checkpoint would have been made."""
     made_up = iter([10.0, 90.0, 50.0])
     validation = load_script("train").Validation
-    measure, folder = validation.run, tmp_path / "run"
-    monkeypatch.setattr(
-        validation, "run", lambda self, *args: measure(self, *args) | {"fgnet_rank1_percent": next(made_up)}
-    )
+    folder = tmp_path / "run"
+    monkeypatch.setattr(validation, "_score", lambda self, *args: ({"fgnet_rank1_percent": next(made_up)}, []))
+    monkeypatch.setattr(validation, "_log_curves", lambda self, *args: None)
     outcome = validated(folder, "--epochs", 2, "--best-metric", "fgnet_rank1_percent", "--keep-checkpoints", 1)
     assert outcome.status == 0 and "best by fgnet_rank1_percent, 90 at step 4" in outcome.out, outcome.err
     best = torch.load(folder / "checkpoints" / "best.pth", weights_only=True)
@@ -181,23 +182,23 @@ def test_the_checkpoint_of_the_best_figure_is_kept_and_its_weights_are_written(v
 def test_a_run_that_goes_on_knows_its_best_and_asks_again_where_it_was_stopped(validated, tmp_path, monkeypatch):
     train = load_script("train")
     folder, flags = tmp_path / "run", ("--epochs", 2, "--best-metric", "calfw_eer_percent")
-    run, asked = train.Validation.run, []
+    run, score, asked = train.Validation.run, train.Validation._score, []
 
-    def stop_at_the_second(self, model, step, log):
+    def stop_at_the_fourth(self, model, step, log):
         asked.append(step)
-        if step == 4:
+        if len(asked) == 2:
             os.kill(os.getpid(), 15)  # noted; the batches see it
-        told = run(self, model, step, log)
-        return told and told | {"calfw_eer_percent": {2: 5.0}.get(step, 30.0)}
+        return run(self, model, step, log)
 
-    monkeypatch.setattr(train.Validation, "run", stop_at_the_second)
+    def made_up(self, *args):
+        figures, panels = score(self, *args)
+        return figures | {"calfw_eer_percent": {2: 5.0}.get(asked[-1], 30.0)}, panels
+
+    monkeypatch.setattr(train.Validation, "run", stop_at_the_fourth)
+    monkeypatch.setattr(train.Validation, "_score", made_up)
     outcome = validated(folder, *flags, on=("calfw",))
     assert outcome.status == 143 and "saved: the same command goes on" in outcome.out
     assert [event["step"] for event in events(folder, "validation")] == [2]
-    monkeypatch.setattr(
-        train.Validation, "run",
-        lambda *args: asked.append(args[2]) or (run(*args) | {"calfw_eer_percent": 30.0}),
-    )  # fmt: skip
     outcome = validated(folder, *flags, on=("calfw",))
     assert outcome.status == 0 and "best by calfw_eer_percent, 5 at step 2" in outcome.out, outcome.err
     assert asked == [2, 4, 4, 6]

@@ -52,9 +52,14 @@ class Validation:
         self.benchmarks, self.process = benchmarks, process
         self.batches_of, self.to_network_input = batches_of, to_network_input
         self.curves: dict[str, list[Curves]] = {name: [] for name in benchmarks}
+        self.newest: tuple[int, dict[str, float]] | None = None  # step and figures
 
-    def run(self, model: TwoBranches, step: int, log: RunLog) -> dict[str, float] | None:
-        """The figures of the model's identity branch, logged; None where a benchmark could not be read or scored.
+    def figures_at(self, step: int) -> dict[str, float] | None:
+        """What the validation at this step gave; None where there was none, or it failed."""
+        return self.newest[1] if self.newest is not None and self.newest[0] == step else None
+
+    def run(self, model: TwoBranches, step: int, log: RunLog) -> None:
+        """Measures the model's identity branch, tells and logs the figures.
 
         Every process calls this at the same step, embeds its share and gets the same answer. Failure is told and
         logged and ends nothing: a broken picture must not cost a run.
@@ -69,12 +74,12 @@ class Validation:
         except UserError as error:
             tell(self.process, f"validation at step {step:,} failed, training goes on: {error}")
             log.event("validation_failed", step, reason=str(error))
-            return None
+            return
+        self.newest = step, figures
         log.event("validation", step, seconds=round(time.monotonic() - began, 1), **figures)
         for name, panels in curves.items():
             self._log_curves(name, Curves(step, panels), log)
         self._tell(step, figures)
-        return figures
 
     def _score(self, name: str, benchmark: OpenBenchmark, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
         extracted = [
@@ -111,7 +116,7 @@ class Validation:
 
 
 def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> list[str]:
-    """What `Validation.run` gives: name of the benchmark and figure, such as fgnet_rank1_percent."""
+    """What `Validation.run` tells: name of the benchmark and figure, such as fgnet_rank1_percent."""
     return [f"{name}_{figure}" for name, benchmark in benchmarks.items() for _, figure in _figures_of(benchmark)]
 
 
