@@ -12,6 +12,7 @@ what chance and raw grey pixels give. Writes results.json, results.md and report
 """
 
 import datetime
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -23,22 +24,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.faces import FaceIndex, Faces, index_identity_folders, index_pictures
+from data.benchmarks import (
+    OpenBenchmark,
+    Setting,
+    open_benchmark,
+    settings_of_benchmark,
+    settings_of_bins,
+    settings_of_folders,
+    short_names,
+)
+from data.faces import Faces, index_pictures
 from data.feature_files import Distractors, holds_features, match_names, open_distractors, read_features
 from data.index_cache import CACHE_FOLDER, find_record_file
 from data.loaders import batches, evaluation_loader
-from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.records import index_record_file
 from data.transforms import to_network_input
-from data.verification_bins import VerificationBin, file_sha256, find_verification_bins, read_verification_bin
+from data.verification_bins import file_sha256, find_verification_bins
 from meta import (
     BENCHMARKS,
     EMBEDDING_SIZE,
     FACE_DATASET_FOLDER,
-    FILENAME_PATTERNS,
     PUBLISHED_FIGURES,
     WEIGHT_FILES,
-    Benchmark,
     UserError,
 )
 from models.iefp import IEFP
@@ -50,18 +57,7 @@ from utils.extraction import Extracted, extract
 from utils.protocols import join_views
 from utils.report import comparison_table, table
 from utils.report_page import report_html
-from utils.scoring import (
-    ANALYSED_JOIN,
-    Comparable,
-    Options,
-    Picture,
-    Result,
-    compare,
-    make_rows,
-    score_identities,
-    score_pair_list,
-    score_probe_gallery,
-)
+from utils.scoring import ANALYSED_JOIN, Comparable, Options, Result, compare, make_rows, score
 
 
 @dataclass(frozen=True)
@@ -115,197 +111,14 @@ DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One thing to run and report: a benchmark, one of MORPH2's sizes, or a set of the user's."""
-
-    name: str  # in results.json
-    title: str  # on the screen
-    benchmark: Benchmark
-    folders: tuple[Path, ...] = ()
-    path: Path | None = None  # of a verification set
-    num_subjects: int = 0  # of MORPH2
-    pattern: str | None = None  # of the ages in file names
-
-
-@dataclass(frozen=True)
-class Task:
-    """The data of a setting: pictures to embed, and how their embeddings are scored."""
-
-    sides: tuple[tuple[Faces, str], ...]  # pictures, and what they are called while they are embedded
-    score: Callable[[list[Extracted], Options], tuple[Result, Comparable]]
-    name: Callable[[Faces, int], str]  # of a picture, in the report
-
-
 def settings_of(config: TestConfig) -> list[Setting]:
     """All that is to run, in the order of the report."""
-    settings = [setting for name in config.benchmarks for setting in settings_of_benchmark(config, BENCHMARKS[name])]
-    settings += [
-        Setting(name, name, OWN_FOLDER, (path,), pattern=None if config.names == "none" else config.names)
-        for path, name in zip(config.identity_folders, short_names(config.identity_folders), strict=True)
-    ]
+    settings = []
+    for name in config.benchmarks:
+        settings += settings_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
+    settings += settings_of_folders(config.identity_folders, None if config.names == "none" else config.names)
     found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
-    paths = config.bins or found
-    names = [path.name for path in paths]
-    return settings + [
-        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, OWN_BIN, path=path)
-        for path in paths
-    ]
-
-
-def settings_of_benchmark(config: TestConfig, benchmark: Benchmark) -> list[Setting]:
-    folders = tuple(config.face_dataset / folder for folder in benchmark.folders)
-    if not benchmark.subject_counts:
-        return [Setting(benchmark.name, benchmark.title, benchmark, folders, pattern=benchmark.pattern)]
-    root = folders[0].parent
-    return [
-        Setting(
-            f"{benchmark.name}_{count}",
-            f"{benchmark.title} {count:,}",
-            benchmark,
-            (root / f"probe_{count}", root / f"gallery_{count}"),
-            num_subjects=count,
-            pattern=benchmark.pattern,
-        )
-        for count in config.morph2_subjects or benchmark.subject_counts
-    ]
-
-
-OWN_FOLDER = Benchmark("folder", "identity folders", "leave_one_out", folders=(), pattern=None, source="",
-                       unpacked_into="", notes="one folder a person")  # fmt: skip
-OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
-                    unpacked_into="")  # fmt: skip
-
-
-def short_names(paths: tuple[Path, ...]) -> list[str]:
-    """The last parts of each path, as many as tell all of them apart."""
-    for num_parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
-        names = ["/".join(path.parts[-num_parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"the same path is given twice among {', '.join(map(str, paths))}: give each once.")
-
-
-# ------------------------------------------------------------------------------------------------- the benchmarks
-
-
-def identities_task(config: TestConfig, setting: Setting, process: Process) -> Task:
-    """Leave-one-out, and every pair of mates against all images of other people."""
-    faces = index_identities(config, setting, setting.folders[0])
-    known = Picture(faces.identities, faces.ages, faces.age_groups, faces.key)
-    return Task(((faces, setting.title),), lambda of, options: score_identities(of[0], known, options), key_of)
-
-
-def probe_gallery_task(config: TestConfig, setting: Setting, process: Process) -> Task:
-    """One probe and one gallery image a subject."""
-    folders, draw = setting.folders, False
-    if not any(folder.is_dir() for folder in folders) and setting.num_subjects not in setting.benchmark.subject_counts:
-        folders, draw = largest_morph2(config, setting), True
-    probe, gallery = (index_identities(config, setting, folder) for folder in folders)
-    if draw:
-        probe, gallery = draw_subjects(probe, gallery, setting.num_subjects, config.seed)
-        tell(process, f"{setting.title}: drawn by --seed {config.seed} from {folders[0].name}, {folders[1].name}")
-
-    def name(faces: Faces, i: int) -> str:  # both sides may have pictures of one name
-        return f"{Path(faces.root).name}/{faces.key(i)}"
-
-    # Subjects are matched by folder name: the two sides may not hold the same ones in the same order.
-    known = tuple(
-        Picture(np.array(side.identity_names)[side.identities], side.ages, side.age_groups,
-                lambda i, side=side: name(side, i))
-        for side in (probe, gallery)
-    )  # fmt: skip
-    sides = ((probe, f"{setting.title} probes"), (gallery, f"{setting.title} gallery"))
-    return Task(sides, lambda of, options: score_probe_gallery((of[0], of[1]), known, options), name)
-
-
-def largest_morph2(config: TestConfig, setting: Setting) -> tuple[Path, Path]:
-    """The folders of the largest number of subjects that has both."""
-    root = setting.folders[0].parent
-    counts = [int(path.name.removeprefix("probe_")) for path in root.glob("probe_*") if path.name[6:].isdecimal()]
-    counts = [count for count in counts if (root / f"gallery_{count}").is_dir()]
-    if not counts:
-        raise UserError(f"{root} holds no probe_N and gallery_N: {how_to_get(config, setting.benchmark)}.")
-    return root / f"probe_{max(counts)}", root / f"gallery_{max(counts)}"
-
-
-def draw_subjects(probe: FaceIndex, gallery: FaceIndex, count: int, seed: int) -> tuple[FaceIndex, FaceIndex]:
-    """The two sides with `count` subjects that both have, drawn by `seed`."""
-    both = sorted(set(probe.identity_names) & set(gallery.identity_names))
-    if len(both) < count:
-        raise UserError(f"--morph2-subjects {count}: {probe.root} and {gallery.root} have {len(both)} subjects in "
-                        f"common: give a smaller number.")  # fmt: skip
-    drawn = {both[i] for i in np.random.default_rng(seed).permutation(len(both))[:count]}
-    sides = [
-        side.of_identities(k for k, name in enumerate(side.identity_names) if name in drawn)
-        for side in (probe, gallery)
-    ]
-    return sides[0], sides[1]
-
-
-def pairs_task(config: TestConfig, setting: Setting, process: Process) -> Task:
-    """Ten folds of pairs; the published figures, and exact ones over all pairs under other names."""
-    pairs = read_pairs(config, setting, process)
-    is_bin = isinstance(pairs, VerificationBin)
-    told = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({"sha256": pairs.sha256} if is_bin else {})
-
-    def score(of: list[Extracted], options: Options) -> tuple[Result, Comparable]:
-        listed = pairs.first, pairs.second, pairs.genuine
-        result, comparable = score_pair_list(of[0], *listed, pairs.images.key, options, with_sum=is_bin)
-        return told | result, comparable
-
-    return Task(((pairs.images, setting.title),), score, key_of)
-
-
-def key_of(faces: Faces, i: int) -> str:
-    return faces.key(i)
-
-
-TASKS = {
-    "leave_one_out": identities_task,
-    "probe_gallery": probe_gallery_task,
-    "ten_fold_verification": pairs_task,
-}
-
-
-# ------------------------------------------------------------------------------------------------------- the data
-
-
-def index_identities(config: TestConfig, setting: Setting, folder: Path) -> FaceIndex:
-    return index_identity_folders(
-        folder,
-        None if setting.pattern is None else FILENAME_PATTERNS[setting.pattern],
-        min_identities=2,
-        what=f"{setting.title} images ({setting.benchmark.notes})",
-        how_to_get=how_to_get(config, setting.benchmark),
-    )
-
-
-def read_pairs(config: TestConfig, setting: Setting, process: Process) -> PairList:
-    """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
-    if setting.path is not None:
-        pairs = read_verification_bin(setting.path)
-        tell(process, f"{setting.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
-        return pairs
-    benchmark, images = setting.benchmark, setting.folders[0]
-    if not images.is_dir():
-        raise UserError(f"folder {images} does not exist: it should hold {setting.title} images "
-                        f"({benchmark.notes}); {how_to_get(config, benchmark)}.")  # fmt: skip
-    list_path, first_place = (
-        find_pair_list(config.face_dataset, benchmark),
-        config.face_dataset / benchmark.pair_lists[0],
-    )
-    if list_path is not None:
-        pairs = read_pair_list(list_path, images, config.allow_missing)
-    elif benchmark.name == "cacd_vs":
-        pairs = make_cacd_vs_pairs(images, config.allow_missing)
-        tell(process, f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")
-    else:
-        raise UserError(f"pair list {first_place} does not exist: {how_to_get(config, benchmark)}.")
-    if pairs.num_pairs_dropped:
-        tell(process, f"{setting.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images "
-             f"missing; its figures are not comparable with published ones")  # fmt: skip
-    return pairs
+    return settings + settings_of_bins(config.bins or found)
 
 
 def open_strangers(config: TestConfig) -> Distractors | Faces | None:
@@ -316,15 +129,6 @@ def open_strangers(config: TestConfig) -> Distractors | Faces | None:
     if find_record_file(path) is not None:
         return index_record_file(find_record_file(path), what="distractors")
     return index_pictures(path, "distractors")
-
-
-def how_to_get(config: TestConfig, benchmark: Benchmark) -> str:
-    if not benchmark.source:
-        return ""
-    return (
-        f"get {benchmark.source} and unpack it into {config.face_dataset / benchmark.unpacked_into}, or draw made-up "
-        f"faces with `python prepare.py synthetic --output demo/face_dataset` and add --face-dataset demo/face_dataset"
-    )
 
 
 # ----------------------------------------------------------------------------------------------------- the models
@@ -474,7 +278,7 @@ class Ran:
     results: dict[str, dict[str, Result]]  # model -> setting -> figures
     failures: dict[str, dict[str, str]]  # model -> setting -> why not
     comparisons: list[dict[str, Any]]
-    faces: dict[str, Task]  # setting -> where its pictures are
+    opened: dict[str, OpenBenchmark]  # by setting
 
 
 def test(config: TestConfig) -> int:
@@ -498,21 +302,21 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     distractors = open_strangers(config)
     for setting in settings:
         try:
-            task = TASKS[setting.benchmark.protocol](config, setting, process)
+            benchmark = open_benchmark(setting, functools.partial(tell, process), config.seed, config.allow_missing)
         except UserError as error:
             failed(ran, setting, models, error, process)
             continue
-        ran.faces[setting.name] = task
+        ran.opened[setting.name] = benchmark
         of_models: list[tuple[Model, Comparable]] = []
         for model in models:
             try:
-                among = distractors if setting.benchmark.protocol == "leave_one_out" else None
+                among = distractors if benchmark.protocol == "leave_one_out" else None
                 if among is not None and not isinstance(among, Distractors):
                     among = model.embed_distractors(among)
                 options = Options(config.analysis, among, config.seed, model.mutual_information)
-                extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in task.sides]
+                extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in benchmark.sides]
                 if process.is_first:
-                    result, comparable = task.score(extracted, options)
+                    result, comparable = score(benchmark, extracted, options)
                     ran.results[model.name][setting.name] = {"title": setting.title} | result
                     of_models.append((model, comparable))
             except UserError as error:
@@ -583,8 +387,10 @@ def picture_reader(ran: Ran) -> Callable[[str, str], bytes | None]:
 
     def read(setting: str, name: str) -> bytes | None:
         if setting not in places:
-            task = ran.faces[setting]
-            places[setting] = {task.name(faces, i): (faces, i) for faces, _ in task.sides for i in range(len(faces))}
+            opened = ran.opened[setting]
+            places[setting] = {
+                opened.name(faces, i): (faces, i) for faces, _ in opened.sides for i in range(len(faces))
+            }
         if name not in places[setting]:
             return None
         faces, i = places[setting][name]

@@ -7,10 +7,13 @@ The defaults are the published recipe. A run is a folder: config.json, log.jsonl
 end the weights in the published layout. The same command started again goes on from the newest checkpoint.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,13 +24,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from data.age_cache import AgeCache, prepare_cache
+from data.age_cache import AgeCache, cache_bytes, prepare_cache
 from data.age_tables import read_ages
+from data.benchmarks import OpenBenchmark, open_whole
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
+from data.picture_grid import draw_grid
 from data.transforms import mirror, random_changes, random_mirror, to_network_input
-from meta import FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES, UserError
+from meta import (
+    AGE_GROUP_NAMES,
+    EMBEDDING_SIZE,
+    FACE_DATASET_FOLDER,
+    FILENAME_PATTERNS,
+    IMAGE_SIZE,
+    TRAINING_SETS,
+    WEIGHT_FILES,
+    UserError,
+)
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
@@ -43,11 +57,13 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
+from utils import dry_run
 from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
 from utils.averaging import MovingAverage
-from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
     choose_precision,
     load_optimiser,
@@ -62,6 +78,7 @@ from utils.run_log import BadImages, Meter, RunLog, TimeLeft, progress
 from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
 from utils.stopping import StopRequest
 from utils.tracking import Tracker, import_wandb
+from utils.validation import Validation, figures_of, higher_is_better
 
 # ------------------------------------------------------------------------------------------------------ settings
 
@@ -182,17 +199,31 @@ class TrainConfig:
     """Steps between checkpoints; the end of an epoch also makes one."""
     keep_checkpoints: int = bounded(2, low=1)
     best_metric: str | None = None
-    """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth."""
+    """A logged value, such as face_recognition_loss: the checkpoint before which its mean was best is best.pth. Or a
+    figure of --validate-on, such as fgnet_rank1_percent. The best weights are also written at the end."""
+
     profile: int = bounded(0, low=0)
     """Steps to record by torch.profiler after the first few: a trace and a table of the dearest operations."""
     wandb: str | None = None
     """Project at Weights & Biases that gets TensorBoard's curves too (pip install wandb)."""
 
+    validate_every: int = bounded(0, low=0)
+    """Steps between validations of the identity branch on the benchmarks of --validate-on; the end of training also
+    makes one. 0: none."""
+    validate_on: tuple[str, ...] = ()
+    """fgnet, morph2_3000, morph2_10000, cacd_vs, calfw, or paths of InsightFace verification sets (.bin)."""
+    face_dataset: Path = Path(FACE_DATASET_FOLDER)
+    """Folder that holds the benchmarks' folders."""
+    dry_run: bool = False
+    """Train nothing: tell the settings, the data, and what memory, time and disk the run needs; draw its first batch
+    as dry_run.png in the run folder."""
+
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
-                  "best_metric", "profile", "wandb"}  # fmt: skip
+                  "best_metric", "profile", "wandb", "validate_every", "validate_on", "face_dataset",
+                  "dry_run"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -203,6 +234,7 @@ NEEDS = {
     "club_steps": ("disentangle", ("iefp",)),
     "disentangle_weight": ("disentangle", tuple(CRITICS)),
     "disentangle": ("stage", ("identity",)),
+    "validate_every": ("stage", ("identity",)),
     "margin_value": ("margin", ("cosface", "arcface", "adaface")),
     "margin_values": ("margin", ("combined",)),
     "learning_rate_epochs": ("schedule", ("steps",)),
@@ -268,6 +300,14 @@ class IdentityStage:
         set_batchnorm_momentum(model.clubmi, momentum_of_parts(MOMENTUM, club_steps + 1, club_steps + num_parts))
         if self.config.margin == "adaface":
             model.margin_fc.rate = momentum_of_parts(model.margin_fc.rate, 1, num_parts)
+
+    @property
+    def logged(self) -> list[str]:
+        """Names of the losses that a step gives."""
+        critic = self.critic
+        of_critic = [critic.objective_name, f"{critic.name}_gradient_norm", critic.penalty_name] if critic else []
+        of_age = ["age_loss"] if critic and critic.needs_age_features else []
+        return ["face_recognition_loss", *of_critic, *of_age, "gradient_norm"]
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle).
@@ -380,6 +420,13 @@ class AgeStage:
         self.optimisers = {"age": make_optimiser(config, self.parameters, model.backbone_ae)}
         self.autocast, self.scaler = make_precision(config, process.device)
 
+    @property
+    def logged(self) -> list[str]:
+        """Names of the losses and errors that a step gives."""
+        of_groups = ["age_group_mae", "age_group_accuracy_percent"]
+        of_years = ["year_loss", "age_mae_years", *(f"by_years_{name}" for name in of_groups)]
+        return ["age_loss", *of_groups, *(of_years if self.year_head is not None else []), "gradient_norm"]
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives the losses as they were before."""
         parts, told = batch.parts(self.config.accumulation), []
@@ -450,12 +497,13 @@ class Run:
     age_cache: AgeCache | None
     loader: torch.utils.data.DataLoader
     sampler: EpochSampler
-    log: RunLog
-    stop: StopRequest
-    bad_images: BadImages
-    time_left: TimeLeft
-    profile: Profile | None
-    best: float | None  # of config.best_metric, so far
+    log: RunLog | None = None  # this and what follows is for training alone
+    stop: StopRequest | None = None
+    bad_images: BadImages | None = None
+    time_left: TimeLeft | None = None
+    profile: Profile | None = None
+    best: float | None = None  # of config.best_metric, so far
+    validation: Validation | None = None
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
 
     @property
@@ -479,13 +527,16 @@ def train(config: TrainConfig) -> int:
     process = start_process(config.device)
     make_repeatable(config)
     check_run_folder(config, process)
-    index = open_pictures(config, process)
+    benchmarks, index = open_benchmarks(config), open_pictures(config, process)
     model = make_model(config, index.num_identities, process)
-    age_cache = open_age_cache(config, model, index, process)
+    age_cache = None if config.dry_run else open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
     check_schedule(config, config.epochs * sampler.num_batches)
     stage = STAGES[config.stage](config, model, process)
-    position, best = resume(config, stage, process)
+    check_best_metric(config, [*stage.logged, "images_per_second", *figures_of(benchmarks)])
+    position, best, is_validated = resume(config, stage, process)
+    if config.dry_run:
+        return tell_dry_run(Run(config, process, index, stage, None, loader, sampler), position, benchmarks)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
@@ -500,12 +551,15 @@ def train(config: TrainConfig) -> int:
     run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images,
               TimeLeft(config.epochs * sampler.num_batches), profile, best)  # fmt: skip
     try:
+        run.validation = make_validation(run, benchmarks)
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
+        if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
+            validate(run, position)
+            save(run, position)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if process.is_first and not status:
-            written = finish(config, stage, log)
-            tell(process, f"weights in the published layout: {' and '.join(map(str, written))}")
+            finish(run)
         wait_for_all(process)
     finally:
         run.stop.restore()
@@ -545,16 +599,21 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
         position = position.next()
         run.time_left.add(run.steps_done(position))
         is_end, status = position.batch == sampler.num_batches, run.stop.status()
-        if is_end or status or position.step % config.log_every == 0 or position.step % config.save_every == 0:
+        if is_end:
+            position = Position(start.epoch + 1, 0, position.step)
+        is_to_save, validates = is_end or status or position.step % config.save_every == 0, is_due(run, position)
+        if is_to_save or validates or position.step % config.log_every == 0:
             check_numbers(run, meter, start)
             run.bad_images.check()
             means = meter.read()
             run.readings.append(means)
             run.log.event("train", position.step, epoch=start.epoch, learning_rate=learning_rate, **means,
                           seconds_left=round(run.time_left.seconds()))  # fmt: skip
-            if is_end or status or position.step % config.save_every == 0:
-                if is_end:
-                    position = Position(start.epoch + 1, 0, position.step)
+            if validates and not status:
+                validate(run, position)
+                status = run.stop.status()
+                meter.leave_out_time()
+            if is_to_save or status or config.best_metric in figures_now(run, position):
                 saved = save(run, position)
             if status:
                 done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
@@ -562,6 +621,18 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
                 return position, status
     tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
+
+
+def validate(run: Run, position: Position) -> None:
+    with judged(run.stage) as model:
+        run.validation.run(model, position.step, run.log)
+
+
+def is_due(run: Run, position: Position) -> bool:
+    """Whether the benchmarks are to be asked at this position."""
+    if run.validation is None or position.step == 0:
+        return False
+    return position.step % run.config.validate_every == 0 or position.epoch == run.config.epochs
 
 
 def check_numbers(run: Run, meter: Meter, start: Position) -> None:
@@ -597,6 +668,57 @@ def check_needs(config: TrainConfig) -> None:
         if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
             raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
                             f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
+
+
+def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
+    """The benchmarks of --validate-on, by the names that their figures begin with.
+
+    Raises:
+        UserError: for flags that do nothing alone, and benchmarks that are unknown, missing or wrong.
+    """
+    if not config.validate_every:
+        for name in ("validate_on", "face_dataset"):
+            if getattr(config, name) != getattr(TrainConfig(), name):
+                raise UserError(f"{flag(name)} does nothing without --validate-every: say after how many steps.")
+    elif not config.validate_on:
+        raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
+    short_names = [Path(name).stem if name.endswith(".bin") else name for name in config.validate_on]
+    if len(set(short_names)) < len(short_names):
+        raise UserError("--validate-on has one name twice: give each set once, and files of different names.")
+    opened = {}
+    for name, short in zip(config.validate_on, short_names, strict=True):
+        try:
+            opened[short] = open_whole(name, config.face_dataset)
+        except UserError as error:
+            raise UserError(f"--validate-on {name}: {error}") from None
+    return opened
+
+
+def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validation | None:
+    """What asks the benchmarks; None where there are none."""
+    config, process = run.config, run.process
+
+    def batches_of(faces: Faces) -> Iterator[FaceBatch]:
+        pin_memory = process.device.type == "cuda"
+        loader = evaluation_loader(
+            faces, VALIDATION_BATCH, config.workers, pin_memory, process.rank, process.world_size
+        )
+        for batch in batches(loader):
+            if run.stop.noted:
+                raise UserError(f"asked to stop (signal {run.stop.noted}).")
+            yield batch
+
+    return Validation(benchmarks, process, batches_of, to_network_input) if benchmarks else None
+
+
+def check_best_metric(config: TrainConfig, told: list[str]) -> None:
+    """Raises UserError for a --best-metric that is not among the values that this run tells."""
+    if config.best_metric is not None and config.best_metric not in told:
+        raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}: "
+                        f"give one of {', '.join(told)}.")  # fmt: skip
+
+
+VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told: the same figures to the bit
 
 
 def make_loader(
@@ -678,17 +800,25 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     return index
 
 
-def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
-    """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
+def why_no_age_cache(config: TrainConfig) -> str | None:
+    """Why the frozen branch's features are not kept, "" where nobody asks; None where they are."""
     wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
     if config.stage == "age" or not wanted:
-        return None
+        return ""
     critic = MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
     if critic is None or not critic.needs_age_features:
-        tell(process, f"no age features are kept: --disentangle {config.disentangle} uses none")
-        return None
+        return f"no age features are kept: --disentangle {config.disentangle} uses none"
     if config.augmentation != "flip":
-        tell(process, f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike")
+        return f"no age features are kept: with --augmentation {config.augmentation} no image comes twice alike"
+    return None
+
+
+def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
+    """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
+    reason = why_no_age_cache(config)
+    if reason is not None:
+        if reason:
+            tell(process, reason)
         return None
     describes = {
         "pictures": index.fingerprint(),
@@ -815,12 +945,17 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
                         f"--override-config to insist, or another --run-folder.")  # fmt: skip
 
 
-def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Process) -> tuple[Position, float | None]:
-    """Puts the newest good checkpoint of the run, if any, into the stage; gives its position and best metric."""
+def resume(
+    config: TrainConfig, stage: IdentityStage | AgeStage, process: Process
+) -> tuple[Position, float | None, bool]:
+    """Puts the newest good checkpoint of the run, if any, into the stage.
+
+    Gives its position, the best value so far of --best-metric if that is still the same, and whether it was validated.
+    """
     folder = config.run_folder / "checkpoints"
     content = load_newest(folder, report=lambda sentence: tell(process, sentence))
     if content is None:
-        return Position(0, 0, 0), None
+        return Position(0, 0, 0), None, False
     try:
         stage.model.load_state_dict(content["model"])
         for name, optimiser in stage.optimisers.items():
@@ -833,7 +968,14 @@ def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Proces
     stage.scaler.load_state_dict(content["scaler"])
     position = Position(**content["position"])
     images_done = position.batch * content["config"]["batch_size"]  # another batch size goes on at the same image
-    return dataclasses.replace(position, batch=images_done // config.batch_size), content["best"]
+    position = dataclasses.replace(position, batch=images_done // config.batch_size)
+    best = content["best"] if content["config"].get("best_metric") == config.best_metric else None
+    return position, best, content.get("validated", False)
+
+
+def figures_now(run: Run, position: Position) -> dict[str, float]:
+    """Of a validation at this position, empty where there was none."""
+    return {} if run.validation is None else run.validation.figures_at(position.step) or {}
 
 
 def save(run: Run, position: Position) -> bool:
@@ -841,13 +983,15 @@ def save(run: Run, position: Position) -> bool:
 
     A disk that is full is told and the run goes on: what was saved before is untouched.
     """
-    config, stage, saved = run.config, run.stage, [True]
-    is_best = update_best(run)
+    config, stage, saved, best_before = run.config, run.stage, [True], run.best
+    figures = figures_now(run, position)
+    is_best = update_best(run, figures)
     if run.process.is_first:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
             "best": run.best,
+            "validated": bool(figures),
             "model": stage.model.state_dict(),
             "branches": describe_branches(stage.model),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()},
@@ -863,39 +1007,220 @@ def save(run: Run, position: Position) -> bool:
             tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
                  f"are untouched; make room in {folder}")  # fmt: skip
             run.log.event("checkpoint_failed", position.step, reason=str(error))
-    return all(gather_lists(saved, run.process))
+    is_saved = all(gather_lists(saved, run.process))
+    if not is_saved:
+        run.best = best_before
+    return is_saved
 
 
-def update_best(run: Run) -> bool:
-    """Whether the mean of --best-metric since the last checkpoint is the best so far."""
+def update_best(run: Run, figures: dict[str, float]) -> bool:
+    """Whether --best-metric is the best so far: the figure of a validation, or the mean since the last checkpoint."""
     metric, readings = run.config.best_metric, run.readings
     run.readings = []
-    if metric is None:
+    values = [told[metric] for told in (figures, *readings) if metric in told]
+    if not values:
         return False
-    if metric not in readings[0]:
-        raise UserError(f"--best-metric {metric} is not logged in stage {run.config.stage}: "
-                        f"give one of {', '.join(readings[0])}.")  # fmt: skip
-    value = sum(reading[metric] for reading in readings) / len(readings)
-    sign = 1 if metric.endswith(("_percent", "log_likelihood")) else -1  # the others are better when lower
+    value, sign = sum(values) / len(values), 1 if higher_is_better(metric) else -1
     if run.best is not None and sign * value <= sign * run.best:
         return False
     run.best = value
     return True
 
 
-def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> list[Path]:
-    """Writes the weights in the published layout, and beside them what their keys can't tell; the average likewise."""
+def finish(run: Run) -> None:
+    """Writes the weights in the published layout: the last ones, their moving average, and those that were best."""
+    config, stage, log = run.config, run.stage, {}
     path = config.run_folder / stage.weights_file
-    tensors = {path: stage.published_tensors(stage.model)}
+    log["weights"] = write_weights(config, stage, path)
+    tell(run.process, f"weights in the published layout: {path}")
     if stage.averaged is not None:
-        with stage.averaged.in_the_model() as model:
-            tensors[path.with_stem(path.stem + "_ema")] = stage.published_tensors(model)
+        with stage.averaged.in_the_model():
+            log["ema_weights"] = write_weights(config, stage, path.with_stem(path.stem + "_ema"))
+        tell(run.process, f"their moving average: {log['ema_weights']}")
+    if run.best is not None:
+        best = load_best(config.run_folder / "checkpoints")
+        stage.model.load_state_dict(best["model"])
+        if stage.averaged is not None:
+            stage.averaged.load_state_dict(best["averaged"])
+        by_validation = run.validation is not None and config.best_metric in figures_of(run.validation.benchmarks)
+        with judged(stage) if by_validation else contextlib.nullcontext():
+            log["best_weights"] = write_weights(config, stage, path.with_stem(path.stem + "_best"))
+        log |= {"best_step": best["step"], config.best_metric: run.best}
+        tell(run.process, f"best by {config.best_metric}, {run.best:.6g} at step {best['step']:,}: "
+             f"{log['best_weights']}")  # fmt: skip
+    run.log.event("end", **log)
+
+
+def judged(stage: IdentityStage | AgeStage) -> contextlib.AbstractContextManager:
+    """The model that is validated: where a moving average is kept, with that in the place of what it averages."""
+    return contextlib.nullcontext(stage.model) if stage.averaged is None else stage.averaged.in_the_model()
+
+
+def write_weights(config: TrainConfig, stage: IdentityStage | AgeStage, path: Path) -> str:
+    """The weights, and beside them what their keys can't tell; gives the path."""
     method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
-    for target, content in tensors.items():
-        write_json(target.with_suffix(".json"), describe_branches(stage.model) | method)
-        save_atomically(content, target)
-    log.event("end", weights=str(path))
-    return list(tensors)
+    write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
+    save_atomically(stage.published_tensors(stage.model), path)
+    return str(path)
+
+
+# --------------------------------------------------------------------------------------------------------- dry run
+
+
+def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchmark]) -> int:
+    """Tells what the run would do and need, and draws its first batch; nothing else is written, nothing is kept."""
+    config, process, index, stage = run.config, run.process, run.index, run.stage
+    say, share = functools.partial(tell, process), config.batch_size // process.world_size
+    at_once, stage.config = share // config.accumulation, dataclasses.replace(config, accumulation=1)
+    trained = [each for optimiser in stage.optimisers.values() for group in optimiser.param_groups
+               for each in group["params"]]  # fmt: skip
+    say(dry_run.recipe(config, TrainConfig(), resolved_settings(run)))
+    say(dry_run.data_found(index.identities, index.age_groups, index.num_identities))
+    for name, benchmark in benchmarks.items():
+        count = sum(len(faces) for faces, _ in benchmark.sides)
+        say(f"  validation on {name} every {config.validate_every:,} steps: {count:,} pictures")
+    say(dry_run.parameters(parts_of(stage), trained))
+
+    modules = [stage.model, *(stage.averaged.modules.values() if stage.averaged is not None else ())]
+    held = [each for module in modules for each in (*module.parameters(), *module.buffers())
+            if each.device == process.device]  # fmt: skip
+    head = stage.model.margin_fc
+    num_identities = 0 if head is None else len(head.weight)
+    an_image, beside = saved_by(lambda size: stage.step(made_up_batch(size, process.device)), held)
+    an_image -= num_identities * FP32  # the logits have a row of their own
+    peak = step_memory(at_once, num_identities, dry_run.tensor_bytes(held), dry_run.tensor_bytes(trained), an_image,
+                       beside, config.momentum > 0)  # fmt: skip
+    say(dry_run.memory(peak, at_once, num_identities, an_image, process.device))
+
+    keeps = age_features_kept(run)
+    of_step, measured = measure_step(run, position, an_image + num_identities * FP32)
+    say(dry_run.times(of_step, measured, share, run.sampler.num_batches, config.epochs, keeps))
+    say(dry_run.disk(files_of(run, trained, keeps)))
+    if process.is_first:
+        say(f"picture of the first batch: {draw_first_batch(run, position)}")
+    done = f"{position.step:,} steps are done: it would go on from there" if position.step else "it would begin anew"
+    say(f"dry run: nothing was trained; in {config.run_folder} {done}")
+    stop_process(process)
+    return 0
+
+
+def resolved_settings(run: Run) -> dict[str, object]:
+    """What settings that are left open become."""
+    config, stage = run.config, run.stage
+    resolved = {"device": run.process.device, "precision": choose_precision(config, run.process.device),
+                "age_cache": age_features_kept(run)}  # fmt: skip
+    if config.stage == "identity":
+        name = "margin_values" if config.margin == "combined" else "margin_value"
+        resolved[name] = stage.model.margin_fc.margin
+        if config.disentangle in CRITICS:
+            resolved["disentangle_weight"] = penalty_weight(config, stage.critic, 0)
+    return resolved
+
+
+def age_features_kept(run: Run) -> str:
+    """What becomes of the frozen branch's features: ahead, auto, off (computed in each step) or none (not needed)."""
+    critic = run.stage.critic if run.config.stage == "identity" else None
+    if critic is None or not critic.needs_age_features:
+        return "none"
+    return run.config.age_cache if why_no_age_cache(run.config) is None else "off"
+
+
+def parts_of(stage: IdentityStage | AgeStage) -> dict[str, list[Tensor]]:
+    """Parameters by part of the model, as far as the stage uses it."""
+    model, is_identity = stage.model, isinstance(stage, IdentityStage)
+    encoder = model.backbone_id if is_identity else model.backbone_ae
+    unit = list(encoder.spu.parameters())
+    parts = {
+        "encoder": [each for name, each in encoder.named_parameters() if not name.startswith("spu.")],
+        "purification unit": unit,
+    }
+    if is_identity:
+        parts |= {
+            "margin head": list(model.margin_fc.parameters()),
+            "CLUB": list(model.clubmi.parameters()),
+            "critic": [] if model.critic is None else list(model.critic.parameters()),
+            "age branch": [each for module in model.age_branch for each in module.parameters()],
+        }
+    else:
+        parts |= {
+            "age estimator": list(model.age_estimator.parameters()),
+            "head for years": [] if model.year_head is None else list(model.year_head.parameters()),
+        }
+    return {name: of_part for name, of_part in parts.items() if of_part}
+
+
+def made_up_batch(size: int, device: torch.device) -> Batch:
+    """Memory and time don't depend on what is on the pictures."""
+    images = (torch.rand(size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device) * 2 - 1).to(memory_format=torch.channels_last)
+    zeros = torch.zeros(size, dtype=torch.int64, device=device)
+    return Batch(images, zeros, zeros, zeros, age_features=torch.randn(size, EMBEDDING_SIZE, device=device))
+
+
+def measure_step(run: Run, position: Position, bytes_an_image: float) -> tuple[dry_run.StepTime, int]:
+    """Seconds of a step with real pictures, and the number of images on a process that they were measured with."""
+    config, process, stage = run.config, run.process, run.stage
+    share, few = config.batch_size // process.world_size, made_up_batch(FEW_IMAGES[-1], process.device)
+    an_image = dry_run.seconds_of(lambda: stage.step(few), process.device) / FEW_IMAGES[-1]
+    at_once = share // run.config.accumulation
+    sizes = gather_lists([dry_run.images_to_measure(at_once, an_image, bytes_an_image, process.device)], process)
+    small = dataclasses.replace(config, batch_size=min(sizes) * process.world_size, accumulation=1)
+    loader, sampler = make_loader(small, run.index, None, process)
+    small_run = dataclasses.replace(run, config=small)
+
+    def stream() -> Iterator[FaceBatch]:  # without an end
+        for epoch in itertools.count(position.epoch):
+            sampler.set_epoch(epoch)
+            yield from batches(loader)
+
+    def step(faces: FaceBatch) -> Tensor:
+        features = torch.randn(len(faces.images), EMBEDDING_SIZE, device=process.device)
+        batch = dataclasses.replace(prepare(small_run, faces, position.step), age_features=features)
+        stage.step(batch)
+        return batch.images
+
+    frozen = None if age_features_kept(run) == "none" else stage.age_features
+    of_step = dry_run.measure(stream(), step, frozen, config.workers, process.device)
+    return of_step.times(share / min(sizes)), min(sizes)
+
+
+def files_of(run: Run, trained: list[Tensor], keeps: str) -> list[dry_run.Stored]:
+    """What the run writes at most."""
+    config, model, has_best = run.config, run.stage.model, run.config.best_metric is not None
+    checkpoint = dry_run.tensor_bytes(list(model.state_dict().values()))
+    checkpoint += dry_run.tensor_bytes(trained) if config.momentum > 0 else 0
+    weights = dry_run.tensor_bytes(list(run.stage.published_tensors(model).values()))
+    has_average = run.stage.averaged is not None
+    if has_average:
+        checkpoint += dry_run.tensor_bytes(list(run.stage.averaged.state_tensors()))
+    files = [
+        dry_run.Stored("checkpoint (one is written before an older one goes)", config.run_folder / "checkpoints",
+                       checkpoint, config.keep_checkpoints + 1 + has_best),
+        dry_run.Stored("weights in the published layout", config.run_folder, weights,
+                       1 + has_average + has_best),
+    ]  # fmt: skip
+    if keeps in ("auto", "ahead"):
+        parent = config.cache_folder or Path(run.index.root).parent / CACHE_FOLDER
+        files.append(dry_run.Stored("age features of both views", parent, cache_bytes(len(run.index))))
+    return files
+
+
+def draw_first_batch(run: Run, position: Position) -> Path:
+    """Draws the first pictures of the first batch as the network sees them; gives the path of the PNG."""
+    config, index = run.config, run.index
+    rows = run.sampler.indices_of(position.epoch, position.batch)[: config.batch_size // run.process.world_size]
+    rows = rows[:MAX_PICTURES].tolist()
+    (faces,) = batches(evaluation_loader(index, len(rows), indices=rows, on_bad_image=config.on_bad_image))
+    images = prepare(run, faces, position.step).images
+    names, groups = index.identity_names, (*AGE_GROUP_NAMES, "age unknown")  # of group -1 the last
+    captions = [(names[k], groups[group]) for k, group in zip(faces.identities, faces.age_groups, strict=True)]
+    path = config.run_folder / "dry_run.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"step {position.step + 1:,}: {len(rows)} of {config.batch_size:,} images as the network sees them"
+    draw_grid(path, title, images, captions)
+    return path
+
+
+MAX_PICTURES = 64  # in the picture of the first batch
 
 
 if __name__ == "__main__":

@@ -26,44 +26,35 @@ from models.iefp import IEFP
 from models.iresnet import IResNet
 from tests.scripts import load_script
 from utils.distributed import Process
+from utils.memory import FP32, saved_by, step_memory
 
 train = load_script("train")
-FP32 = 4  # bytes
 CARDS_GB = {"80 GB": 80e9, "141 GB": 141e9}
 
 
 @functools.lru_cache
-def kept_bytes(backbone: str, bytes_a_value: int) -> tuple[int, int]:
+def kept_bytes(backbone: str, bytes_a_value: int) -> tuple[float, int]:
     """Bytes that autograd keeps of one image in the encoder, and number of its parameters.
 
-    Counted with two sizes of batch on the device "meta", where tensors have shapes and no content. What is kept of
-    16-bit training is taken as 2 bytes a value; autocast keeps some of it in 4.
+    Counted on the device "meta", where tensors have shapes and no content. What is kept of 16-bit training is taken as
+    2 bytes a value; autocast keeps some of it in 4.
     """
     with torch.device("meta"):
         encoder = IResNet(backbone, 1).train()
-    of_parameters = {id(parameter) for parameter in encoder.parameters()}
-    sums = []
-    for batch in (2, 4):
-        kept: dict[tuple, int] = {}
-
-        def note(tensor: torch.Tensor, kept: dict[tuple, int] = kept) -> torch.Tensor:
-            if id(tensor) not in of_parameters:
-                kept[id(tensor.untyped_storage())] = tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = encoder(torch.empty(batch, 3, 112, 112, device="meta"))
-        sums.append(sum(kept.values()))
-        del output
-    return (sums[1] - sums[0]) // 2 * bytes_a_value, sum(parameter.numel() for parameter in encoder.parameters())
+    outputs = []  # what is kept goes with them
+    an_image, _ = saved_by(
+        lambda batch: outputs.append(encoder(torch.empty(batch, 3, 112, 112, device="meta"))),
+        [*encoder.parameters(), *encoder.buffers()],
+    )
+    return an_image / FP32 * bytes_a_value, sum(parameter.numel() for parameter in encoder.parameters())
 
 
-def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> int:
+def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> float:
     """Peak of a step of IEFP with cached age features; the frozen branch and the age estimator count as weights."""
-    activations, parameters = kept_bytes(backbone, bytes_a_value)
-    encoder = parameters * FP32 * (3 + 1) + (parameters * bytes_a_value if bytes_a_value < FP32 else 0)
-    head = classes * EMBEDDING_SIZE * FP32 * 5  # weight, gradient, momentum; normalised copy and its gradient
-    return encoder + head + batch * classes * FP32 + batch * activations
+    an_image, parameters = kept_bytes(backbone, bytes_a_value)
+    encoder, head = parameters * FP32, classes * EMBEDDING_SIZE * FP32
+    copies = parameters * bytes_a_value if bytes_a_value < FP32 else 0  # in 16 bits
+    return step_memory(batch, classes, 2 * encoder + head, encoder + head, an_image, head + copies).total
 
 
 def measure(backbone: str, batch: int, classes: int, precision: str, device: torch.device) -> dict[str, float]:

@@ -58,6 +58,11 @@ class MovingAverage:
                 setattr(self.model, name, module)
                 self.modules[name].eval()
 
+    def state_tensors(self) -> Iterator[Tensor]:
+        """All that is averaged, and the counters beside it."""
+        for averaged in self.modules.values():
+            yield from averaged.state_dict().values()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold: tensors and a number."""
         tensors = {name: averaged.state_dict() for name, averaged in self.modules.items()}

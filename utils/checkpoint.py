@@ -145,6 +145,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} has no readable checksum beside it ({error}): it is not used.") from None
     if found != expected:
         raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one beside it): it is not used.")
+    return _read(path)
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """The content of best.pth in `folder`, which has no checksum: torch looks at those inside.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    if not (folder / BEST).is_file():
+        raise UserError(f"{folder / BEST} is missing, which this run wrote: its weights can't be written out.")
+    return _read(folder / BEST)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, KeyboardInterrupt):

@@ -197,6 +197,19 @@ def sum_rows(array: np.ndarray, process: Process) -> None:
         dist.all_reduce(torch.from_numpy(array), group=process.cpu_group)
 
 
+def share_batchnorm_statistics(model: object, process: Process) -> None:
+    """Gives every process the first one's running statistics, as DistributedDataParallel does before the next step.
+
+    Between steps each process has those that its own share led to.
+    """
+    if process.world_size == 1 or not isinstance(model, nn.Module):
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            dist.broadcast(module.running_mean, 0)
+            dist.broadcast(module.running_var, 0)
+
+
 def wait_for_all(process: Process) -> None:
     if process.world_size > 1:
         dist.barrier()

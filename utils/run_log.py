@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from tqdm import tqdm
 from meta import UserError
 from utils.distributed import Process, average, gather_lists
 from utils.tracking import Tracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal
@@ -52,6 +55,11 @@ class RunLog:
                 self.board.add_scalar(name, value, step)
             if self.tracker is not None and curves:
                 self.tracker.log(curves, step)
+
+    def figure(self, name: str, draw: "Callable[[], Figure]", step: int) -> None:
+        """A picture for TensorBoard, drawn only where it is wanted."""
+        if self.board is not None:
+            self.board.add_figure(name, draw(), step)
 
     def close(self) -> None:
         if self.file is not None:
@@ -110,6 +118,10 @@ class Meter:
             return None
         named = zip(self.names, self.bad_values.tolist(), strict=True)
         return step, {name: value for name, value in named if not math.isfinite(value)}
+
+    def leave_out_time(self) -> None:
+        """Begins to count time anew, after a reading: what was done since was no training."""
+        self.began = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Means over steps and processes, and the images a second of all processes."""

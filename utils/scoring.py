@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -67,6 +67,45 @@ class Options:
     distractors: Iterable[np.ndarray] | None = None
     seed: int = 0
     mutual_information: MutualInformation | None = None  # of the model's own CLUB
+
+
+class OpenBenchmark(Protocol):
+    """What scoring asks of a benchmark (data.benchmarks.OpenBenchmark has it)."""
+
+    @property
+    def protocol(self) -> str: ...  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
+    @property
+    def title(self) -> str: ...
+    @property
+    def sides(self) -> tuple[tuple[Any, str], ...]: ...  # pictures (data.faces.Faces), and what they are called
+    @property
+    def pairs(self) -> Any: ...  # data.pairs.PairList; None where there is no list of pairs
+    @property
+    def sha256(self) -> str | None: ...  # of a verification set's file
+    def name(self, faces: Any, i: int) -> str: ...
+
+
+def score(benchmark: OpenBenchmark, extracted: list[Extracted], options: Options) -> tuple[Result, Comparable]:
+    """The benchmark's figures; `extracted` holds the embeddings of each of its sides."""
+    if benchmark.protocol == "ten_fold_verification":
+        pairs, sha256 = benchmark.pairs, benchmark.sha256
+        told = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({} if sha256 is None else {"sha256": sha256})
+        listed = pairs.first, pairs.second, pairs.genuine
+        result, comparable = score_pair_list(
+            extracted[0], *listed, pairs.images.key, options, with_sum=sha256 is not None
+        )
+        return told | result, comparable
+    if benchmark.protocol == "leave_one_out":
+        ((faces, _),) = benchmark.sides
+        known = Picture(faces.identities, faces.ages, faces.age_groups, partial(benchmark.name, faces))
+        return score_identities(extracted[0], known, options)
+    # Subjects are matched by folder name: the two sides may not hold the same ones in the same order.
+    probe, gallery = (
+        Picture(np.array(side.identity_names)[side.identities], side.ages, side.age_groups,
+                partial(benchmark.name, side))
+        for side, _ in benchmark.sides
+    )  # fmt: skip
+    return score_probe_gallery((extracted[0], extracted[1]), (probe, gallery), options)
 
 
 def score_identities(extracted: Extracted, known: Picture, options: Options) -> tuple[Result, Comparable]:

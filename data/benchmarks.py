@@ -1,0 +1,260 @@
+"""The benchmarks as they lie on disk: which there are, and the pictures of each with what is known of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.faces import FaceIndex, Faces, index_identity_folders
+from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
+from data.verification_bins import VerificationBin, read_verification_bin
+from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, Benchmark, UserError
+
+Report = Callable[[str], None]  # takes one sentence
+NUM_NAMES_SHOWN = 3  # of missing pictures, in a message
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing to run and report: a benchmark, one of MORPH2's sizes, or a set of the user's."""
+
+    name: str  # in results.json
+    title: str  # on the screen
+    benchmark: Benchmark
+    face_dataset: Path = Path(FACE_DATASET_FOLDER)
+    folders: tuple[Path, ...] = ()
+    path: Path | None = None  # of a verification set
+    num_subjects: int = 0  # of MORPH2
+    pattern: str | None = None  # of the ages in file names
+
+    @property
+    def how_to_get(self) -> str:
+        """For messages; "" where the set is the user's own."""
+        if not self.benchmark.source:
+            return ""
+        return (
+            f"get {self.benchmark.source} and unpack it into {self.face_dataset / self.benchmark.unpacked_into}, or "
+            f"draw made-up faces with `python prepare.py synthetic --output demo/face_dataset` and add --face-dataset "
+            f"demo/face_dataset"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OpenBenchmark:
+    """The pictures of a setting: one side of them, or probes and gallery; and the pairs of a pair list."""
+
+    setting: Setting
+    sides: tuple[tuple[Faces, str], ...]  # pictures, and what they are called while they are embedded
+    pairs: PairList | None = None
+
+    @property
+    def protocol(self) -> str:
+        return self.setting.benchmark.protocol
+
+    @property
+    def title(self) -> str:
+        return self.setting.title
+
+    @property
+    def sha256(self) -> str | None:
+        """Of a verification set's file."""
+        return self.pairs.sha256 if isinstance(self.pairs, VerificationBin) else None
+
+    def name(self, faces: Faces, i: int) -> str:
+        """Picture i of one side, in reports; two sides may have pictures of one name."""
+        return faces.key(i) if len(self.sides) == 1 else f"{Path(faces.root).name}/{faces.key(i)}"
+
+
+OWN_FOLDER = Benchmark("folder", "identity folders", "leave_one_out", folders=(), pattern=None, source="",
+                       unpacked_into="", notes="one folder a person")  # fmt: skip
+OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
+                    unpacked_into="")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- which there are
+
+
+def settings_of_benchmark(
+    face_dataset: Path, benchmark: Benchmark, subject_counts: Sequence[int] = ()
+) -> list[Setting]:
+    """The benchmark, or each size of MORPH2: the published ones, or `subject_counts`."""
+    folders = tuple(face_dataset / folder for folder in benchmark.folders)
+    if not benchmark.subject_counts:
+        return [Setting(benchmark.name, benchmark.title, benchmark, face_dataset, folders, pattern=benchmark.pattern)]
+    root = folders[0].parent
+    return [
+        Setting(
+            f"{benchmark.name}_{count}",
+            f"{benchmark.title} {count:,}",
+            benchmark,
+            face_dataset,
+            (root / f"probe_{count}", root / f"gallery_{count}"),
+            num_subjects=count,
+            pattern=benchmark.pattern,
+        )
+        for count in subject_counts or benchmark.subject_counts
+    ]
+
+
+def settings_of_folders(paths: Sequence[Path], pattern: str | None) -> list[Setting]:
+    """Sets of the user's with one folder a person."""
+    names = short_names(paths)
+    return [
+        Setting(name, name, OWN_FOLDER, folders=(path,), pattern=pattern)
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def settings_of_bins(paths: Sequence[Path]) -> list[Setting]:
+    """InsightFace verification sets."""
+    names = [path.name for path in paths]
+    return [
+        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, OWN_BIN, path=path)
+        for path in paths
+    ]
+
+
+def setting_named(name: str, face_dataset: Path) -> Setting:
+    """The setting of a name such as fgnet or morph2_3000, or of the path of a .bin file.
+
+    Raises:
+        UserError: there is none.
+    """
+    published = {
+        setting.name: setting
+        for benchmark in BENCHMARKS.values()
+        for setting in settings_of_benchmark(face_dataset, benchmark)
+    }
+    if name in published:
+        return published[name]
+    if Path(name).suffix == ".bin":
+        return settings_of_bins((Path(name),))[0]
+    raise UserError(f"{name!r} is no benchmark: give one of {', '.join(published)}, or the path of a .bin file.")
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell all of them apart."""
+    for num_parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"the same path is given twice among {', '.join(map(str, paths))}: give each once.")
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+def open_benchmark(setting: Setting, report: Report, seed: int = 0, allow_missing: bool = False) -> OpenBenchmark:
+    """Lists the pictures of a setting; none is decoded.
+
+    `report` gets what is worth knowing. `seed` draws subjects of MORPH2 where there are no folders of their number;
+    `allow_missing` leaves out pairs whose pictures are missing, and counts them.
+
+    Raises:
+        UserError: a folder, list or picture is missing or wrong.
+    """
+    return OPENERS[setting.benchmark.protocol](setting, report, seed, allow_missing)
+
+
+def open_whole(name: str, face_dataset: Path) -> OpenBenchmark:
+    """The benchmark of a name, see `setting_named`, with all of its pictures.
+
+    Raises:
+        UserError: it is unknown, or a folder, list or picture is missing or wrong.
+    """
+    setting = setting_named(name, face_dataset)
+    opened = open_benchmark(setting, lambda sentence: None, allow_missing=True)
+    if opened.pairs is not None and opened.pairs.missing:
+        missing = opened.pairs.missing
+        shown = ", ".join(missing[:NUM_NAMES_SHOWN]) + (", ..." if len(missing) > NUM_NAMES_SHOWN else "")
+        raise UserError(f"{setting.folders[0]} lacks {len(missing)} pictures of the pair list ({shown}): add them, or "
+                        f"leave {name} out.")  # fmt: skip
+    return opened
+
+
+def _open_identities(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
+    return OpenBenchmark(setting, ((_index_identities(setting, setting.folders[0]), setting.title),))
+
+
+def _open_probe_gallery(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
+    """One probe and one gallery image a subject."""
+    folders, draw = setting.folders, False
+    if not any(folder.is_dir() for folder in folders) and setting.num_subjects not in setting.benchmark.subject_counts:
+        folders, draw = _largest_morph2(setting), True
+    probe, gallery = (_index_identities(setting, folder) for folder in folders)
+    if draw:
+        probe, gallery = _draw_subjects(probe, gallery, setting.num_subjects, seed)
+        report(f"{setting.title}: drawn by --seed {seed} from {folders[0].name}, {folders[1].name}")
+    return OpenBenchmark(setting, ((probe, f"{setting.title} probes"), (gallery, f"{setting.title} gallery")))
+
+
+def _largest_morph2(setting: Setting) -> tuple[Path, Path]:
+    """The folders of the largest number of subjects that has both."""
+    root = setting.folders[0].parent
+    counts = [int(path.name.removeprefix("probe_")) for path in root.glob("probe_*") if path.name[6:].isdecimal()]
+    counts = [count for count in counts if (root / f"gallery_{count}").is_dir()]
+    if not counts:
+        raise UserError(f"{root} holds no probe_N and gallery_N: {setting.how_to_get}.")
+    return root / f"probe_{max(counts)}", root / f"gallery_{max(counts)}"
+
+
+def _draw_subjects(probe: FaceIndex, gallery: FaceIndex, count: int, seed: int) -> tuple[FaceIndex, FaceIndex]:
+    """The two sides with `count` subjects that both have, drawn by `seed`."""
+    both = sorted(set(probe.identity_names) & set(gallery.identity_names))
+    if len(both) < count:
+        raise UserError(f"--morph2-subjects {count}: {probe.root} and {gallery.root} have {len(both)} subjects in "
+                        f"common: give a smaller number.")  # fmt: skip
+    drawn = {both[i] for i in np.random.default_rng(seed).permutation(len(both))[:count]}
+    sides = [
+        side.of_identities(k for k, name in enumerate(side.identity_names) if name in drawn)
+        for side in (probe, gallery)
+    ]
+    return sides[0], sides[1]
+
+
+def _open_pairs(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
+    pairs = _read_pairs(setting, report, allow_missing)
+    return OpenBenchmark(setting, ((pairs.images, setting.title),), pairs)
+
+
+def _index_identities(setting: Setting, folder: Path) -> FaceIndex:
+    return index_identity_folders(
+        folder,
+        None if setting.pattern is None else FILENAME_PATTERNS[setting.pattern],
+        min_identities=2,
+        what=f"{setting.title} images ({setting.benchmark.notes})",
+        how_to_get=setting.how_to_get,
+    )
+
+
+def _read_pairs(setting: Setting, report: Report, allow_missing: bool) -> PairList:
+    """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
+    if setting.path is not None:
+        pairs = read_verification_bin(setting.path)
+        report(f"{setting.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
+        return pairs
+    benchmark, images = setting.benchmark, setting.folders[0]
+    if not images.is_dir():
+        raise UserError(f"folder {images} does not exist: it should hold {setting.title} images "
+                        f"({benchmark.notes}); {setting.how_to_get}.")  # fmt: skip
+    list_path = find_pair_list(setting.face_dataset, benchmark)
+    first_place = setting.face_dataset / benchmark.pair_lists[0]
+    if list_path is not None:
+        pairs = read_pair_list(list_path, images, allow_missing)
+    elif benchmark.name == "cacd_vs":
+        pairs = make_cacd_vs_pairs(images, allow_missing)
+        report(f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")
+    else:
+        raise UserError(f"pair list {first_place} does not exist: {setting.how_to_get}.")
+    if pairs.num_pairs_dropped:
+        report(f"{setting.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; its "
+               f"figures are not comparable with published ones")  # fmt: skip
+    return pairs
+
+
+OPENERS = {
+    "leave_one_out": _open_identities,
+    "probe_gallery": _open_probe_gallery,
+    "ten_fold_verification": _open_pairs,
+}

@@ -1,0 +1,248 @@
+"""train.py --dry-run: what it tells is measured against a real run, and it leaves nothing behind but a picture."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from scripts import ROOT, load_script
+from test_train import free_port, same_weights, training_set
+
+from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
+from meta import FILENAME_PATTERNS
+from models.iefp import IEFP
+from utils import dry_run
+from utils.distributed import Process
+from utils.memory import FP32, SavedTensors, saved_by, step_memory
+
+SHORT = ("--epochs", 2)
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    monkeypatch.setattr(dry_run, "INPUT_SECONDS", 0.05)
+    monkeypatch.setattr(dry_run, "SECONDS_A_STEP", 0.2)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------- it leaves no trace
+
+
+def test_a_dry_run_then_the_run_is_the_run_alone_and_only_a_picture_is_left(train_identity, tmp_path):
+    flags = (*SHORT, "--cache-folder", tmp_path / "cache")
+    outcome = train_identity(tmp_path / "a", *flags, "--dry-run")
+    assert outcome.status == 0 and outcome.err == "", outcome.err
+    assert list(files(tmp_path / "a")) == ["dry_run.png"]
+    assert not list((tmp_path / "cache").glob("*age_features*"))
+    assert "it would begin anew" in outcome.out
+    for name in ("a", "b"):
+        assert train_identity(tmp_path / name, *flags).status == 0
+    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+
+
+def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identity, tmp_path):
+    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+    before = files(tmp_path / "run")
+    outcome = train_identity(tmp_path / "run", "--epochs", 1, "--dry-run")
+    assert outcome.status == 0 and "3 steps are done: it would go on from there" in outcome.out
+    after = files(tmp_path / "run")
+    assert after.pop("dry_run.png")[:4] == b"\x89PNG" and after == before
+    outcome = train_identity(tmp_path / "run", "--epochs", 1, "--learning-rate", 0.5, "--dry-run")
+    assert outcome.status == 2 and "--learning-rate 0.02 -> 0.5" in outcome.err  # as the run itself would be refused
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_every_setting_is_told_and_those_that_are_not_published_have_a_star(train_identity, tmp_path):
+    outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--dry-run")
+    config = load_script("train").TrainConfig()
+    told = {}
+    for star, name in re.findall(r"^([* ]) --([a-z-]+) ", outcome.out, re.MULTILINE):
+        told[name.replace("-", "_")] = star
+    assert set(told) == set(vars(config)) - {"dry_run"}
+    assert {name for name, star in told.items() if star == "*"} == {
+        "train_data", "run_folder", "age_weights", "backbone", "margin", "batch_size", "epochs", "learning_rate",
+        "device", "workers", "log_every"}  # fmt: skip
+    assert re.search(r"--margin +arcface +\(published: cosface\)", outcome.out)
+    assert re.search(r"--margin-value +None -> 0.5$", outcome.out, re.MULTILINE)
+    assert re.search(r"--age-cache +auto -> off$", outcome.out, re.MULTILINE)  # two epochs: it would not pay
+
+
+def test_data_and_parameters_are_counted(train_identity, tiny_faces, tmp_path):
+    outcome = train_identity(tmp_path, *SHORT, "--dry-run")
+    assert "36 pictures of 6 identities, 6 to 6 of each" in outcome.out and "the age of 36 is known" in outcome.out
+    pattern = FILENAME_PATTERNS["ms1mv3"]
+    ages = [int(re.split(pattern.separators, path.name)[pattern.position])
+            for path in training_set(tiny_faces).glob("*/*.jpg")]  # fmt: skip
+    young = sum(age <= 12 for age in ages)
+    assert re.search(rf"^  0-12 +{young} +{100 * young / 36:.1f} %", outcome.out, re.MULTILINE)
+    model = IEFP("iresnet18_quarter", 1, 6)
+    counts = {
+        "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
+        "purification unit": sum(p.numel() for p in model.backbone_id.spu.parameters()),
+        "margin head": 6 * 512,
+        "CLUB": sum(p.numel() for p in model.clubmi.parameters()),
+        "age branch": sum(p.numel() for module in model.age_branch for p in module.parameters()),
+    }
+    for name, count in counts.items():
+        what = "frozen" if name == "age branch" else "trained"
+        assert re.search(rf"^  {name} +{count:,} .*{what}$", outcome.out, re.MULTILINE), name
+
+
+def test_pictures_without_ages_are_counted_too():
+    told = dry_run.data_found(np.array([0, 0, 1]), np.array([-1, 2, -1]), 3)
+    assert "3 pictures of 3 identities, 0 to 2 of each, 1 in the median" in told
+    assert "the age of 1 is known, of 2 it is not" in told and "19-25  1  100.0 %" in told
+
+
+# ---------------------------------------------------------------------------------------------------------- the memory
+
+
+def test_what_autograd_keeps_is_counted_once_and_let_go_with_the_graph():
+    x, weight = torch.ones(10, 100, requires_grad=True), torch.ones(100, 100, requires_grad=True)
+    with SavedTensors([x, weight]) as saved:
+        y = (x @ weight).exp()  # exp keeps its result
+        assert saved.now == 4 * 10 * 100
+        z = y * y  # the same memory twice more
+        assert saved.now == 4 * 10 * 100
+        z.exp().sum().backward()  # the outer exp keeps another one
+    assert (saved.now, saved.peak) == (0, 2 * 4 * 10 * 100)
+
+
+@pytest.mark.parametrize(("method", "identities"), [("iefp", 6), ("iefp", 3000), ("grl", 6), ("dal", 6)])
+def test_the_estimate_by_two_small_batches_is_what_a_large_one_keeps(method, identities):
+    """Within 1 %, of a step with 24 images as train.py makes it, from steps with 2 and with 4."""
+    train = load_script("train")
+    config = train.TrainConfig(backbone="iresnet18_quarter", disentangle=method, precision="fp32")
+    model = IEFP("iresnet18_quarter", 1, identities, critic=None if method == "iefp" else method)
+    stage = train.IdentityStage(config, model, Process(0, 1, torch.device("cpu")))
+    model.train()
+    held = [*model.parameters(), *model.buffers()]
+
+    def step(size: int) -> None:
+        stage.step(train.made_up_batch(size, torch.device("cpu")))
+
+    an_image, beside = saved_by(step, held)
+    of_step = step_memory(24, identities, 0, 0, an_image - identities * FP32, beside)
+    with SavedTensors(held) as saved:
+        step(24)
+    assert of_step.activations + of_step.beside + of_step.logits == pytest.approx(saved.peak, rel=0.01)
+    if identities == 3000:  # the head's normalised weights: the other thing that does not grow with the batch
+        assert beside == pytest.approx(identities * 512 * 4, rel=0.02)
+
+
+def test_the_checkpoint_is_as_large_as_told(train_identity, tmp_path):
+    outcome = train_identity(tmp_path, "--epochs", 1, "--dry-run")
+    assert train_identity(tmp_path, "--epochs", 1).status == 0
+    (path,) = (tmp_path / "checkpoints").glob("*.pth")
+    told = re.search(r"checkpoint .* 3 x +([\d.]+) MB", outcome.out)
+    assert float(told[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
+    told = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
+    assert float(told[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------ the time
+
+
+@pytest.mark.parametrize(
+    ("keeps", "workers", "seconds"),
+    [
+        ("none", 0, (0, 10 * 5, 10 * 5)),  # 3 of input + 2 of network
+        ("none", 4, (0, 10 * 3, 10 * 3)),  # the longer one
+        ("off", 4, (0, 10 * 3, 10 * 3)),  # network and frozen branch take 3 too
+        ("auto", 4, (0, 10 * 4, 10 * 3)),  # both views in the first epoch
+        ("ahead", 0, (10 * 5, 10 * 5, 10 * 5)),
+    ],
+)
+def test_the_time_of_a_run(keeps, workers, seconds):
+    of_step = dry_run.StepTime(input=3.0, network=2.0, frozen=1.0, workers=workers)
+    assert dry_run.run_seconds(of_step, 10, 3, keeps) == seconds
+    whole = dry_run.in_words(seconds[0] + seconds[1] + 2 * seconds[2])
+    assert f"the whole run, 3 epochs{' ' * 50}"[:24] in dry_run.times(of_step, 4, 8, 10, 3, keeps)
+    assert whole in dry_run.times(of_step, 4, 8, 10, 3, keeps)
+
+
+def test_a_large_batch_on_a_cpu_is_measured_by_a_smaller_one():
+    cpu = torch.device("cpu")
+    assert dry_run.images_to_measure(512, 0.1 * dry_run.SECONDS_A_STEP, 1, cpu) == 8
+    assert dry_run.images_to_measure(512, 1000.0, 1, cpu) == 2
+    assert dry_run.images_to_measure(12, 0.001 * dry_run.SECONDS_A_STEP, 1, cpu) == 12
+    told = dry_run.times(dry_run.StepTime(1, 1, 1, 0), 8, 512, 10, 25, "off")
+    assert "from 3 steps of 8 images, times 64 for the share of 512 (an estimate)" in told
+
+
+def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now[0])
+
+    def stream():
+        for number in range(1000):
+            now[0] += 0.0 if number < 4 else 0.01  # four lie there
+            yield number
+
+    assert dry_run.seconds_a_batch(stream(), num_waiting=4) == pytest.approx(0.01)
+
+
+# --------------------------------------------------------------------------------------------------------- the picture
+
+
+def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path, monkeypatch):
+    train, given = load_script("train"), []
+    step = train.IdentityStage.step
+    assert train_identity(tmp_path, "--epochs", 1, "--dry-run").status == 0
+    monkeypatch.setattr(
+        train.IdentityStage, "step", lambda self, batch: given.append(batch.images.clone()) or step(self, batch)
+    )
+    assert train_identity(tmp_path, "--epochs", 1).status == 0
+    sheet = np.array(Image.open(tmp_path / "dry_run.png"))
+    for number in range(12):
+        left, top = MARGIN + number % 8 * (112 + MARGIN), MARGIN + TITLE_HEIGHT
+        top += number // 8 * (112 + CAPTION_HEIGHT + MARGIN)
+        face = (given[0][number] * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(sheet[top : top + 112, left : left + 112], face), number
+
+
+def test_a_grid_of_one_picture_with_an_odd_name(tmp_path):
+    draw_grid(tmp_path / "grid.png", "title", torch.zeros(1, 3, 112, 112), [("\x1b" + "n" * 90, "66+")])
+    assert Image.open(tmp_path / "grid.png").size[1] == MARGIN + TITLE_HEIGHT + 112 + CAPTION_HEIGHT + MARGIN
+
+
+# ---------------------------------------------------------------------------------------------- other stages and ways
+
+
+def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tiny_faces, tmp_path):
+    flags = ("--stage", "age", "--age-head", "years", "--train-data", training_set(tiny_faces), *SMALL,
+             "--run-folder", tmp_path / "age", "--dry-run")  # fmt: skip
+    outcome = run_main("train", *flags)
+    assert outcome.status == 0 and "head for years" in outcome.out and "logits" not in outcome.out, outcome.err
+    assert "margin head" not in outcome.out and "frozen age branch" not in outcome.out
+    outcome = train_identity(tmp_path / "run", "--disentangle", "dal", "--epochs", 3, "--validate-every", 5,
+                             "--validate-on", "fgnet", "--face-dataset", tiny_faces, "--dry-run")  # fmt: skip
+    assert outcome.status == 0 and re.search(r"--disentangle-weight +None -> 0.1", outcome.out), outcome.err
+    count = len(list((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG")))
+    assert f"validation on fgnet every 5 steps: {count} pictures" in outcome.out
+    assert re.search(r"age features of both views +1 x +73.73 kB", outcome.out)
+
+
+def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
+    outcome = train_identity(tmp_path / "run", "--batch-size", 1000, "--dry-run")
+    assert outcome.status == 2 and "--batch-size" in outcome.err and not (tmp_path / "run").exists()
+
+
+def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(),
+               ROOT / "train.py", "--train-data", training_set(tiny_faces), "--age-weights", age_weights,
+               "--run-folder", tmp_path / "run", *SMALL, *SHORT, "--dry-run"]  # fmt: skip
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("memory of a process") == 1 and "6 images x" in ended.stdout
+    assert list(files(tmp_path / "run")) == ["dry_run.png"]

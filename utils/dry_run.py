@@ -1,0 +1,283 @@
+"""What a run would do and need, in words: settings, data, parameters, memory, time, disk. Nothing is written here."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meta import AGE_GROUP_NAMES
+from utils.config import as_plain, flag
+from utils.memory import StepMemory
+
+SECONDS_A_STEP = 2.0  # a measured step on a CPU takes about so long, or the batch is made smaller
+MEASURED_STEPS = 3  # after one to warm up
+INPUT_SECONDS = 4.0  # the loader is watched for so long
+MAX_INPUT_BATCHES = 64
+BAR_WIDTH = 30  # letters
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Lines with the first column on the left and the others on the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = (
+        indent + "  ".join(cell.rjust(width) if place else cell.ljust(width)
+                           for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def size(num_bytes: float) -> str:
+    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= length:
+            return f"{num_bytes / length:,.2f} {unit}"
+    return f"{num_bytes / 1e3:,.2f} kB"
+
+
+# ---------------------------------------------------------------------------------------------------- settings, data
+
+
+def recipe(config: Any, published: Any, resolved: Mapping[str, object]) -> str:
+    """All settings; those that differ from the published ones have a star, `resolved` says what open ones become."""
+    now, before, lines = as_plain(config), as_plain(published), []
+    width = max(map(len, now))
+    for name, value in now.items():
+        if name == "dry_run":
+            continue
+        becomes = f" -> {resolved[name]}" if name in resolved and str(resolved[name]) != str(value) else ""
+        was = f"   (published: {before[name]})" if value != before[name] else ""
+        lines.append(f"{'*' if was else ' '} {flag(name):{width + 3}}{value}{becomes}{was}")
+    return "settings (*: not as published)\n" + "\n".join(lines)
+
+
+def data_found(identities: np.ndarray, age_groups: np.ndarray, num_identities: int) -> str:
+    """Pictures, identities and ages: identities (N,), age_groups (N,) 0..7, -1 where unknown."""
+    known, each = age_groups[age_groups >= 0], np.bincount(identities, minlength=num_identities)
+    counts = np.bincount(known, minlength=len(AGE_GROUP_NAMES))
+    longest = max(counts.max(), 1)
+    rows = [
+        (name, f"{count:,}", f"{100 * count / max(1, len(known)):.1f} %", ("#" * round(BAR_WIDTH * count / longest)))
+        for name, count in zip(AGE_GROUP_NAMES, counts, strict=True)
+    ]
+    bars = [f"{line}  {row[3]}".rstrip() for line, row in zip(columns([r[:3] for r in rows]).splitlines(), rows,
+                                                              strict=True)]  # fmt: skip
+    return "\n".join([
+        "data",
+        f"  {len(identities):,} pictures of {num_identities:,} identities, {each.min():,} to {each.max():,} of each, "
+        f"{np.median(each):g} in the median",
+        f"  the age of {len(known):,} is known, of {len(age_groups) - len(known):,} it is not",
+        *bars,
+    ])  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- parameters, memory
+
+
+def tensor_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def parameters(parts: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor]) -> str:
+    """A row a part of the model, and which of them are trained."""
+    trained_ids = {id(parameter) for parameter in trained}
+    rows = [("part", "parameters", "size", "")]
+    for name, of_part in parts.items():
+        is_trained = any(id(parameter) in trained_ids for parameter in of_part)
+        count = sum(parameter.numel() for parameter in of_part)
+        rows.append((name, f"{count:,}", size(tensor_bytes(of_part)), "trained" if is_trained else "frozen"))
+    return "parameters\n" + columns(rows)
+
+
+def memory(of_step: StepMemory, num_images: int, num_identities: int, an_image: float, device: torch.device) -> str:
+    """The parts of the peak, and what the device has."""
+    parts = {
+        "weights and buffers, frozen ones too": of_step.weights,
+        "gradients": of_step.gradients,
+        "momentum": of_step.momentum,
+        f"kept for the backward pass: {num_images:,} images x {size(an_image)}": of_step.activations,
+        "kept beside it, whatever the batch": of_step.beside,
+        f"logits: {num_images:,} images x {num_identities:,} identities x 4 bytes": of_step.logits,
+        "gradient of the margin head's normalised weights": of_step.head_gradient,
+    }
+    rows = [(name, size(value)) for name, value in parts.items() if value]
+    there = device_bytes(device)
+    told = f"{device} has {size(there)}" if there else f"what {device} has is not known"
+    if there and of_step.total > there:
+        told += ": IT DOES NOT FIT, raise --accumulation, lower --batch-size or take more processes"
+    rows.append(("together", size(of_step.total)))
+    return (
+        f"memory of a process at the peak of a step, an estimate\n{columns(rows)}\n"
+        f"  {told}; the backward pass needs some room to work in besides, and libraries their own"
+    )
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """What a GPU has in all, or the machine; None where it can't be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds that a whole batch takes: of one process, which works on its share of it."""
+
+    input: float  # to read and decode
+    network: float  # the step, with the frozen branch's features known
+    frozen: float  # the frozen branch, of one view of each image
+    workers: int
+
+    def step(self, frozen_views: int) -> float:
+        """Workers read while the network works; without them one waits for the other."""
+        network = self.network + frozen_views * self.frozen
+        return max(self.input, network) if self.workers else self.input + network
+
+    def times(self, factor: float) -> "StepTime":
+        """Of a batch so many times as large."""
+        return StepTime(self.input * factor, self.network * factor, self.frozen * factor, self.workers)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def images_to_measure(share: int, seconds_an_image: float, bytes_an_image: float, device: torch.device) -> int:
+    """Images of a measured step: all of a process's share, or as many as a CPU does in about two seconds.
+
+    On a GPU as many as its free memory has room for what autograd keeps of them.
+    """
+    if device.type == "cuda":
+        most = int(0.7 * torch.cuda.mem_get_info(device)[0] / max(bytes_an_image, 1))
+    else:
+        most = int(SECONDS_A_STEP / max(seconds_an_image, 1e-9))
+    return share if share <= most else 1 << max(2, most).bit_length() - 1
+
+
+def measure(
+    stream: Iterator[Any],
+    step: Callable[[Any], Tensor],
+    frozen: Callable[[Tensor], object] | None,
+    workers: int,
+    device: torch.device,
+) -> StepTime:
+    """Seconds for a batch of `stream`: `step` trains on it and gives its images, `frozen` asks the frozen branch."""
+    of_step, of_frozen = [], []
+    for faces in itertools.islice(stream, 1 + MEASURED_STEPS):
+        began = time.perf_counter()
+        images = step(faces)
+        wait(device)
+        of_step.append(time.perf_counter() - began)
+        if frozen is not None:
+            of_frozen.append(seconds_of(lambda images=images: frozen(images), device))
+    network, of_branch = (statistics.median(seconds[1:]) if seconds else 0.0 for seconds in (of_step, of_frozen))
+    return StepTime(seconds_a_batch(stream, 2 * workers), network, of_branch, workers)
+
+
+def seconds_a_batch(stream: Iterator[Any], num_waiting: int) -> float:
+    """How long a loader takes for a batch when nobody else works; `num_waiting` batches may lie there already."""
+    arrivals: list[float] = []
+    while len(arrivals) < 2 or (arrivals[-1] - arrivals[0] < INPUT_SECONDS and len(arrivals) < MAX_INPUT_BATCHES):
+        next(stream)
+        arrivals.append(time.perf_counter())
+    first = min(num_waiting, len(arrivals) // 2)
+    return (arrivals[-1] - arrivals[first]) / max(1, len(arrivals) - 1 - first)
+
+
+def run_seconds(of_step: StepTime, steps_an_epoch: int, epochs: int, keeps: str) -> tuple[float, float, float]:
+    """Seconds before training, of the first epoch, and of each later one.
+
+    `keeps` says what becomes of the frozen branch's features: "ahead" and "auto" keep those of both views, before
+    training or in its first epoch; "off" has them computed in each step; "none" needs none.
+    """
+    views_ahead, first, later = {"ahead": (2, 0, 0), "auto": (0, 2, 0), "off": (0, 1, 1), "none": (0, 0, 0)}[keeps]
+    ahead = 0.0
+    if views_ahead:
+        alone = dataclasses.replace(of_step, network=0.0)
+        ahead = steps_an_epoch * alone.step(views_ahead)
+    return ahead, *(steps_an_epoch * of_step.step(views) for views in (first, later) if epochs)
+
+
+def times(of_step: StepTime, measured: int, share: int, steps_an_epoch: int, epochs: int, keeps: str) -> str:
+    """The time of a step, an epoch and the run, split into input and network."""
+    ahead, first, later = run_seconds(of_step, steps_an_epoch, epochs, keeps)
+    how = "the longer one, for workers read ahead" if of_step.workers else "both, for --workers is 0"
+    rows = [
+        ("input of a step", f"{of_step.input:.3f} s"),
+        ("network of a step", f"{of_step.network:.3f} s"),
+        *([("frozen age branch, one view", f"{of_step.frozen:.3f} s")] if keeps != "none" else []),
+        (f"a step ({how})", f"{of_step.step({'off': 1}.get(keeps, 0)):.3f} s"),
+        *([("age features ahead of training", in_words(ahead))] if ahead else []),
+        (f"first epoch, {steps_an_epoch:,} steps", in_words(first)),
+        ("a later epoch", in_words(later)),
+        (f"the whole run, {epochs} epochs", in_words(ahead + first + (epochs - 1) * later)),
+    ]
+    scaled = "" if measured == share else f", times {share / measured:g} for the share of {share:,} (an estimate)"
+    return (
+        f"time, from {MEASURED_STEPS} steps of {measured:,} images{scaled}; without checkpoints and validation\n"
+        f"{columns(rows)}"
+    )
+
+
+def in_words(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One kind of file that a run writes."""
+
+    what: str
+    folder: Path
+    num_bytes: float
+    count: int = 1
+
+
+def disk(files: Sequence[Stored]) -> str:
+    """What the run writes, and the room there is where it goes."""
+    rows = [(stored.what, f"{stored.count} x", size(stored.num_bytes)) for stored in files]
+    places: dict[Path, float] = {}
+    for stored in files:
+        place = existing(stored.folder)
+        places[place] = places.get(place, 0) + stored.count * stored.num_bytes
+    told = []
+    for place, needed in places.items():
+        free = shutil.disk_usage(place).free
+        beyond = "" if needed < free else ": THERE IS NO ROOM"
+        told.append(f"  below {place}: {size(needed)} needed at most, {size(free)} free{beyond}")
+    return "\n".join(["disk", columns(rows), *told])
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there."""
+    folder = Path(os.path.abspath(folder))
+    return folder if folder.is_dir() else existing(folder.parent)
