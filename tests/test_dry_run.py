@@ -174,10 +174,11 @@ def test_the_time_of_a_run(keeps, workers, seconds):
 def test_a_large_batch_on_a_cpu_is_measured_by_a_smaller_one():
     cpu = torch.device("cpu")
     assert dry_run.images_to_measure(512, 0.1 * dry_run.SECONDS_A_STEP, 1, cpu) == 8
-    assert dry_run.images_to_measure(512, 1000.0, 1, cpu) == 2
+    assert dry_run.images_to_measure(512, 1000.0, 1, cpu) == 4
+    assert dry_run.images_to_measure(2, 1000.0, 1, cpu) == 2
     assert dry_run.images_to_measure(12, 0.001 * dry_run.SECONDS_A_STEP, 1, cpu) == 12
     told = dry_run.times(dry_run.StepTime(1, 1, 1, 0), 8, 512, 10, 25, "off")
-    assert "from 3 steps of 8 images, times 64 for the share of 512 (an estimate)" in told
+    assert "from 3 steps of 8 images, times 64 for the share of 512 (rather too high)" in told
 
 
 def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):

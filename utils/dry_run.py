@@ -19,7 +19,7 @@ from meta import AGE_GROUP_NAMES
 from utils.config import as_plain, flag
 from utils.memory import StepMemory
 
-SECONDS_A_STEP = 2.0  # a measured step on a CPU takes about so long, or the batch is made smaller
+SECONDS_A_STEP = 4.0  # a measured step on a CPU takes about so long, or the batch is made smaller
 MEASURED_STEPS = 3  # after one to warm up
 INPUT_SECONDS = 4.0  # the loader is watched for so long
 MAX_INPUT_BATCHES = 64
@@ -166,7 +166,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def images_to_measure(share: int, seconds_an_image: float, bytes_an_image: float, device: torch.device) -> int:
-    """Images of a measured step: all of a process's share, or as many as a CPU does in about two seconds.
+    """Images of a measured step: all of a process's share, or as many, 4 at least, as a CPU does in a few seconds.
 
     On a GPU as many as its free memory has room for what autograd keeps of them.
     """
@@ -174,7 +174,7 @@ def images_to_measure(share: int, seconds_an_image: float, bytes_an_image: float
         most = int(0.7 * torch.cuda.mem_get_info(device)[0] / max(bytes_an_image, 1))
     else:
         most = int(SECONDS_A_STEP / max(seconds_an_image, 1e-9))
-    return share if share <= most else 1 << max(2, most).bit_length() - 1
+    return share if share <= most else min(share, 1 << max(4, most).bit_length() - 1)
 
 
 def measure(
@@ -235,7 +235,7 @@ def times(of_step: StepTime, measured: int, share: int, steps_an_epoch: int, epo
         ("a later epoch", in_words(later)),
         (f"the whole run, {epochs} epochs", in_words(ahead + first + (epochs - 1) * later)),
     ]
-    scaled = "" if measured == share else f", times {share / measured:g} for the share of {share:,} (an estimate)"
+    scaled = "" if measured == share else f", times {share / measured:g} for the share of {share:,} (rather too high)"
     return (
         f"time, from {MEASURED_STEPS} steps of {measured:,} images{scaled}; without checkpoints and validation\n"
         f"{columns(rows)}"
