@@ -34,6 +34,7 @@ from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
 from models.margin import MarginLoss
 from models.purification import parse_purification
+from models.sharded_margin import ShardedMarginLoss
 from models.weights import (
     AGE_PREFIXES,
     age_file_tensors,
@@ -44,9 +45,11 @@ from models.weights import (
     read_weight_file,
 )
 from utils.checkpoint import list_checkpoints, load_newest, save_atomically, save_checkpoint
+from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.optimisation import (
+    RowwiseSGD,
     choose_precision,
     make_optimiser,
     make_precision,
@@ -94,6 +97,10 @@ class TrainConfig:
     """None: 0.35 for CosFace, 0.5 for ArcFace, 0.4 for AdaFace."""
     margin_values: tuple[float, float, float] | None = bounded(None, low=0, high=4)
     """With --margin combined: m1, m2, m3 of cos(m1 theta + m2) - m3; None: 1, 0.3, 0.2."""
+    sharded_classes: bool = False
+    """Each process holds the margin weights of its share of the identities, instead of all (Partial FC)."""
+    class_sampling_rate: float = bounded(1.0, above=0, high=1)
+    """With --sharded-classes: share of the identities in a step's softmax; those in the batch always are."""
     disentangle: Literal["iefp", "none", "grl", "dal", "orthogonal"] = "iefp"
     """What keeps age out of the embedding. iefp: mutual information, estimated by CLUB. none: nothing. grl: gradient
     reversal. dal: the canonical correlation with the age features. orthogonal: age goes into the features' length."""
@@ -166,7 +173,7 @@ class TrainConfig:
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
-                  "best_metric"}  # fmt: skip
+                  "best_metric", "sharded_classes"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -179,6 +186,8 @@ NEEDS = {
     "disentangle": ("stage", ("identity",)),
     "margin_value": ("margin", ("cosface", "arcface", "adaface")),
     "margin_values": ("margin", ("combined",)),
+    "sharded_classes": ("stage", ("identity",)),
+    "class_sampling_rate": ("sharded_classes", (True,)),
 }
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
@@ -211,15 +220,23 @@ class IdentityStage:
         set_batchnorm_momentum(model.backbone_id, ONE_PASS_MOMENTUM)
         translate(config, (model.backbone_id, model.backbone_ae))
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
-        self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
-        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters)}
+        kind = RowwiseSGD if config.class_sampling_rate < 1 else torch.optim.SGD
+        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters, kind)}
+        if config.sharded_classes:
+            shards = ClassShards(model.margin_fc.weight, process)
+            self.clip, make_scaler = shards.clip, shards.make_scaler
+            rate = config.class_sampling_rate
+            self.face_recognition = ShardedMarginLoss(model.margin_fc, shards.collectives, rate, config.seed)
+        else:
+            self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
+            self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
             self.critic_parameters = list(self.critic.parameters())
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
-        self.autocast, self.scaler = make_precision(config, process.device)
+        self.autocast, self.scaler = make_precision(config, process.device, make_scaler)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle)."""
@@ -235,10 +252,10 @@ class IdentityStage:
             losses[self.critic.penalty_name] = penalty.detach()
 
         # The identity branch learns to recognise people and to leave the just-updated critic nothing to find.
-        face_recognition_loss = self.face_recognition(identity, batch.identities)
+        face_recognition_loss = self.face_recognition(identity, batch.identities, batch.step)
         loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
         gradient_norm = update(
-            self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm
+            self.optimisers["identity"], self.identity_parameters, loss, self.scaler, self.config.clip_norm, self.clip
         )
 
         if age is not None:
@@ -405,8 +422,13 @@ def train(config: TrainConfig) -> int:
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
+        whole = (
+            whole_weight(model.margin_fc.weight, index.num_identities, process)
+            if config.sharded_classes and not status
+            else None
+        )
         if process.is_first and not status:
-            finish(config, stage, log)
+            finish(config, stage, log, {} if whole is None else {WEIGHT: whole})
             tell(process, f"weights in the published layout: {config.run_folder / stage.weights_file}")
         wait_for_all(process)
     finally:
@@ -480,6 +502,8 @@ def check_needs(config: TrainConfig) -> None:
     for field in dataclasses.fields(config):
         other, values = NEEDS.get(field.name, (None, ()))
         if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
+            if values == (True,):
+                raise UserError(f"{flag(field.name)} does nothing without {flag(other)}: leave it out, or give both.")
             raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
                             f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
 
@@ -663,6 +687,7 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
             age_purification=age_branch.purification,
             estimator=config.estimator,
             critic=config.disentangle if config.disentangle in CRITICS else None,
+            own_identities=own_identities(num_identities, process) if config.sharded_classes else None,
         )
         load_age_branch(model, config.age_weights)
         used = (model,)
@@ -703,8 +728,13 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
 
 def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Process) -> tuple[Position, float | None]:
     """Puts the newest good checkpoint of the run, if any, into the stage; gives its position and best metric."""
-    folder = config.run_folder / "checkpoints"
-    content = load_newest(folder, report=lambda sentence: tell(process, sentence))
+    folder, head = config.run_folder / "checkpoints", stage.model.margin_fc
+    of_head = (None, 0) if head is None else (head.own, head.num_identities)
+    content = load_newest(
+        folder,
+        report=lambda sentence: tell(process, sentence),
+        load=lambda path: load_with_rows(path, *of_head, process),
+    )
     if content is None:
         return Position(0, 0, 0), None
     try:
@@ -723,11 +753,13 @@ def resume(config: TrainConfig, stage: IdentityStage | AgeStage, process: Proces
 def save(run: Run, position: Position) -> bool:
     """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
 
+    With --sharded-classes each also saves its own rows of the margin weight.
+
     A disk that is full is told and the run goes on: what was saved before is untouched.
     """
     config, stage, saved = run.config, run.stage, [True]
     is_best = update_best(run)
-    if run.process.is_first:
+    if run.process.is_first or config.sharded_classes:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
@@ -739,7 +771,10 @@ def save(run: Run, position: Position) -> bool:
         }
         folder = config.run_folder / "checkpoints"
         try:
-            save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
+            if config.sharded_classes:
+                save_shards(folder, position.step, content, run.process)
+            if run.process.is_first:
+                save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
         except OSError as error:
             saved = [False]
             tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
@@ -765,12 +800,15 @@ def update_best(run: Run) -> bool:
     return True
 
 
-def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog) -> None:
-    """Writes the weights in the published layout, and beside them what their keys can't tell."""
+def finish(config: TrainConfig, stage: IdentityStage | AgeStage, log: RunLog, whole: dict[str, Tensor]) -> None:
+    """Writes the weights in the published layout, and beside them what their keys can't tell.
+
+    `whole` are tensors of which this process's model holds a part.
+    """
     path = config.run_folder / stage.weights_file
     method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
     write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
-    save_atomically(stage.published_tensors(stage.model), path)
+    save_atomically(stage.published_tensors(stage.model) | whole, path)
     log.event("end", weights=str(path))
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -32,10 +32,42 @@ def make_repeatable(config: Settings) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def make_optimiser(config: Settings, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+def make_optimiser(config: Settings, parameters: list[Tensor], kind: type = torch.optim.SGD) -> torch.optim.Optimizer:
+    return kind(
         parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
+
+
+class RowwiseSGD(torch.optim.SGD):
+    """SGD that where a gradient is sparse moves only the rows that are in it, weight and momentum: others stand still.
+
+    Weight decay too is for those rows alone. Torch's own SGD refuses momentum with sparse gradients.
+    """
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        # A loss scaler then leaves the whole step out itself, where else it tells the fused kernels to.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._move_rows(parameter, group)
+                    parameter.grad = None  # done: for SGD it has none
+        super().step()
+
+    def _move_rows(self, parameter: Tensor, group: dict) -> None:
+        gradient, state = parameter.grad.coalesce(), self.state[parameter]
+        rows = gradient.indices()[0]
+        move = gradient.values().add(parameter[rows], alpha=group["weight_decay"])
+        if group["momentum"]:
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            move.add_(state["momentum_buffer"][rows], alpha=group["momentum"])
+            state["momentum_buffer"].index_copy_(0, rows, move)
+        parameter.index_add_(0, rows, move, alpha=-group["lr"])
 
 
 def set_learning_rate(config: Settings, optimisers: Iterable[torch.optim.Optimizer], epoch: int) -> float:
@@ -53,8 +85,9 @@ def update(
     loss: Tensor,
     scaler: torch.amp.GradScaler,
     clip_norm: float,
+    clip: Callable[[list[Tensor], float], Tensor] = clip_grad_norm_,
 ) -> Tensor:
-    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping.
+    """Backward pass, clipping and one step of the optimiser; gives the gradient norm before clipping, as `clip` does.
 
     With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
     which is its normal work.
@@ -62,7 +95,7 @@ def update(
     optimiser.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimiser)
-    gradient_norm = clip_grad_norm_(parameters, clip_norm)
+    gradient_norm = clip(parameters, clip_norm)
     scaler.step(optimiser)
     scaler.update()
     return gradient_norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else gradient_norm
@@ -77,12 +110,14 @@ def choose_precision(config: Settings, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def make_precision(config: Settings, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
+def make_precision(
+    config: Settings, device: torch.device, scaler: Callable[..., torch.amp.GradScaler] = torch.amp.GradScaler
+) -> tuple[torch.autocast, torch.amp.GradScaler]:
     """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
     precision = choose_precision(config, device)
     dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return autocast, scaler(device.type, enabled=precision == "fp16")
 
 
 def translate(config: Settings, encoders: tuple[torch.nn.Module, ...]) -> None:
