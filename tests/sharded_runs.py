@@ -27,6 +27,7 @@ from utils.distributed import average, start_process  # noqa: E402
 
 train = load_script("train")
 IDENTITIES, WHOLE_BATCH = 5, 8
+SHORT = {"sharded_classes": True, "epochs": 1, "learning_rate": 0.002, "learning_rate_epochs": (1,)}
 ALIKE = {"sync_batchnorm": True, "disentangle": "none"}  # then one process computes what two do
 
 
@@ -64,7 +65,7 @@ def run(
     folder: Path, name: str, processes: int, expected: int = 0, stop_at: int = 0, kill: tuple | None = None, **more
 ):
     """One run of train.py; `stop_at` sends SIGTERM to the last process at that step, `kill` kills it as planned."""
-    config = replace(settings(folder, name), **({"sharded_classes": True, "learning_rate_epochs": (1,)} | more))
+    config = replace(settings(folder, name), **(SHORT | more))
 
     def work(rank: int) -> int:
         last, steps = rank == processes - 1, []
@@ -151,25 +152,20 @@ def main(folder: Path) -> None:
     torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), folder / "age.pth")
 
     steps_in_float64(folder / "one.pth", 1)
-    steps_in_float64(folder / "sharded_one.pth", 1, sharded_classes=True)
-    steps_in_float64(folder / "sharded_two.pth", 2, sharded_classes=True)
+    steps_in_float64(folder / "two.pth", 2, sharded_classes=True)
     overflow_on_the_last(folder / "overflow")
 
-    run(folder, "replicated", 2, sharded_classes=False)
-    run(folder, "whole", 2, best_metric="face_recognition_loss", save_every=3)
-    run(folder, "parts", 2, signal.SIGTERM, stop_at=4)
-    run(folder, "parts", 2)
+    run(folder, "replicated", 2, **ALIKE, sharded_classes=False)
+    run(folder, "sharded", 2, **ALIKE, save_every=2, keep_checkpoints=1, best_metric="face_recognition_loss")
+    run(folder, "moving", 2, signal.SIGTERM, stop_at=2, **ALIKE)
+    run(folder, "moving", 1, signal.SIGTERM, stop_at=1, **ALIKE)
+    run(folder, "moving", 1, signal.SIGTERM, stop_at=1, **ALIKE, sharded_classes=False)
+    run(folder, "moving", 2, **ALIKE)
+
     sampled = {"class_sampling_rate": 0.5, "margin": "adaface"}
     run(folder, "sampled", 2, **sampled)
-    run(folder, "sampled_parts", 2, signal.SIGKILL, kill=("before a rename", 8, 0), **sampled)
+    run(folder, "sampled_parts", 2, signal.SIGKILL, kill=("before a rename", 6, 0), **sampled)
     run(folder, "sampled_parts", 2, **sampled)
-
-    run(folder, "alike", 2, **ALIKE)
-    run(folder, "alike_one", 1, **ALIKE)
-    run(folder, "moving", 2, signal.SIGTERM, stop_at=2, **ALIKE)
-    run(folder, "moving", 1, signal.SIGTERM, stop_at=2, **ALIKE)
-    run(folder, "moving", 1, signal.SIGTERM, stop_at=2, **ALIKE, sharded_classes=False)
-    run(folder, "moving", 2, **ALIKE)
 
 
 if __name__ == "__main__":

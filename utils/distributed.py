@@ -184,7 +184,7 @@ class Collectives:
         if self.world_size == 1:
             return rows
         everyones = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(everyones, rows.contiguous())
+        dist.all_gather(list(everyones.chunk(self.world_size)), rows.contiguous())
         return everyones
 
     def own_part(self, rows: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class Collectives:
         share = len(rows) // self.world_size
         if rows.is_cuda:
             part = rows.new_empty(share, *rows.shape[1:])
-            dist.reduce_scatter_tensor(part, rows.contiguous())
+            dist.reduce_scatter(part, list(rows.contiguous().chunk(self.world_size)))
             return part
-        return self.sum(rows)[self.rank * share : (self.rank + 1) * share]  # gloo of torch 2.6 can't do it in one
+        return self.sum(rows)[self.rank * share : (self.rank + 1) * share]  # older versions of gloo can't do it in one
 
     def sum(self, values: Tensor) -> Tensor:
         return self._reduce(values, dist.ReduceOp.SUM)
