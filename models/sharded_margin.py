@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.margin import MarginHead
 
 SHORTEST = 1e-12  # length by which a vector is divided at least, as in F.normalize
+ROWS_AT_ONCE = 16384  # where a product as large as the weight would be made only to be summed up: 32 MiB instead
 
 
 class Collectives(Protocol):
@@ -165,6 +166,8 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # Through w / |w|: what lies along w is taken out of the gradient, in place.
             of_weight = gradient.t() @ (features * factor)
-            along = torch.linalg.vecdot(of_weight, weight).unsqueeze(1)  # (own, 1)
-            of_weight.addcmul_(weight, along, value=-1).div_(lengths)
+            for part in zip(*(rows.split(ROWS_AT_ONCE) for rows in (of_weight, weight, lengths)), strict=True):
+                of_rows, rows, lengths_of_rows = part
+                along = (of_rows * rows).sum(dim=1, keepdim=True)
+                of_rows.addcmul_(rows, along, value=-1).div_(lengths_of_rows)
         return of_features, of_weight, None, None, None, None, None

@@ -159,7 +159,6 @@ def main(folder: Path) -> None:
     run(folder, "sharded", 2, **ALIKE, save_every=2, keep_checkpoints=1, best_metric="face_recognition_loss")
     run(folder, "moving", 2, signal.SIGTERM, stop_at=2, **ALIKE)
     run(folder, "moving", 1, signal.SIGTERM, stop_at=1, **ALIKE)
-    run(folder, "moving", 1, signal.SIGTERM, stop_at=1, **ALIKE, sharded_classes=False)
     run(folder, "moving", 2, **ALIKE)
 
     sampled = {"class_sampling_rate": 0.5, "margin": "adaface"}

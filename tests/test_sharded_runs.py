@@ -58,21 +58,30 @@ def overflow_of_one_process_leaves_the_step_out_on_both(folder: Path):
 
 
 def fp32_runs_agree_with_replicated_heads_and_across_numbers_of_processes(folder: Path):
-    """Five steps of train.py to 1e-3 relative; rounding differs, and each step of a small network makes more of it."""
+    """Five steps of train.py: the first to 1e-5 relative, then losses to 1e-3 and gradient norms to 1e-2.
+
+    In float64 they agree to 1e-9, see above; what rounding does grows with every step of an untrained network.
+    """
     whole = readings(folder / "sharded")
     assert len(whole) == 5
     end = load(folder / "sharded" / "iefp.pth")
     for name in ("replicated", "moving"):
-        for ours, theirs in zip(readings(folder / name), whole, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-3)
+        agree(readings(folder / name), whole)
         other = load(folder / name / "iefp.pth")
         assert other.keys() == end.keys()
         for key in (key for key in end if "running" not in key and "num_batches" not in key):
             torch.testing.assert_close(other[key], end[key], rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
         apart = (other["margin_fc.weight"] - end["margin_fc.weight"]).norm()
-        assert apart < 1e-3 * momentum_of(folder / "sharded").norm() * 0.002  # the way of the last step alone
+        last_step = 0.002 * momentum_of(folder / "sharded").norm()  # how far it moved the rows
+        assert apart < 0.01 * last_step
     starts = [event for event in read_log(folder / "moving") if event["event"] == "start"]
-    assert [(event["processes"], event["resumed_step"]) for event in starts] == [(2, 0), (1, 2), (1, 3), (2, 4)]
+    assert [(event["processes"], event["resumed_step"]) for event in starts] == [(2, 0), (1, 2), (2, 3)]
+
+
+def agree(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]):
+    assert len(ours) == len(theirs) and ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert [loss for loss, _ in ours] == pytest.approx([loss for loss, _ in theirs], rel=1e-3)
+    assert [norm for _, norm in ours] == pytest.approx([norm for _, norm in theirs], rel=1e-2)
 
 
 def momentum_of(run_folder: Path) -> torch.Tensor:
@@ -111,15 +120,13 @@ def test_alone_a_sharded_run_is_the_unsharded_one_and_resumes_either_way_from_ei
     for name, sharded in (("plain", ()), ("sharded", SHARDED[:1])):
         assert train_identity(tmp_path / name, *flags, *sharded).status == 0
     plain = readings(tmp_path / "plain")
-    for ours, theirs in zip(readings(tmp_path / "sharded"), plain, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    agree(readings(tmp_path / "sharded"), plain)
     for name, other in (("plain", SHARDED[:1]), ("sharded", ())):
         for path in list_checkpoints(tmp_path / name / "checkpoints")[1:]:
             path.unlink()
         outcome = train_identity(tmp_path / name, *flags, *other)
         assert outcome.status == 0 and "1 steps done" in outcome.out
-        for ours, theirs in zip(readings(tmp_path / name), plain, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-4)
+        agree(readings(tmp_path / name), plain)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
