@@ -125,21 +125,24 @@ def steps_in_float64(path: Path, processes: int, **more) -> None:
 
 
 def overflow_on_the_last(path: Path) -> None:
-    """A step in fp16 whose gradient overflows in the rows of the last process alone: scale and weights of each."""
+    """Steps in fp16 whose gradient overflows in the rows of the last process alone; each saves what came of them."""
 
-    def work(rank: int) -> int:
-        process = start_process("cpu")
-        config = train.TrainConfig(sharded_classes=True, precision="fp16", disentangle="none")
+    def step(process, rate: float) -> dict[str, float | bool]:
+        config = train.TrainConfig(sharded_classes=True, class_sampling_rate=rate, precision="fp16", disentangle="none")
         own = train.own_identities(IDENTITIES, process)
         model = fill(IEFP("iresnet18_quarter", 1, IDENTITIES, own_identities=own))
         stage = train.IdentityStage(config, model, process)
         before = {key: value.clone() for key, value in model.named_parameters()}
-        if rank == 1:
+        if process.rank == 1:
             model.margin_fc.weight.register_hook(lambda gradient: gradient * torch.inf)
-        images = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(rank)) * 2 - 1
+        images = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(process.rank)) * 2 - 1
         stage.step(train.Batch(images, torch.arange(4), torch.zeros(4, dtype=torch.long)))
         same = all(torch.equal(value, before[key]) for key, value in model.named_parameters())
-        torch.save({"scale": stage.scaler.get_scale(), "same": same}, path.with_name(f"{path.name}_{rank}.pth"))
+        return {"scale": stage.scaler.get_scale(), "same": same}
+
+    def work(rank: int) -> int:
+        process = start_process("cpu")
+        torch.save([step(process, rate) for rate in (1.0, 0.5)], path.with_name(f"{path.name}_{rank}.pth"))
         return 0
 
     assert in_processes(2, work) == [0, 0]

@@ -157,10 +157,10 @@ def _put_rows(path: Path, content: dict[str, Any], own: range, num_identities: i
         if sum(content["shards"]["rows"]) != num_identities:
             return
         rows = read_rows(path, content["shards"], own)
+    elif len(own) == num_identities or len(content["model"][WEIGHT]) != num_identities:
+        return
     else:
         rows = {"weight": content["model"][WEIGHT], "momentum": state.get(place, {}).get("momentum_buffer")}
-        if len(rows["weight"]) != num_identities:
-            return
         rows = {name: whole[own.start : own.stop].clone() for name, whole in rows.items() if whole is not None}
     content["model"][WEIGHT] = rows["weight"]
     if "momentum" in rows:
