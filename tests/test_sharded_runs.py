@@ -59,12 +59,12 @@ def overflow_of_one_process_leaves_the_step_out_on_both(folder: Path):
 
 
 def fp32_runs_agree_with_replicated_heads_and_across_numbers_of_processes(folder: Path):
-    """Five steps of train.py: the first to 1e-5 relative, then losses to 1e-3 and gradient norms to 1e-2.
+    """Three steps of train.py: the first to 1e-5 relative, then losses to 1e-3 and gradient norms to 1e-2.
 
     In float64 they agree to 1e-9, see above; what rounding does grows with every step of an untrained network.
     """
     whole = readings(folder / "sharded")
-    assert len(whole) == 5
+    assert len(whole) == 3
     end = load(folder / "sharded" / "iefp.pth")
     for name in ("replicated", "moving"):
         agree(readings(folder / name), whole)
@@ -76,7 +76,7 @@ def fp32_runs_agree_with_replicated_heads_and_across_numbers_of_processes(folder
         last_step = 0.002 * momentum_of(folder / "sharded").norm()  # how far it moved the rows
         assert apart < 0.01 * last_step
     starts = [event for event in read_log(folder / "moving") if event["event"] == "start"]
-    assert [(event["processes"], event["resumed_step"]) for event in starts] == [(2, 0), (1, 2), (2, 3)]
+    assert [(event["processes"], event["resumed_step"]) for event in starts] == [(2, 0), (1, 1), (2, 2)]
 
 
 def agree(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]):
@@ -100,7 +100,7 @@ def a_sampled_run_killed_between_two_files_ends_with_the_same_bits(folder: Path)
 def shards_stand_beside_their_checkpoints_and_the_best_one(run_folder: Path):
     folder = run_folder / "checkpoints"
     shards = [f"shard_{rank}_of_2.pth" for rank in (0, 1)]
-    files = ["step_00000005.pth", *(f"step_00000005.{shard}" for shard in shards)]
+    files = ["step_00000003.pth", *(f"step_00000003.{shard}" for shard in shards)]
     best = ["best.pth", *(f"best.{shard}" for shard in shards)]
     assert sorted(path.name for path in folder.iterdir()) == sorted(best + files + [f"{name}.sha256" for name in files])
     main = load_checkpoint(folder / files[0])
