@@ -165,7 +165,7 @@ def measure(flags, device: torch.device) -> dict:
         median = statistics.median(each)
         told[name] = {
             "ms": round(1000 * median, 2),
-            "ps_a_class_and_image": round(1e12 * median / flags.classes / flags.batch, 2),
+            "ns_a_class_and_image": round(1e9 * median / flags.classes / flags.batch, 2),
             "times_whole": ratios(seconds["whole"], each),
             "measured_mb": round(bytes_of[name] / 1e6, 2),
             "model_mb": round(model[name] / 1e6, 2),
