@@ -48,6 +48,7 @@ from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
 from models.margin import MarginLoss
 from models.purification import parse_purification
+from models.sharded_margin import ShardedMarginLoss
 from models.weights import (
     AGE_PREFIXES,
     age_file_tensors,
@@ -60,11 +61,13 @@ from models.weights import (
 from utils import dry_run
 from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
 from utils.averaging import MovingAverage
-from utils.checkpoint import list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import BEST, list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
+from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
+    RowwiseSGD,
     choose_precision,
     load_optimiser,
     make_optimiser,
@@ -116,6 +119,10 @@ class TrainConfig:
     """None: 0.35 for CosFace, 0.5 for ArcFace, 0.4 for AdaFace."""
     margin_values: tuple[float, float, float] | None = bounded(None, low=0, high=4)
     """With --margin combined: m1, m2, m3 of cos(m1 theta + m2) - m3; None: 1, 0.3, 0.2."""
+    sharded_classes: bool = False
+    """Each process holds the margin weights of its share of the identities, instead of all (Partial FC)."""
+    class_sampling_rate: float = bounded(1.0, above=0, high=1)
+    """With --sharded-classes: share of the identities in a step's softmax; those in the batch always are."""
     disentangle: Literal["iefp", "none", "grl", "dal", "orthogonal"] = "iefp"
     """What keeps age out of the embedding. iefp: mutual information, estimated by CLUB. none: nothing. grl: gradient
     reversal. dal: the canonical correlation with the age features. orthogonal: age goes into the features' length."""
@@ -223,7 +230,7 @@ class TrainConfig:
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
                   "best_metric", "profile", "wandb", "validate_every", "validate_on", "face_dataset",
-                  "dry_run"}  # fmt: skip
+                  "dry_run", "sharded_classes"}  # fmt: skip
 
 # What does something only where another setting has one of these values.
 NEEDS = {
@@ -240,6 +247,8 @@ NEEDS = {
     "learning_rate_epochs": ("schedule", ("steps",)),
     "polynomial_power": ("schedule", ("polynomial",)),
     "final_learning_rate": ("schedule", ("cosine", "polynomial")),
+    "sharded_classes": ("stage", ("identity",)),
+    "class_sampling_rate": ("sharded_classes", (True,)),
 }
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
@@ -282,15 +291,23 @@ class IdentityStage:
         self.keep_pace(config.accumulation)
         translate(config, (model.backbone_id, model.backbone_ae))
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
-        self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
-        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters, model.backbone_id)}
+        kind = RowwiseSGD if config.class_sampling_rate < 1 else torch.optim.SGD
+        self.optimisers = {"identity": make_optimiser(config, self.identity_parameters, model.backbone_id, kind)}
+        if config.sharded_classes:
+            shards = ClassShards(model.margin_fc.weight, process)
+            self.clip, make_scaler = shards.clip, shards.make_scaler
+            rate = config.class_sampling_rate
+            self.face_recognition = ShardedMarginLoss(model.margin_fc, shards.collectives, rate, config.seed)
+        else:
+            self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
+            self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
         self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
             self.critic_parameters = list(self.critic.parameters())
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
-        self.autocast, self.scaler = make_precision(config, process.device)
+        self.autocast, self.scaler = make_precision(config, process.device, make_scaler)
 
     def keep_pace(self, num_parts: int) -> None:
         """Lets running statistics move as far in a step of so many parts as in a step of one."""
@@ -323,7 +340,7 @@ class IdentityStage:
             with gradients_stay_here(part is not parts[-1], self.encoder, self.face_recognition):
                 passed.append(self.learn_from(part, len(parts)))
         gradient_norm = update(
-            self.optimisers["identity"], self.identity_parameters, self.scaler, self.config.clip_norm
+            self.optimisers["identity"], self.identity_parameters, self.scaler, self.config.clip_norm, self.clip
         )
 
         told, ages, identities = zip(*passed, strict=True)
@@ -350,7 +367,7 @@ class IdentityStage:
             losses[self.critic.penalty_name] = penalty.detach()
 
         # The identity branch learns to recognise people and to leave the critic, as it now is, nothing to find.
-        face_recognition_loss = self.face_recognition(identity, batch.identities)
+        face_recognition_loss = self.face_recognition(identity, batch.identities, batch.step)
         loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
         self.scaler.scale(loss / num_parts).backward()
         return {"face_recognition_loss": face_recognition_loss.detach(), **losses}, age, identity.detach()
@@ -558,7 +575,7 @@ def train(config: TrainConfig) -> int:
             save(run, position)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
-        if process.is_first and not status:
+        if not status:
             finish(run)
         wait_for_all(process)
     finally:
@@ -666,6 +683,8 @@ def check_needs(config: TrainConfig) -> None:
     for field in dataclasses.fields(config):
         other, values = NEEDS.get(field.name, (None, ()))
         if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
+            if values == (True,):
+                raise UserError(f"{flag(field.name)} does nothing without {flag(other)}: leave it out, or give both.")
             raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
                             f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip
 
@@ -907,6 +926,7 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
             age_purification=age_branch.purification,
             estimator=config.estimator,
             critic=config.disentangle if config.disentangle in CRITICS else None,
+            own_identities=own_identities(num_identities, process) if config.sharded_classes else None,
         )
         load_age_branch(model, config.age_weights)
         used = (model,)
@@ -952,8 +972,13 @@ def resume(
 
     Gives its position, the best value so far of --best-metric if that is still the same, and whether it was validated.
     """
-    folder = config.run_folder / "checkpoints"
-    content = load_newest(folder, report=lambda sentence: tell(process, sentence))
+    folder, head = config.run_folder / "checkpoints", stage.model.margin_fc
+    of_head = (None, 0) if head is None else (head.own, head.num_identities)
+    content = load_newest(
+        folder,
+        report=lambda sentence: tell(process, sentence),
+        load=lambda path: load_with_rows(path, *of_head, process),
+    )
     if content is None:
         return Position(0, 0, 0), None, False
     try:
@@ -981,12 +1006,14 @@ def figures_now(run: Run, position: Position) -> dict[str, float]:
 def save(run: Run, position: Position) -> bool:
     """Writes a checkpoint; all processes have the same parameters, so the first one's are saved. Says if it worked.
 
+    With --sharded-classes each also saves its own rows of the margin weight.
+
     A disk that is full is told and the run goes on: what was saved before is untouched.
     """
     config, stage, saved, best_before = run.config, run.stage, [True], run.best
     figures = figures_now(run, position)
     is_best = update_best(run, figures)
-    if run.process.is_first:
+    if run.process.is_first or config.sharded_classes:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
@@ -1001,7 +1028,10 @@ def save(run: Run, position: Position) -> bool:
             content["averaged"] = stage.averaged.state_dict()
         folder = config.run_folder / "checkpoints"
         try:
-            save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
+            if config.sharded_classes:
+                save_shards(folder, position.step, content, run.process)
+            if run.process.is_first:
+                save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
         except OSError as error:
             saved = [False]
             tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
@@ -1028,27 +1058,42 @@ def update_best(run: Run, figures: dict[str, float]) -> bool:
 
 
 def finish(run: Run) -> None:
-    """Writes the weights in the published layout: the last ones, their moving average, and those that were best."""
-    config, stage, log = run.config, run.stage, {}
+    """Writes the weights in the published layout: the last ones, their moving average, and those that were best.
+
+    All processes call it: with --sharded-classes each has a part of them.
+    """
+    config, stage, told = run.config, run.stage, {}
     path = config.run_folder / stage.weights_file
-    log["weights"] = write_weights(config, stage, path)
+    told["weights"] = write_weights(run, path)
     tell(run.process, f"weights in the published layout: {path}")
     if stage.averaged is not None:
         with stage.averaged.in_the_model():
-            log["ema_weights"] = write_weights(config, stage, path.with_stem(path.stem + "_ema"))
-        tell(run.process, f"their moving average: {log['ema_weights']}")
-    if run.best is not None:
-        best = load_best(config.run_folder / "checkpoints")
-        stage.model.load_state_dict(best["model"])
-        if stage.averaged is not None:
-            stage.averaged.load_state_dict(best["averaged"])
-        by_validation = run.validation is not None and config.best_metric in figures_of(run.validation.benchmarks)
+            told["ema_weights"] = write_weights(run, path.with_stem(path.stem + "_ema"))
+        tell(run.process, f"their moving average: {told['ema_weights']}")
+    if run.best is not None and (run.process.is_first or config.sharded_classes):
+        step, by_validation = (
+            put_best(run),
+            config.best_metric in figures_of(run.validation.benchmarks if run.validation else {}),
+        )
         with judged(stage) if by_validation else contextlib.nullcontext():
-            log["best_weights"] = write_weights(config, stage, path.with_stem(path.stem + "_best"))
-        log |= {"best_step": best["step"], config.best_metric: run.best}
-        tell(run.process, f"best by {config.best_metric}, {run.best:.6g} at step {best['step']:,}: "
-             f"{log['best_weights']}")  # fmt: skip
-    run.log.event("end", **log)
+            told["best_weights"] = write_weights(run, path.with_stem(path.stem + "_best"))
+        told |= {"best_step": step, config.best_metric: run.best}
+        tell(run.process, f"best by {config.best_metric}, {run.best:.6g} at step {step:,}: {told['best_weights']}")
+    run.log.event("end", **told)
+
+
+def put_best(run: Run) -> int:
+    """Puts the best checkpoint's weights and averages into the model; gives its step."""
+    path, stage = run.config.run_folder / "checkpoints" / BEST, run.stage
+    if run.config.sharded_classes:
+        head = stage.model.margin_fc
+        best = load_with_rows(path, head.own, head.num_identities, run.process, load_best)
+    else:
+        best = load_best(path)
+    stage.model.load_state_dict(best["model"])
+    if stage.averaged is not None:
+        stage.averaged.load_state_dict(best.get("averaged"))
+    return best["step"]
 
 
 def judged(stage: IdentityStage | AgeStage) -> contextlib.AbstractContextManager:
@@ -1056,11 +1101,16 @@ def judged(stage: IdentityStage | AgeStage) -> contextlib.AbstractContextManager
     return contextlib.nullcontext(stage.model) if stage.averaged is None else stage.averaged.in_the_model()
 
 
-def write_weights(config: TrainConfig, stage: IdentityStage | AgeStage, path: Path) -> str:
+def write_weights(run: Run, path: Path) -> str:
     """The weights, and beside them what their keys can't tell; gives the path."""
-    method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
-    write_json(path.with_suffix(".json"), describe_branches(stage.model) | method)
-    save_atomically(stage.published_tensors(stage.model), path)
+    config, model = run.config, run.stage.model
+    whole = {}
+    if config.sharded_classes:
+        whole = {WEIGHT: whole_weight(model.margin_fc.weight, run.index.num_identities, run.process)}
+    if run.process.is_first:
+        method = {"disentangle": config.disentangle} if config.stage == "identity" else {}
+        write_json(path.with_suffix(".json"), describe_branches(model) | method)
+        save_atomically(run.stage.published_tensors(model) | whole, path)
     return str(path)
 
 
@@ -1084,16 +1134,15 @@ def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchma
     modules = [stage.model, *(stage.averaged.modules.values() if stage.averaged is not None else ())]
     held = [each for module in modules for each in (*module.parameters(), *module.buffers())
             if each.device == process.device]  # fmt: skip
-    head = stage.model.margin_fc
-    num_identities = 0 if head is None else len(head.weight)
+    own, logits = logits_of(run)
     an_image, beside = saved_by(lambda size: stage.step(made_up_batch(size, process.device)), held)
-    an_image -= num_identities * FP32  # the logits have a row of their own
-    peak = step_memory(at_once, num_identities, dry_run.tensor_bytes(held), dry_run.tensor_bytes(trained), an_image,
-                       beside, config.momentum > 0)  # fmt: skip
-    say(dry_run.memory(peak, at_once, num_identities, an_image, process.device))
+    an_image -= logits * FP32  # they have a row of their own
+    peak = step_memory(at_once, own, dry_run.tensor_bytes(held), dry_run.tensor_bytes(trained), an_image, beside,
+                       config.momentum > 0, logits)  # fmt: skip
+    say(dry_run.memory(peak, at_once, logits, an_image, process.device))
 
     keeps = age_features_kept(run)
-    of_step, measured = measure_step(run, position, an_image + num_identities * FP32)
+    of_step, measured = measure_step(run, position, an_image + logits * FP32)
     say(dry_run.times(of_step, measured, share, run.sampler.num_batches, config.epochs, keeps))
     say(dry_run.disk(files_of(run, trained, keeps)))
     if process.is_first:
@@ -1102,6 +1151,15 @@ def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchma
     say(f"dry run: nothing was trained; in {config.run_folder} {done}")
     stop_process(process)
     return 0
+
+
+def logits_of(run: Run) -> tuple[int, int]:
+    """Identities whose weights take part in this process's step, and logits that it has for each of its own images."""
+    config, head = run.config, run.stage.model.margin_fc
+    if head is None:
+        return 0, 0
+    own = max(1, round(config.class_sampling_rate * len(head.weight)))
+    return own, own * (run.process.world_size if config.sharded_classes else 1)
 
 
 def resolved_settings(run: Run) -> dict[str, object]:

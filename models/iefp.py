@@ -18,8 +18,9 @@ class IEFP(nn.Module):
     """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
-    the margin head out: comparing faces needs none. `year_head` adds a second age head, for years, `critic` one of
-    models.disentangle, trained in the place of CLUB (neither is published).
+    the margin head out: comparing faces needs none; with `own_identities` it holds these alone, where other processes
+    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle, trained in the
+    place of CLUB (neither is published).
 
     Raises:
         UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.
@@ -38,6 +39,7 @@ class IEFP(nn.Module):
         estimator: str = "sampled",
         year_head: bool = False,
         critic: str | None = None,
+        own_identities: range | None = None,
     ):
         super().__init__()
         if margin not in MARGINS:
@@ -53,7 +55,9 @@ class IEFP(nn.Module):
             backbone if age_backbone is None else age_backbone,
             purification if age_purification is None else age_purification,
         )
-        self.margin_fc = MARGINS[margin](num_identities, margin_scale, margin_value) if num_identities else None
+        self.margin_fc = (
+            MARGINS[margin](num_identities, margin_scale, margin_value, own=own_identities) if num_identities else None
+        )
         self.clubmi = ESTIMATORS[estimator]()
         self.age_estimator = nn.Linear(EMBEDDING_SIZE, NUM_AGE_GROUPS)
         self.year_head = ExpectedAgeHead() if year_head else None

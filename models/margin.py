@@ -15,7 +15,11 @@ from meta import EMBEDDING_SIZE, UserError
 
 
 class MarginHead(nn.Module):
-    """Cosines between features and one weight vector an identity; a subclass says what the margin does."""
+    """Cosines between features and one weight vector an identity; a subclass says what the margin does.
+
+    `own` are the identities whose vectors this head holds, where others hold the rest (models.sharded_margin); None
+    are all. Its weights start as those rows of a whole head would.
+    """
 
     default_margin: float | tuple[float, float, float]
 
@@ -25,11 +29,13 @@ class MarginHead(nn.Module):
         scale: float = 64.0,
         margin: float | tuple[float, float, float] | None = None,
         size: int = EMBEDDING_SIZE,
+        own: range | None = None,
     ):
         super().__init__()
         self.scale = scale
         self.margin = self.default_margin if margin is None else margin
-        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_identities, size)))
+        self.num_identities, self.own = num_identities, range(num_identities) if own is None else own
+        self.weight = nn.Parameter(_draw_weight(num_identities, size, self.own))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """features (N, 512), labels (N,) int64 -> logits (N, identities)."""
@@ -62,14 +68,34 @@ class MarginHead(nn.Module):
 
 
 class MarginLoss(nn.Module):
-    """A head whose forward pass gives the loss: what DistributedDataParallel can call."""
+    """A head whose forward pass gives the loss: what DistributedDataParallel can call.
+
+    It is called as models.sharded_margin's loss is, which draws a sample by the step; here all identities take part.
+    """
 
     def __init__(self, head: MarginHead):
         super().__init__()
         self.head = head
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
         return self.head.loss(features, labels)
+
+
+ROWS_DRAWN = 65536  # at a time: 128 MiB
+
+
+def _draw_weight(num_identities: int, size: int, own: range) -> Tensor:
+    """The rows `own` of a whole (identities, size) of nn.init.xavier_uniform_; the others are drawn and let go of."""
+    if len(own) == num_identities:
+        return nn.init.xavier_uniform_(torch.empty(num_identities, size))
+    bound = math.sqrt(3) * math.sqrt(2 / (num_identities + size))
+    weight = torch.empty(len(own), size)
+    for start in range(0, num_identities, ROWS_DRAWN):
+        rows = torch.empty(min(ROWS_DRAWN, num_identities - start), size).uniform_(-bound, bound)
+        low, high = max(start, own.start), min(start + len(rows), own.stop)
+        if low < high:
+            weight[low - own.start : high - own.start] = rows[low - start : high - start]
+    return weight
 
 
 class _ScaledCrossEntropy(torch.autograd.Function):
@@ -144,8 +170,9 @@ class CombinedMargin(MarginHead):
         scale: float = 64.0,
         margin: tuple[float, float, float] | None = None,
         size: int = EMBEDDING_SIZE,
+        own: range | None = None,
     ):
-        super().__init__(num_identities, scale, margin, size)
+        super().__init__(num_identities, scale, margin, size, own)
         is_three = isinstance(self.margin, Sequence) and len(self.margin) == 3
         if not is_three or self.margin[0] < 1 or min(self.margin[1:]) < 0:
             raise UserError(f"margin {self.margin} of the combined head is out of range: give three numbers, m1 of at "
@@ -164,7 +191,7 @@ class AdaFace(MarginHead):
     z = (length - mean) h / deviation, cut at -1 and 1, h = 0.333; mean and deviation of the lengths are running ones,
     which in training move by 0.99 to those of the batch. Good pictures get a margin like CosFace's that pulls hard on
     what is hard, poor ones a margin like a negative ArcFace's. theta - m z is held between 0 and pi.
-    Of several processes all go by the lengths that the first one sees.
+    Of several processes all go by the lengths that the first one sees, or with sharded identities by those of all.
     Source: Kim et al., "AdaFace", CVPR 2022, section 3.
     """
 
@@ -174,9 +201,14 @@ class AdaFace(MarginHead):
     shortest, longest = 0.001, 100.0  # lengths beyond count as these
 
     def __init__(
-        self, num_identities: int, scale: float = 64.0, margin: float | None = None, size: int = EMBEDDING_SIZE
+        self,
+        num_identities: int,
+        scale: float = 64.0,
+        margin: float | None = None,
+        size: int = EMBEDDING_SIZE,
+        own: range | None = None,
     ):
-        super().__init__(num_identities, scale, margin, size)
+        super().__init__(num_identities, scale, margin, size, own)
         self.register_buffer("length_mean", torch.tensor(20.0))
         self.register_buffer("length_deviation", torch.tensor(100.0))
 

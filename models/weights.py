@@ -92,6 +92,9 @@ def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> 
     """
     expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
     found = {key: value for key, value in read_weight_file(path).tensors.items() if key.startswith(prefixes)}
+    head, whole = model.margin_fc, found.get("margin_fc.weight")
+    if head is not None and whole is not None and len(whole) == head.num_identities:
+        found["margin_fc.weight"] = whole[head.own.start : head.own.stop]
     fitting = {key: value for key, value in found.items() if key in expected and value.shape == expected[key].shape}
     if not fitting:
         raise UserError(f"nothing in {path} fits this model: its backbone or stage must be another. {ACCEPTED}")

@@ -2,6 +2,9 @@
 
 `step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads. The checksum
 is in place before the checkpoint, so a checkpoint under its final name is whole or can be told to be damaged.
+
+Where processes hold rows of their own, each writes them to `step_NNNNNNNN.shard_R_of_W.pth`, with a checksum too. The
+main file gets its name after all of them and knows their checksums, so a main file implies whole shards.
 """
 
 import hashlib
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from meta import UserError
 
@@ -57,38 +61,85 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int,
     Raises:
         OSError: it could not be written, as on a full disk; what was there before is untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pth"
-    beside, checksum_beside = path.with_name(path.name + ".part"), path.with_name(path.name + ".sha256.part")
-    try:
-        try:
-            write_flushed({"format": FORMAT, "step": step, **content}, beside)
-        except RuntimeError as error:  # what torch makes of a failed write
-            raise OSError(str(error).splitlines()[0]) from error
-        checksum_beside.write_text(f"{sha256(beside)}  {path.name}\n")
-        checksum_beside.replace(checksum_path(path))
-        beside.replace(path)
-        flush_folder(folder)
-    finally:
-        beside.unlink(missing_ok=True)
-        checksum_beside.unlink(missing_ok=True)
+    _write_with_checksum({"format": FORMAT, "step": step, **content}, path)
     if is_best:
         keep_as_best(path)
     for older in list_checkpoints(folder)[:-keep]:
         older.unlink()
         checksum_path(older).unlink(missing_ok=True)
+    _remove_lone_shards(folder)
     return path
+
+
+def save_shard(folder: Path, step: int, rank: int, count: int, rows: dict[str, Tensor]) -> str:
+    """Writes the rows of one of `count` processes, and gives the file's SHA-256. To be done before save_checkpoint.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    path = shard_path(folder / f"step_{step:08d}.pth", rank, count)
+    return _write_with_checksum({"format": FORMAT, "step": step, "rows": rows}, path)
+
+
+def _write_with_checksum(content: dict[str, Any], path: Path) -> str:
+    """Writes a file and its checksum beside their names, flushed, then renames both; gives the checksum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, checksum_beside = path.with_name(path.name + ".part"), path.with_name(path.name + ".sha256.part")
+    try:
+        try:
+            write_flushed(content, beside)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(str(error).splitlines()[0]) from error
+        digest = sha256(beside)
+        checksum_beside.write_text(f"{digest}  {path.name}\n")
+        checksum_beside.replace(checksum_path(path))
+        beside.replace(path)
+        flush_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+        checksum_beside.unlink(missing_ok=True)
+    return digest
 
 
 def keep_as_best(path: Path) -> None:
     """Gives the checkpoint a second name that outlives its first; no second copy where the file system has links."""
-    beside = path.with_name(BEST + ".part")
+    best = path.with_name(BEST)
+    own = {shard: shard.name.replace(path.stem, best.stem, 1) for shard in _shards(path.parent, re.escape(path.stem))}
+    for shard, name in own.items():
+        _name_again(shard, shard.with_name(name))
+    _name_again(path, best)
+    for shard in _shards(path.parent, best.stem):
+        if shard.name not in own.values():  # of a best one with another number of processes
+            shard.unlink()
+
+
+def _name_again(path: Path, name: Path) -> None:
+    beside = name.with_name(name.name + ".part")
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)
     except OSError:
         shutil.copyfile(path, beside)
-    beside.replace(path.with_name(BEST))
+    beside.replace(name)
+
+
+def _remove_lone_shards(folder: Path) -> None:
+    """Removes shards, whole or half, whose main file is not there: of old checkpoints, and of ones never finished."""
+    kept = {path.stem for path in list_checkpoints(folder)}
+    for shard in _shards(folder, r"step_\d{8,}", r"(\.sha256)?(\.part)?"):
+        if shard.name.split(".")[0] not in kept:
+            shard.unlink()
+
+
+def _shards(folder: Path, stem: str, ending: str = "") -> list[Path]:
+    pattern = re.compile(rf"{stem}\.shard_\d+_of_\d+\.pth{ending}")
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+
+
+def shard_path(path: Path, rank: int, count: int) -> Path:
+    """`step_NNNNNNNN.pth` -> the file of process `rank` of `count` beside it."""
+    return path.with_name(f"{path.stem}.shard_{rank}_of_{count}.pth")
 
 
 def checksum_path(path: Path) -> Path:
@@ -114,8 +165,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))  # names would put 10^8 before 99999999
 
 
-def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+def load_newest(
+    folder: Path, report: Callable[[str], None], load: Callable[[Path], dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
     """The newest good checkpoint in `folder`, None where there is none; damaged ones are reported and passed over.
+
+    `load` reads one instead of load_checkpoint; it raises UserError for one that is not good.
 
     Raises:
         UserError: there are checkpoints and none of them is good.
@@ -123,7 +178,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return load_checkpoint(path)
+            return (load or load_checkpoint)(path)
         except UserError as error:
             report(str(error))
     if paths:
@@ -139,29 +194,58 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: damaged, of another format, or holding more than tensors and plain values.
     """
     try:
-        expected = checksum_path(path).read_text().split()[:1]
-        found = [sha256(path)]
-    except (OSError, UnicodeDecodeError) as error:
+        expected = checksum_path(path).read_text().split()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
         raise UserError(f"checkpoint {path} has no readable checksum beside it ({error}): it is not used.") from None
-    if found != expected:
-        raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one beside it): it is not used.")
-    return _read(path)
+    return _read_checked(path, expected)
 
 
-def load_best(folder: Path) -> dict[str, Any]:
-    """The content of best.pth in `folder`, which has no checksum: torch looks at those inside.
+def read_rows(path: Path, shards: dict[str, list], own: range) -> dict[str, Tensor]:
+    """The rows `own` of a checkpoint whose rows lie in shards; only files that overlap them are read.
+
+    `shards` is what the checkpoint says of them: how many "rows" each has and its "sha256".
+
+    Raises:
+        UserError: a shard is missing, damaged, or none of this checkpoint.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    count, start = len(shards["rows"]), 0
+    for rank in range(count):
+        stop = start + shards["rows"][rank]
+        low, high = max(start, own.start), min(stop, own.stop)
+        if low < high:
+            content = _read_checked(shard_path(path, rank, count), shards["sha256"][rank], mmap=True)
+            for name, rows in content["rows"].items():
+                pieces.setdefault(name, []).append(rows[low - start : high - start])
+        start = stop
+    return {name: torch.cat(rows) for name, rows in pieces.items()}
+
+
+def load_best(path: Path) -> dict[str, Any]:
+    """The content of best.pth, which has no checksum: torch looks at those inside.
 
     Raises:
         UserError: missing or damaged.
     """
-    if not (folder / BEST).is_file():
-        raise UserError(f"{folder / BEST} is missing, which this run wrote: its weights can't be written out.")
-    return _read(folder / BEST)
+    if not path.is_file():
+        raise UserError(f"{path} is missing, which this run wrote: its weights can't be written out.")
+    return _read(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_checked(path: Path, expected: str, mmap: bool = False) -> dict[str, Any]:
+    """The content of a file whose SHA-256 is `expected`; with `mmap` only what is used of it comes into memory."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} can't be read ({error}): it is not used.") from None
+    if found != expected:
+        raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one noted): it is not used.")
+    return _read(path, mmap)
+
+
+def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user

@@ -173,6 +173,44 @@ def synchronise_batchnorm(module: nn.Module, process: Process) -> None:
             synchronise_batchnorm(child, process)
 
 
+class Collectives:
+    """How processes that each hold a part join what they have; one process alone gets each value back as it is."""
+
+    def __init__(self, process: Process):
+        self.rank, self.world_size = process.rank, process.world_size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(N, ...) of each process, N the same on all -> (world_size * N, ...) in order of rank."""
+        if self.world_size == 1:
+            return rows
+        everyones = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
+        dist.all_gather(list(everyones.chunk(self.world_size)), rows.contiguous())
+        return everyones
+
+    def own_part(self, rows: Tensor) -> Tensor:
+        """(world_size * N, ...) of each process -> (N, ...): the rows that `gather` had of it, over all summed up."""
+        if self.world_size == 1:
+            return rows
+        share = len(rows) // self.world_size
+        if rows.is_cuda:
+            part = rows.new_empty(share, *rows.shape[1:])
+            dist.reduce_scatter(part, list(rows.contiguous().chunk(self.world_size)))
+            return part
+        return self.sum(rows)[self.rank * share : (self.rank + 1) * share]  # older versions of gloo can't do it in one
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def maximum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: Tensor, how: dist.ReduceOp) -> Tensor:
+        if self.world_size > 1:
+            values = values.contiguous().clone()
+            dist.all_reduce(values, how)
+        return values
+
+
 def average(values: Tensor, process: Process) -> Tensor:
     """The mean of `values` over all processes."""
     if process.world_size > 1:

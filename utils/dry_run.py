@@ -98,7 +98,7 @@ def parameters(parts: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor])
     return "parameters\n" + columns(rows)
 
 
-def memory(of_step: StepMemory, num_images: int, num_identities: int, an_image: float, device: torch.device) -> str:
+def memory(of_step: StepMemory, num_images: int, logits: int, an_image: float, device: torch.device) -> str:
     """The parts of the peak, and what the device has."""
     parts = {
         "weights and buffers, frozen ones too": of_step.weights,
@@ -106,7 +106,7 @@ def memory(of_step: StepMemory, num_images: int, num_identities: int, an_image: 
         "momentum": of_step.momentum,
         f"kept for the backward pass: {num_images:,} images x {size(an_image)}": of_step.activations,
         "kept beside it, whatever the batch": of_step.beside,
-        f"logits: {num_images:,} images x {num_identities:,} identities x 4 bytes": of_step.logits,
+        f"logits: {num_images:,} images x {logits:,} x 4 bytes": of_step.logits,
         "gradient of the margin head's normalised weights": of_step.head_gradient,
     }
     rows = [(name, size(value)) for name, value in parts.items() if value]

@@ -103,18 +103,22 @@ def step_memory(
     an_image: float,
     beside: float,
     momentum: bool = True,
+    logits_an_image: int | None = None,
 ) -> StepMemory:
     """The peak of a step on one device.
 
     `weights` and `trained` are bytes of parameters, `an_image` and `beside` as `saved_by` gives them for an encoder
     alone or less the logits for a whole step; `num_identities` is 0 without a margin head.
+    An image has as many logits, unless told otherwise: where identities are shared out, a process has those of the
+    others' images too.
     """
+    logits_an_image = num_identities if logits_an_image is None else logits_an_image
     return StepMemory(
         weights=weights,
         gradients=trained,
         momentum=trained if momentum else 0,
         activations=num_images * an_image,
         beside=beside,
-        logits=num_images * num_identities * FP32,
+        logits=num_images * logits_an_image * FP32,
         head_gradient=num_identities * EMBEDDING_SIZE * FP32,
     )

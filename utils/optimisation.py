@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +33,10 @@ def make_repeatable(config: Settings) -> None:
 
 
 def make_optimiser(
-    config: Settings, parameters: list[Tensor], backbone: nn.Module | None = None
+    config: Settings,
+    parameters: list[Tensor],
+    backbone: nn.Module | None = None,
+    kind: type[torch.optim.SGD] = torch.optim.SGD,
 ) -> torch.optim.Optimizer:
     """SGD as published. With --backbone-learning-rate-factor the encoder `backbone`, whose parameters come first, is a
     group with a rate of its own; its purification unit stays with what is new (see utils.schedules).
@@ -44,9 +48,7 @@ def make_optimiser(
             {"params": parameters[:pretrained], "rate_factor": config.backbone_learning_rate_factor},
             {"params": parameters[pretrained:], "rate_factor": 1.0},
         ]
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    return kind(groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -55,8 +57,44 @@ def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
+class RowwiseSGD(torch.optim.SGD):
+    """SGD that where a gradient is sparse moves only the rows that are in it, weight and momentum: others stand still.
+
+    Weight decay too is for those rows alone. Torch's own SGD refuses momentum with sparse gradients.
+    """
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        # A loss scaler then leaves the whole step out itself, where else it tells the fused kernels to.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._move_rows(parameter, group)
+                    parameter.grad = None  # done: for SGD it has none
+        super().step()
+
+    def _move_rows(self, parameter: Tensor, group: dict) -> None:
+        gradient, state = parameter.grad.coalesce(), self.state[parameter]
+        rows = gradient.indices()[0]
+        move = gradient.values().add(parameter[rows], alpha=group["weight_decay"])
+        if group["momentum"]:
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            move.add_(state["momentum_buffer"][rows], alpha=group["momentum"])
+            state["momentum_buffer"].index_copy_(0, rows, move)
+        parameter.index_add_(0, rows, move, alpha=-group["lr"])
+
+
 def update(
-    optimiser: torch.optim.Optimizer, parameters: list[Tensor], scaler: torch.amp.GradScaler, clip_norm: float
+    optimiser: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    scaler: torch.amp.GradScaler,
+    clip_norm: float,
+    clip: Callable[[list[Tensor], float], Tensor] = clip_grad_norm_,
 ) -> Tensor:
     """Clipping and one step of the optimiser by gradients that are there; gives their norm before clipping.
 
@@ -64,7 +102,7 @@ def update(
     which is its normal work.
     """
     scaler.unscale_(optimiser)
-    gradient_norm = clip_grad_norm_(parameters, clip_norm)
+    gradient_norm = clip(parameters, clip_norm)
     scaler.step(optimiser)
     scaler.update()
     return gradient_norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else gradient_norm
@@ -79,12 +117,14 @@ def choose_precision(config: Settings, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def make_precision(config: Settings, device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
+def make_precision(
+    config: Settings, device: torch.device, scaler: Callable[..., torch.amp.GradScaler] = torch.amp.GradScaler
+) -> tuple[torch.autocast, torch.amp.GradScaler]:
     """Autocast for the encoders, and the scaler that fp16 needs; both do nothing in fp32."""
     precision = choose_precision(config, device)
     dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     autocast = torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return autocast, scaler(device.type, enabled=precision == "fp16")
 
 
 def translate(config: Settings, encoders: tuple[torch.nn.Module, ...]) -> None:

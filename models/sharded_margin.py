@@ -1,0 +1,173 @@
+"""The loss of a margin head whose identities are shared out over processes, and of a sample of them.
+
+Every process holds the weight vectors of a range of identities, sees the features of the whole batch, and computes the
+logits of its own identities alone: (whole batch, own identities) is the one matrix that it keeps. The softmax is exact:
+row maxima, sums of exponentials and the labels' logits are joined over the processes.
+Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by Partial
+FC", CVPR 2022, sections 3 and 4.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from models.margin import MarginHead
+
+SHORTEST = 1e-12  # length by which a vector is divided at least, as in F.normalize
+ROWS_AT_ONCE = 16384  # where a product as large as the weight would be made only to be summed up: 32 MiB instead
+
+
+class Collectives(Protocol):
+    """How the holders of parts join what they have; one that holds everything gives each value back as it is."""
+
+    world_size: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(N, ...) of each, N the same everywhere -> (world_size * N, ...) in the order of the holders."""
+
+    def own_part(self, rows: Tensor) -> Tensor:
+        """(world_size * N, ...) of each -> (N, ...): the sum over all, of the rows that this one gave to `gather`."""
+
+    def sum(self, values: Tensor) -> Tensor: ...
+
+    def maximum(self, values: Tensor) -> Tensor: ...
+
+
+class ShardedMarginLoss(nn.Module):
+    """Features and labels of this process -> mean cross-entropy over the batch of all, the same on every process.
+
+    The gradient of the weights is complete: of all samples. That of the features is `world_size` times the derivative
+    of the mean, so that encoders whose gradients are *averaged* over the processes get that of the whole batch.
+
+    With `rate` below 1 the softmax goes over a sample: the identities in the batch, and others drawn at random up to
+    `rate` of each process's own. Seed, step and the first own identity alone decide the draw. The weight then gets a
+    sparse gradient: only rows that took part may be moved (utils.optimisation.RowwiseSGD).
+    """
+
+    def __init__(self, head: MarginHead, collectives: Collectives, rate: float = 1.0, seed: int = 0):
+        super().__init__()
+        self.head, self.collectives, self.rate, self.seed = head, collectives, rate, seed
+
+    def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
+        """features (N, 512), labels (N,) int64 of the whole set of identities -> a scalar."""
+        head, own = self.head, self.head.own
+        features = _Gather.apply(features, self.collectives)  # (whole batch, 512)
+        labels = self.collectives.gather(labels)  # (whole batch,)
+        quality = head.quality(features)
+        rows = ((labels >= own.start) & (labels < own.stop)).nonzero().squeeze(1)  # (M,) samples of own identities
+        columns = labels[rows] - own.start  # (M,)
+        weight = head.weight  # (own identities, 512)
+        if self.rate < 1:
+            kept = self.sample(columns, step)
+            weight, columns = _Rows.apply(weight, kept), torch.searchsorted(kept, columns)
+        return _ShardedCrossEntropy.apply(
+            F.normalize(features),
+            weight,
+            rows,
+            columns,
+            lambda cosine: head.with_margin(cosine, None if quality is None else quality[rows]),
+            head.scale,
+            self.collectives,
+        )
+
+    def sample(self, present: Tensor, step: int) -> Tensor:
+        """Own identities of this step, ascending: all in `present` (M,), others drawn up to the rate; one at least."""
+        own, device = self.head.own, present.device
+        seed = np.random.SeedSequence((self.seed, step, own.start)).generate_state(1, np.uint64)[0]
+        draws = torch.Generator(device).manual_seed(int(seed >> 1))
+        present = present.unique()
+        order = torch.randperm(len(own), generator=draws, device=device)
+        is_present = torch.zeros(len(own), dtype=torch.bool, device=device)
+        is_present[present] = True
+        wanted = max(1, round(self.rate * len(own)))
+        others = order[~is_present[order]][: max(0, wanted - len(present))]
+        return torch.cat([present, others]).sort().values
+
+
+class _Gather(torch.autograd.Function):
+    """The features of all processes. Each has the part of their gradient that comes from its identities; the sum of
+    the parts goes back times world_size: see ShardedMarginLoss."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, collectives: Collectives) -> Tensor:
+        ctx.collectives = collectives
+        return collectives.gather(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.collectives.own_part(gradient) * ctx.collectives.world_size, None
+
+
+class _Rows(torch.autograd.Function):
+    """weight[kept], with a sparse gradient: a dense one would be as large as the weight."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.shape = weight.shape
+        return weight.index_select(0, kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(kept[None], gradient, ctx.shape, check_invariants=False), None
+
+
+class _ShardedCrossEntropy(torch.autograd.Function):
+    """mean_n [log sum_j exp(l_nj) - l_ny], l = s * cos with the margin at y, j over the identities of all processes.
+
+    As models.margin's loss it keeps one matrix: the logits, and in their place their gradient. It also takes the
+    weights as they are and normalises them itself, so that their gradient is made in one piece of memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        features: Tensor,  # (N, 512) normalised, of the whole batch
+        weight: Tensor,  # (own, 512)
+        rows: Tensor,  # (M,) samples whose label is one of the own, and
+        columns: Tensor,  # (M,) which
+        with_margin: Callable[[Tensor], Tensor],
+        scale: float,
+        collectives: Collectives,
+    ) -> Tensor:
+        lengths = weight.norm(dim=1, keepdim=True).clamp(min=SHORTEST)  # (own, 1)
+        weight = weight / lengths
+        logits = features @ weight.t()  # (N, own)
+        with torch.enable_grad():
+            cosine = logits[rows, columns].requires_grad_()
+            at_label = with_margin(cosine)
+            (slope,) = torch.autograd.grad(at_label.sum(), cosine)  # (M,) d at_label / d cosine
+        logits[rows, columns] = at_label.detach()
+        logits.mul_(scale)
+        logits.sub_(collectives.maximum(logits.amax(dim=1)).unsqueeze(1))
+        target = logits.new_zeros(len(logits)).index_copy_(0, rows, logits[rows, columns])  # before exp takes its place
+        total, target = collectives.sum(torch.stack([logits.exp_().sum(dim=1), target]))  # (N,) each
+        gradient = logits.div_(total.unsqueeze(1))  # softmax
+        gradient[rows, columns] = (gradient[rows, columns] - 1) * slope
+        ctx.save_for_backward(features, weight, lengths, gradient)
+        ctx.factor = scale / len(features)
+        return (total.log() - target).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_of_loss: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, lengths, gradient = ctx.saved_tensors
+        factor = gradient_of_loss * ctx.factor
+        of_features = (gradient @ weight) * factor if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            # Through w / |w|: what lies along w is taken out of the gradient, in place.
+            of_weight = gradient.t() @ (features * factor)
+            for part in zip(*(rows.split(ROWS_AT_ONCE) for rows in (of_weight, weight, lengths)), strict=True):
+                of_rows, rows, lengths_of_rows = part
+                along = (of_rows * rows).sum(dim=1, keepdim=True)
+                of_rows.addcmul_(rows, along, value=-1).div_(lengths_of_rows)
+        return of_features, of_weight, None, None, None, None, None
