@@ -5,6 +5,9 @@ A model that compares ages instead of people looks good on small gaps against ra
 falls towards chance (AUC 50 percent) against matched ones. A bin is some years wide, so the AUC is also there against
 impostors of the same number of years: for a score that depends on the gap alone it is 50 percent exactly.
 
+A program that compares faces has one threshold for all of them: `common_thresholds` says what it lets through at each
+gap.
+
 Ages are whole years, -1 where unknown: such pictures or pairs are left out and counted. A bin with too few pairs gets
 its counts, None for each figure, and the reason. Results are ready for JSON.
 """
@@ -34,6 +37,8 @@ from utils.verification import (
     impostor_blocks,
     pair_cosines,
     tar,
+    threshold_at,
+    too_few_impostors,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ MATE_YEARS = (5, 10, 20, 30)
 UNKNOWN = -1
 
 FALSE_ACCEPT_RATES = {"1e-2": 100, "1e-3": 1_000}  # one impostor in this many
+COMMON_RATES = {"1e-1": 10, "1e-2": 100, "1e-3": 1_000, "1e-4": 10_000}  # of the thresholds common to all bins
 MIN_PAIRS = 10  # of each kind: below this a share of them is no figure
 MIN_PROBES = 10
 FIGURES = ("auc", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
@@ -65,8 +71,9 @@ def by_age_gap(embeddings: Array, identities: Array, ages: Array, progress: Prog
     """Verification over all pairs of pictures, in bins of the years between them: 0-1, 2-5, 6-10, 11-20, 21-30, 31+.
 
     `embeddings` (N,D), `identities` (N,) whole numbers or strings, `ages` (N,) whole years, -1 where unknown. Gives
-    num_pictures, num_pictures_without_age and "bins": name -> row, with a last row "all". A row holds num_genuine,
-    num_random_impostor, num_matched_impostor; {auc,tar_at_far_1e-2,tar_at_far_1e-3}_{random,matched}_impostors_percent;
+    num_pictures, num_pictures_without_age, "common_thresholds" (see that function) and "bins": name -> row, with a last
+    row "all". A row holds num_genuine, num_random_impostor, num_matched_impostor;
+    {auc,tar_at_far_1e-2,tar_at_far_1e-3}_{random,matched}_impostors_percent;
     auc_same_years_impostors_percent, each genuine pair against the impostors whose gap equals its own to the year;
     mean_genuine_cosine, mean_random_impostor_cosine, mean_matched_impostor_cosine; reason, None or why one is None.
     In the row "all" a matched figure is the mean of the bins' figures, each weighted by its genuine pairs.
@@ -101,7 +108,7 @@ def _picture_table(embeddings, identities, ages, lower_edges, years_of_pair, pro
     return {
         "num_pictures": len(known),
         "num_pictures_without_age": int(np.count_nonzero(~known)),
-        "bins": _table(lower_edges, pair_cosines(units, first, second), genuine_years, blocks()),
+        **_table(lower_edges, pair_cosines(units, first, second), genuine_years, blocks()),
     }
 
 
@@ -112,7 +119,7 @@ def pairs_by_age_gap(scores: Array, genuine: Array, first_ages: Array, second_ag
     """`by_age_gap` of a list of pairs: its impostor pairs are the random ones, those of the same bin the matched ones.
 
     `scores` (P,), `genuine` (P,) bool or 0/1, `first_ages` and `second_ages` (P,) whole years, -1 where unknown. Gives
-    num_pairs, num_pairs_without_age (one age or both unknown) and "bins".
+    num_pairs, num_pairs_without_age (one age or both unknown), "common_thresholds" and "bins".
 
     Raises: UserError for wrong shapes, one kind of pair only, scores that are not finite, ages that are none.
     """
@@ -135,7 +142,7 @@ def _pair_table(scores, genuine, first_ages, second_ages, lower_edges, years_of_
     return {
         "num_pairs": len(known),
         "num_pairs_without_age": int(np.count_nonzero(~known)),
-        "bins": _table(lower_edges, score_row[is_genuine], pair_years[is_genuine], impostors),
+        **_table(lower_edges, score_row[is_genuine], pair_years[is_genuine], impostors),
     }
 
 
@@ -206,7 +213,10 @@ def _table(
     genuine_years: np.ndarray,
     impostor_blocks: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> dict[str, Result]:
-    """One row a bin and one for all; scores and years of genuine pairs (G,), of impostors in blocks of (I,) each."""
+    """What a table holds: "common_thresholds", and "bins" with a row a bin and one for all.
+
+    Scores and years of genuine pairs are (G,), of impostors (I,) in each of some blocks.
+    """
     stretches = list(zip(lower_edges, [*lower_edges[1:], MAX_AGE + 1], strict=True))  # a bin's first and its end
     by_year = _by_year(genuine_scores, genuine_years)
     of_bin = [np.concatenate(by_year[low:end]) for low, end in stretches]
@@ -222,11 +232,48 @@ def _table(
         ordered = np.sort(scores)
         for tally in (*random, random_all):
             tally.add(ordered)
+    names = bin_names(lower_edges)
     rows = {
         name: _row(of_bin[place], random[place], matched[place], same_years[slice(*stretches[place])])
-        for place, name in enumerate(bin_names(lower_edges))
+        for place, name in enumerate(names)
     }
-    return rows | {ALL: _row_of_all(genuine_scores, random_all, matched, same_years, list(rows.values()))}
+    row_of_all = _row_of_all(genuine_scores, random_all, matched, same_years, list(rows.values()))
+    scores_of = dict(zip(names, of_bin, strict=True)) | {ALL: genuine_scores}
+    return {
+        "common_thresholds": common_thresholds(random_all.counts(), scores_of),
+        "bins": rows | {ALL: row_of_all},
+    }
+
+
+def common_thresholds(counts: PairCounts, genuine_scores: dict[str, np.ndarray]) -> dict[str, Result]:
+    """At FAR 1e-1 ... 1e-4 over all impostors the threshold, and the TAR in percent that it has in each bin.
+
+    `genuine_scores` are those of the bins, (G,) each. A row has impostors_allowed, how many the FAR lets pass at most;
+    threshold, the lowest genuine score at and above which no more of them lie; tar_percent, by bin, None below ten
+    genuine pairs; and reason, None or why there is no threshold.
+    """
+    rows = {}
+    for rate, one_in in COMMON_RATES.items():
+        allowed, threshold, reason = counts.num_impostor // one_in, None, None
+        if allowed == 0:
+            reason = too_few_impostors(rate, counts.num_impostor)
+        else:
+            threshold = threshold_at(counts, allowed)
+            reason = None if threshold is not None else f"at FAR {rate} no genuine pair passes"
+        rows[rate] = {
+            "impostors_allowed": allowed,
+            "threshold": threshold,
+            "tar_percent": {name: _share_from(scores, threshold) for name, scores in genuine_scores.items()},
+            "reason": reason,
+        }
+    return rows
+
+
+def _share_from(scores: np.ndarray, threshold: float | None) -> float | None:
+    """Percent of the scores at or above the threshold; None without one, or of too few."""
+    if threshold is None or len(scores) < MIN_PAIRS:
+        return None
+    return 100.0 * float(np.mean(scores >= threshold))
 
 
 def _by_year(scores: np.ndarray, years: np.ndarray) -> list[np.ndarray]:
