@@ -232,8 +232,8 @@ class Seen:
 
 
 def looks_wrong(name: str) -> str:
-    return (f"{name!r} does not look like a face aligned to eyes, nose and mouth: an answer about it may be wrong; align "
-            "it from the photograph by --detector or --landmarks")  # fmt: skip
+    return (f"{name!r} does not look like a face aligned to eyes, nose and mouth: an answer about it may be wrong; "
+            "align it from the photograph by --detector or --landmarks")  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- the script
@@ -245,8 +245,8 @@ def main(config: EmbedConfig) -> int:
     pictures = list_pictures(config.pictures)
     if config.output is None and config.gallery is None and len(pictures.names) != 2:
         raise UserError(
-            f"{len(pictures.names)} pictures are given: give two to compare them, -o FILE.npz to write their embeddings, "
-            "or --gallery FILE.npz to search them."
+            f"{len(pictures.names)} pictures are given: give two to compare them, -o FILE.npz to write their "
+            "embeddings, or --gallery FILE.npz to search them."
         )
     aligner = Aligner(
         None if config.landmarks is None else read_point_table(config.landmarks),
@@ -329,8 +329,8 @@ def search(
 
 
 def no_calibration(config: EmbedConfig) -> str:
-    return (f"Which cosine is enough is not known: no calibration.json of these weights was found beside {config.weights} "
-            "or in results/; test.py writes one.")  # fmt: skip
+    return ("Which cosine is enough is not known: no calibration.json of these weights was found beside "
+            f"{config.weights} or in results/; test.py writes one.")  # fmt: skip
 
 
 def tell(sentence: str) -> None:

@@ -70,7 +70,7 @@ def layouts(grey: np.ndarray) -> np.ndarray:
 
 
 def displacement(angle: float, scale: float, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
-    """(2, 2) and (2,): where a place of an aligned face lies when the face is turned about its centre, scaled, moved."""
+    """(2, 2) and (2,): where places of an aligned face lie when it is turned about its centre, scaled and moved."""
     radians = np.deg2rad(angle)
     turn = scale * np.array([[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]])
     centre = TEMPLATE.mean(axis=0)
@@ -85,7 +85,7 @@ def _alternatives(grey: np.ndarray):
 
 @functools.lru_cache
 def _places() -> np.ndarray:
-    """(A, 56 * 56): which grey pixel stands at each place when an alternative is put right; the edge goes on outside."""
+    """(A, 56 * 56): which grey pixel stands where when an alternative is put right; the edge goes on outside."""
     y, x = np.mgrid[:SIDE, :SIDE]
     pixels = np.stack([x, y], axis=-1).reshape(-1, 2) * 2 + 0.5  # their centres in the picture of 112 x 112
     found = []

@@ -63,9 +63,9 @@ class Aligner:
             return self._detected(ImageOps.exif_transpose(picture), name)
         where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
         raise UserError(
-            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, so it is not an aligned face of {IMAGE_SIZE} x "
-            f"{IMAGE_SIZE}: {where}give --detector (YuNet's ONNX file) or --landmarks, or say --assume-aligned if it is "
-            "aligned and only larger."
+            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, so it is no aligned face of {IMAGE_SIZE} x "
+            f"{IMAGE_SIZE}: {where}give --detector (YuNet's ONNX file) or --landmarks, or say --assume-aligned if it "
+            "is aligned and only larger."
         )
 
     def _detected(self, picture: Image.Image, name: str) -> AlignedFace:

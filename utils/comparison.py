@@ -102,7 +102,7 @@ class Answer:
         )
         return (f"The faces are {apart}: of {gap.num_genuine:,} genuine pairs {gap.years_bin} years apart "
                 f"{gap.tar_percent:.1f} % pass this threshold on {title}, of all its pairs "
-                f"{self.point.tar_percent:.1f} %{missed}.")  # fmt: skip
+                f"{self.point.tar_percent:.1f} %{'' if self.passes else failing}.")  # fmt: skip
 
 
 def threshold_in_words(benchmark: BenchmarkCalibration, point: OperatingPoint) -> str:
@@ -193,8 +193,8 @@ def nearest(probe: np.ndarray, gallery: np.ndarray, count: int) -> list[list[Mat
         UserError: embeddings of two sizes.
     """
     if probe.shape[1] != gallery.shape[1]:
-        raise UserError(f"the gallery has {gallery.shape[1]} numbers a picture, the photographs {probe.shape[1]}: embed "
-                        "both alike.")  # fmt: skip
+        raise UserError(f"the gallery has {gallery.shape[1]} numbers a picture, the photographs {probe.shape[1]}: "
+                        "embed both alike.")  # fmt: skip
     best = np.empty((len(probe), 0))
     places = np.empty((len(probe), 0), np.int64)
     for rows in blocks(len(gallery), max(len(probe), gallery.shape[1])):
