@@ -97,9 +97,7 @@ class Answer:
             other = f"; --benchmark {gap.other_benchmark} has enough" if gap.other_benchmark else ""
             return (f"The faces are {apart}: {title} has too few genuine pairs {gap.years_bin} years apart "
                     f"({gap.num_genuine}) to say how many of such pass{other}.")  # fmt: skip
-        missed = (
-            "" if self.passes else f", so {100 - gap.tar_percent:.1f} % of such pairs of one person fail like this one"
-        )
+        failing = f", so {100 - gap.tar_percent:.1f} % of such pairs of one person fail like this one"
         return (f"The faces are {apart}: of {gap.num_genuine:,} genuine pairs {gap.years_bin} years apart "
                 f"{gap.tar_percent:.1f} % pass this threshold on {title}, of all its pairs "
                 f"{self.point.tar_percent:.1f} %{'' if self.passes else failing}.")  # fmt: skip
