@@ -17,6 +17,7 @@ From Python the same is three functions:
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from data.detection import check_detector
 from data.feature_files import Features
 from data.gallery_files import check_gallery_path, read_gallery, write_gallery
 from data.landmarks import read_point_table
@@ -37,6 +39,7 @@ from models.iefp import IEFP
 from models.weights import load_for_embedding
 from utils.calibration import Calibration, find_calibration, read_calibration
 from utils.comparison import (
+    SAME_PICTURE,
     Face,
     compare_faces,
     guess_age,
@@ -92,7 +95,7 @@ class EmbedConfig:
     batch_size: int = bounded(64, low=1)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = bounded(4, low=0)
+    workers: int = bounded(min(4, os.cpu_count() or 1), low=0)
     """Processes that read and align pictures; 0 does it in the main process."""
 
 
@@ -248,6 +251,8 @@ def main(config: EmbedConfig) -> int:
             f"{len(pictures.names)} pictures are given: give two to compare them, -o FILE.npz to write their "
             "embeddings, or --gallery FILE.npz to search them."
         )
+    if config.detector is not None:
+        check_detector(str(config.detector))
     aligner = Aligner(
         None if config.landmarks is None else read_point_table(config.landmarks),
         None if config.detector is None else str(config.detector),
@@ -318,7 +323,7 @@ def search(
             found["age_group"] = {"group": age.group, "probability": age.probability}
             sentences[-1] = f"{faces.names[i]} (looks {age.group} years old, probability {age.probability:.2f}):"
         told["searches"].append(found)
-        sentences += [f"  {row['cosine']:6.3f}  {row['name']}{'  passes' if row.get('passes') else ''}" for row in rows]
+        sentences += map(match_in_words, rows)
     if point is None:
         return told, [*sentences, no_calibration(config)]
     sentences += [
@@ -326,6 +331,11 @@ def search(
         f"Of {len(gallery):,} strangers in a gallery about {len(gallery) * float(point.far):.2g} pass.",
     ]
     return told | threshold_as_plain(benchmark, point), sentences + threshold_warnings(point)
+
+
+def match_in_words(row: dict[str, Any]) -> str:
+    same = "  (the same picture, or a copy)" if row["cosine"] >= SAME_PICTURE else ""
+    return f"  {row['cosine']:6.3f}  {row['name']}{'  passes' if row.get('passes') else ''}{same}"
 
 
 def no_calibration(config: EmbedConfig) -> str:

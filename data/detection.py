@@ -6,6 +6,7 @@ OpenCV is needed for nothing else, so it is imported here alone: `pip install op
 
 import functools
 import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,11 @@ MAX_SIDE = 640  # pixels: what is larger is shrunk, for YuNet was trained on fac
 MIN_SCORE = 0.8
 
 
-@functools.lru_cache(maxsize=1)
-def open_detector(path: str) -> Any:
-    """OpenCV's FaceDetectorYN with the model at `path`; once in each process.
+def check_detector(path: str) -> ModuleType:
+    """OpenCV, if that and the model's file are there; the file is not read yet.
 
     Raises:
-        UserError: without OpenCV, without the file, and for a file that is no such model.
+        UserError: without OpenCV or without the file.
     """
     try:
         import cv2
@@ -33,7 +33,18 @@ def open_detector(path: str) -> Any:
             f"--detector {path} does not exist: give the path of face_detection_yunet_2023mar.onnx, which is at "
             "https://github.com/opencv/opencv_zoo."
         )
-    cv2.setLogLevel(0)  # what goes wrong is said in the sentence below
+    return cv2
+
+
+@functools.lru_cache(maxsize=1)
+def open_detector(path: str) -> Any:
+    """OpenCV's FaceDetectorYN with the model at `path`; once in each process.
+
+    Raises:
+        UserError: as `check_detector`, and for a file that is no such model.
+    """
+    cv2 = check_detector(path)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what goes wrong is said in the sentence below
     try:
         return cv2.FaceDetectorYN.create(path, "", (MAX_SIDE, MAX_SIDE), MIN_SCORE)
     except cv2.error as error:

@@ -71,7 +71,7 @@ class Answer:
 
     def sentences(self) -> list[str]:
         """The same for people."""
-        told = [f"{self.names[0]} and {self.names[1]}: cosine {self.cosine:.3f}."]
+        told = [f"{' and '.join(self._short_names())}: cosine {self.cosine:.3f}."]
         if self.cosine >= SAME_PICTURE:
             told.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
         if self.point is not None:
@@ -79,11 +79,16 @@ class Answer:
             told += threshold_warnings(self.point)
         if self.ages is not None:
             looks = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
-                     for name, age in zip(self.names, self.ages, strict=True)]  # fmt: skip
+                     for name, age in zip(self._short_names(), self.ages, strict=True)]  # fmt: skip
             told.append(f"{', '.join(looks)}.")
         if self.gap is not None:
             told.append(self._on_gap())
         return told
+
+    def _short_names(self) -> tuple[str, str]:
+        """Without folders, where that tells the two apart."""
+        a, b = (name.rpartition("/")[2] for name in self.names)
+        return self.names if a == b else (a, b)
 
     def _by_threshold(self) -> str:
         point = self.point
