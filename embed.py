@@ -10,10 +10,10 @@ false-accept rate (FAR).
 
 From Python the same is three functions:
 
-    from embed import compare, embed, load
+    from embed import calibration_of, compare, embed, load
     model = load("runs/iefp/iefp.pth")
     faces = embed(model, ["child.jpg", "adult.jpg"])
-    answer = compare(faces[0], faces[1], calibration_of(model), far=1e-3)
+    answer = compare(faces[0], faces[1], calibration_of(model, "results/iefp/calibration.json"), far=1e-3)
 """
 
 import json
@@ -251,17 +251,13 @@ def main(config: EmbedConfig) -> int:
             f"{len(pictures.names)} pictures are given: give two to compare them, -o FILE.npz to write their "
             "embeddings, or --gallery FILE.npz to search them."
         )
-    if config.detector is not None:
-        check_detector(str(config.detector))
-    aligner = Aligner(
-        None if config.landmarks is None else read_point_table(config.landmarks),
-        None if config.detector is None else str(config.detector),
-        config.assume_aligned,
-    )
+    aligner = aligner_of(config)
     model = load(config.weights, config.device)
     if not model.has_age_branch:
         tell(f"{config.weights} holds no age branch: ages are left out")
     calibration = None if config.output else calibration_of(model, config.calibration)
+    if calibration is not None:
+        calibration.at(config.far, config.benchmark)  # what is wrong with these is found before the work
     gallery = None if config.gallery is None else read_gallery(config.gallery, made_by(model))
     faces = embed(model, pictures, aligner, config.on_bad_picture, config.batch_size, config.workers)
     for sentence in (*faces.notes, *(f"left out: {reason}" for reason in faces.left_out)):
@@ -285,8 +281,23 @@ def check_flags(config: EmbedConfig) -> None:
         raise UserError("--output writes embeddings and --gallery searches them: give one of the two.")
     if config.ages is not None and (config.output is not None or config.gallery is not None):
         raise UserError("--ages is for comparing two pictures: leave it out with --output or --gallery.")
-    if config.output is not None:
-        check_gallery_path(config.output, config.force)
+    if config.assume_aligned and config.detector is not None:
+        raise UserError("--assume-aligned takes pictures as they are and --detector finds faces: give one of the two.")
+    if config.output is None:
+        return
+    if config.calibration is not None or config.benchmark is not None:
+        raise UserError("--calibration and --benchmark are for answers: leave them out with --output.")
+    check_gallery_path(config.output, config.force)
+
+
+def aligner_of(config: EmbedConfig) -> Aligner:
+    if config.detector is not None:
+        check_detector(str(config.detector))
+    return Aligner(
+        None if config.landmarks is None else read_point_table(config.landmarks),
+        None if config.detector is None else str(config.detector),
+        config.assume_aligned,
+    )
 
 
 def write(config: EmbedConfig, faces: Embedded) -> tuple[dict[str, Any], list[str]]:

@@ -57,8 +57,9 @@ class Aligner:
         if points is not None:
             return AlignedFace(_aligned(picture, points, name), "landmarks")
         if picture.size == (IMAGE_SIZE, IMAGE_SIZE) or self.assume_aligned:
-            taken = picture.size == (IMAGE_SIZE, IMAGE_SIZE) and not self.assume_aligned
-            return AlignedFace(to_pixels(picture), "as given" if taken else "assumed")
+            return AlignedFace(
+                to_pixels(picture), "as given" if picture.size == (IMAGE_SIZE, IMAGE_SIZE) else "assumed"
+            )
         if self.detector_path is not None:
             return self._detected(ImageOps.exif_transpose(picture), name)
         where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
@@ -81,7 +82,8 @@ def _aligned(picture: Image.Image, points: np.ndarray, name: str) -> Tensor:
     try:
         return to_pixels(align(picture, points))
     except UserError as error:
-        raise UserError(f"{name!r} can't be aligned. {error}") from None
+        reason = str(error)
+        raise UserError(f"{name!r} can't be aligned: {reason[0].lower()}{reason[1:]}") from None
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

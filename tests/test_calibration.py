@@ -163,7 +163,7 @@ def test_the_benchmark_with_most_impostors_is_taken_unless_another_is_named(cali
 
 def test_a_far_or_a_benchmark_that_is_not_there_is_refused(calibrations):
     calibration = read_calibration(calibrations, SHA, "concatenate")
-    with pytest.raises(UserError, match=r"--far 0.05 is not .* of fgnet .*: give one of 1e-1, 1e-2, 1e-3"):
+    with pytest.raises(UserError, match=r"--far 0.05 is not calibrated by fgnet .*: give one of 1e-1, 1e-2, 1e-3"):
         calibration.at(0.05)
     with pytest.raises(UserError, match=r"--far 0.001 .*calfw.* \(FAR 1e-3 needs 1,000 impostor pairs"):
         calibration.at(1e-3, "calfw")

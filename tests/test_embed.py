@@ -343,7 +343,7 @@ def test_landmarks_bring_a_photograph_to_the_embedding_of_its_aligned_face(run_e
     aligned = json.loads(told.out)["cosine"]
     as_it_is = embed_script.embed(model, [tmp_path / "photo.png", path], Aligner(assume_aligned=True))
     assert aligned > 0.98 > compare_faces(as_it_is[0], as_it_is[1]).cosine
-    assert as_it_is.made_by["aligned_by"] == {"assumed": 2}
+    assert as_it_is.made_by["aligned_by"] == {"as given": 1, "assumed": 1}
 
 
 def test_a_detector_gives_what_its_points_give_as_landmarks(run_embed, folder, tmp_path, monkeypatch):
@@ -495,6 +495,9 @@ def test_nothing_that_can_be_embedded_is_an_error(run_embed, tmp_path):
         (["A", "-o", "OUT/there.npz"], "exists: give another name, or --force"),
         (["A", "-o", "OUT/f.npz", "--gallery", "OUT/there.npz"], "give one of the two"),
         (["A", "-o", "OUT/f.npz", "--ages", "3", "4"], "--ages is for comparing two"),
+        (["A", "-o", "OUT/f.npz", "--benchmark", "fgnet"], "leave them out with --output"),
+        (["A", "B", "--assume-aligned", "--detector", "OUT/yunet.onnx"], "give one of the two"),
+        (["A", "B", "--detector", "OUT/yunet.onnx"], "--detector"),
         (["A", "B", "--ages", "3", "400"], "--ages 400 is out of range"),
         (["A", "B", "--far", "0"], "--far 0.0 is out of range"),
         (["A", "--gallery", "OUT/there.npz"], "cannot be read"),

@@ -73,10 +73,8 @@ class Calibration:
                 return chosen, point
         reasons = [why for rate, why in chosen.left_out.items() if math.isclose(float(rate), far, rel_tol=1e-9)]
         why = f" ({reasons[0]})" if reasons else ""
-        raise UserError(
-            f"--far {far:g} is not among the calibrated ones of {chosen.name} in {self.path}{why}: give one of "
-            f"{', '.join(chosen.points) or 'another --benchmark'}."
-        )
+        advice = f"give one of {', '.join(chosen.points)}" if chosen.points else "give another --benchmark"
+        raise UserError(f"--far {far:g} is not calibrated by {chosen.name} in {self.path}{why}: {advice}.")
 
     def benchmark_with(self, gap: str) -> str | None:
         """The name of the benchmark with the most genuine pairs of this gap, None where each has too few."""
