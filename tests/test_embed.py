@@ -172,7 +172,7 @@ def test_the_sentences_say_the_same(run_embed, calibration, folder):
     told = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--ages", 3, 40)
     lines = told.out.splitlines()
     assert lines[0].startswith(f"{a.name} and {b.name}: cosine 0.")
-    assert lines[1].startswith(("The same person, at FAR 1e-1:", "Not the same person, at FAR 1e-1:"))
+    assert lines[1].startswith(("Taken for the same person at FAR 1e-1:", "Not taken for the same person at FAR 1e-1:"))
     assert "impostor pairs of FG-NET reach" in lines[1]
     assert lines[2].startswith("That threshold hangs on the ")
     assert f"{a.name} looks " in lines[3] and "(probability 0." in lines[3]
@@ -209,8 +209,8 @@ def test_an_answer_says_what_the_gap_means(made_up):
     assert answer.passes is False and answer.cosine == pytest.approx(np.cos(1.2), abs=1e-6)
     assert answer.sentences() == [
         "a.jpg and b.jpg: cosine 0.362.",
-        "Not the same person, at FAR 1e-3: the cosine is below 0.500, which at most 50 of 50,000 impostor pairs of "
-        "FG-NET reach.",
+        "Not taken for the same person at FAR 1e-3: the cosine is below 0.500, which at most 50 of 50,000 impostor "
+        "pairs of FG-NET reach.",
         "a.jpg looks 0-12 years old (probability 0.91), b.jpg looks 26-35 years old (probability 0.91).",
         "The faces are about 25 years apart: of 312 genuine pairs 21-30 years apart 38.0 % pass this threshold on "
         "FG-NET, of all its pairs 80.0 %, so 62.0 % of such pairs of one person fail like this one.",

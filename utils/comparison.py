@@ -75,7 +75,9 @@ class Answer:
         if self.cosine >= SAME_PICTURE:
             told.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
         if self.point is not None:
-            told.append(("The same person, " if self.passes else "Not the same person, ") + self._by_threshold())
+            told.append(
+                ("Taken for the same person" if self.passes else "Not taken for the same person") + self._by_threshold()
+            )
             told += threshold_warnings(self.point)
         if self.ages is not None:
             looks = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
@@ -93,7 +95,7 @@ class Answer:
     def _by_threshold(self) -> str:
         point = self.point
         side = "at or above" if self.passes else "below"
-        return f"at FAR {point.far}: the cosine is {side} {threshold_in_words(self.benchmark, point)}."
+        return f" at FAR {point.far}: the cosine is {side} {threshold_in_words(self.benchmark, point)}."
 
     def _on_gap(self) -> str:
         gap, title = self.gap, self.benchmark.title
@@ -117,8 +119,9 @@ def threshold_warnings(point: OperatingPoint) -> list[str]:
     """A sentence where the threshold hangs on few pairs."""
     if point.impostors_allowed >= FEW_IMPOSTORS:
         return []
-    return [f"That threshold hangs on the {point.impostors_allowed} impostor pairs most alike: take it with care, or "
-            "give a larger --far."]  # fmt: skip
+    count = point.impostors_allowed
+    alike = f"{count} impostor pairs" if count > 1 else "one impostor pair"
+    return [f"That threshold hangs on the {alike} most alike: take it with care, or give a larger --far."]  # fmt: skip
 
 
 def threshold_as_plain(benchmark: BenchmarkCalibration, point: OperatingPoint) -> dict[str, Any]:
