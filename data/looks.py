@@ -21,6 +21,8 @@ SIDE = IMAGE_SIZE // 2  # grey pixels are means of 2 x 2
 NUM_CELLS = 14  # along a side; the outermost are left out: they show background
 BLUR = 1.0  # of the grey pixels, standard deviation
 LEAST_SPREAD = 0.05  # of a picture's layout: one without edges has none
+# Limits that about 4 of 100 small photographs of fitting faces break (benchmarks/alignment_check.py --real); of drawn
+# faces, which are sharper, tighter ones would let as many pass and catch more.
 MAX_GAIN = 0.19  # in resemblance, by an alternative
 MIN_RESEMBLANCE = 0.05
 
