@@ -7,8 +7,9 @@
     torchrun --nproc-per-node 2 test.py                     the same on two GPUs
 
 Every image is embedded once (original and mirror image); both joins of the two views are reported, and beside them
-what chance and raw grey pixels give. Writes results.json, results.md and report.html into --output. The exit status is
-0 when everything asked for ran, 2 when something was missing or wrong.
+what chance and raw grey pixels give. Writes results.json, results.md and report.html into --output, and the thresholds
+by which embed.py answers, calibration.json. The exit status is 0 when everything asked for ran, 2 when something was
+missing or wrong.
 """
 
 import datetime
@@ -50,6 +51,7 @@ from meta import (
 )
 from models.iefp import IEFP
 from models.weights import load_estimator, load_for_embedding
+from utils.calibration import write_calibrations
 from utils.config import as_plain, bounded, parse_config, run_script, write_json, write_text
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
 from utils.embedding_cache import EmbeddingCache
@@ -84,7 +86,7 @@ class TestConfig:
     """MORPH2 at these numbers of subjects instead of 3,000 and 10,000: the folders of that number where they are
     there, else so many drawn by --seed from the largest."""
     output: Path = Path("results")
-    """Folder for results.json, results.md and report.html."""
+    """Folder for results.json, results.md, report.html and calibration.json."""
     analysis: bool = True
     """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, leaks of age."""
     pictures: bool = True
@@ -374,11 +376,14 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         texts.append(comparison_table(ran.comparisons))
     text = "\n\n".join(texts)
     write_json(config.output / "results.json", report)
+    calibration = write_calibrations(config.output, report["models"], ANALYSED_JOIN)
     write_text(config.output / "results.md", text + "\n")
     write_text(config.output / "report.html", report_html(report, picture_reader(ran) if config.pictures else None))
     print(text or "no benchmark ran")
     print(f"written: {config.output / 'results.json'}, {config.output / 'results.md'}")
     print(f"report to look at: {config.output / 'report.html'}")
+    if calibration is not None:
+        print(f"thresholds for embed.py: {calibration}")
 
 
 def picture_reader(ran: Ran) -> Callable[[str, str], bytes | None]:

@@ -1,12 +1,14 @@
 """Embeddings in files: those of other people's models, to be scored without their code, and distractors by the million.
 
-.npz       `names` (N,) and `embeddings` (N,D), perhaps `mirror` (N,D) and `age_probabilities` (N,8)
+.npz       `names` (N,) and `embeddings` (N,D), perhaps `mirror` (N,D) and `age_probabilities` (N,8), and, of embed.py,
+           `made_by` (1,): JSON on the model
 .npy       (N,D); the names in a text file, one a line
 .bin       MegaFace's matrix: four int32 (rows, columns, bytes a row, 5 for float32), then float32, little-endian;
            one column is one embedding of that many rows. Most files have the header (D, 1, 4, 5).
 a folder   of such .bin files, one embedding each, called as the picture with `_whatever.bin` behind its extension
 """
 
+import json
 import math
 import os
 import re
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -40,6 +42,7 @@ VALUES_A_CHUNK = 1 << 22  # 16 MiB of float32
 MAX_DEPTH = 16  # trailing parts of a path that are compared
 NUM_NAMES_SHOWN = 3
 NUM_CHARACTERS_SHOWN = 80
+TEXTS = ("names", "made_by")  # the arrays of text
 _BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, struct.error, zlib.error,
                    zipfile.BadZipFile)  # fmt: skip
 _BROKEN_HEADER = (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
@@ -55,6 +58,7 @@ class Features:
     embeddings: np.ndarray  # (N,D) float16, float32 or float64
     mirror: np.ndarray | None = None  # (N,D), of the mirror images
     age_probabilities: np.ndarray | None = None  # (N,8)
+    made_by: dict[str, Any] | None = None  # what made them, where embed.py says so
     not_read: tuple[str, ...] = ()  # what else the file or folder holds
 
     def __len__(self) -> int:
@@ -112,13 +116,16 @@ def read_features(path: str | Path, names_path: str | Path | None = None, progre
         names, embeddings, num_others = _read_folder(path, progress)
         not_read = (f"{num_others} files that are no .bin",) if num_others else ()
     elif path.lower().endswith(".npz"):
-        arrays, not_read = _read_npz(path, needed=("names", "embeddings"), wanted=("mirror", "age_probabilities"))
+        wanted = ("mirror", "age_probabilities", "made_by")
+        arrays, not_read = _read_npz(path, needed=("names", "embeddings"), wanted=wanted)
         names, embeddings = arrays.pop("names"), arrays.pop("embeddings")
+        if "made_by" in arrays:
+            arrays["made_by"] = read_made_by(path, arrays["made_by"])
     else:
         embeddings = _read_rows(path)
         names = _read_names(path, names_path)
     features = Features(path, names, embeddings, not_read=not_read, **arrays)
-    _check_features(features)
+    check_features(features)
     return features
 
 
@@ -153,10 +160,11 @@ def write_embeddings(
     mirror: np.ndarray | None = None,
     age_probabilities: np.ndarray | None = None,
     force: bool = False,
+    made_by: dict[str, Any] | None = None,
 ) -> None:
     """An .npz that `read_features` reads: N names, (N,D) embeddings, perhaps of the mirror images, and (N,8) ages.
 
-    The same content gives the same bytes.
+    `made_by` is what made them, ready for JSON. The same content gives the same bytes.
 
     Raises:
         UserError: where the file exists and `force` is not given, for another extension than .npz, and for what
@@ -169,7 +177,9 @@ def write_embeddings(
     given = {"embeddings": embeddings, "mirror": mirror, "age_probabilities": age_probabilities}
     arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     features = Features(path, np.array(names, dtype=np.str_), **arrays)
-    _check_features(features)
+    check_features(features)
+    if made_by is not None:
+        arrays["made_by"] = np.array([json.dumps(made_by)])
     with written_beside(path) as file:
         np.savez(file, names=features.names, **arrays)
 
@@ -312,7 +322,7 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> 
             done += len(piece)
         if file.read(1):  # reading on to the end checks the checksum too
             raise ValueError(f"'{name}' goes on after its end")
-    return _text(array, name) if name == "names" else array
+    return _text(array, name) if name in TEXTS else array
 
 
 class _NpyHeader(NamedTuple):
@@ -347,7 +357,7 @@ def _read_npy_header(file: BinaryIO, num_bytes: int) -> _NpyHeader:
 
 
 def _check_kind(header: _NpyHeader, name: str) -> None:
-    is_text = name == "names"
+    is_text = name in TEXTS
     num_axes, kinds = (1, "US") if is_text else (2, "f")
     if len(header.shape) != num_axes or header.dtype.kind not in kinds or 0 in header.shape:
         what = "text (N,)" if is_text else "floating point numbers (N,D)"
@@ -365,6 +375,17 @@ def _text(array: np.ndarray, name: str) -> np.ndarray:
     if points.max(initial=0) > 0x10FFFF:
         raise ValueError(f"'{name}' holds numbers that are no characters")
     return array.astype(array.dtype.newbyteorder("="))
+
+
+def read_made_by(path: str, told: Sequence[str]) -> dict[str, Any]:
+    """What made the embeddings of a file, from its one piece of JSON; raises UserError."""
+    try:
+        made_by = json.loads(told[0]) if len(told) == 1 else None
+    except (ValueError, RecursionError):
+        made_by = None
+    if not isinstance(made_by, dict):
+        raise _refused(repr(path), "its 'made_by' is no JSON object", EXPECTED_NPZ)
+    return made_by
 
 
 def _read_rows(path: str) -> np.ndarray:
@@ -488,7 +509,8 @@ def _opened(path: str) -> BinaryIO:
         raise UserError(f"The file of embeddings {path!r} cannot be read, {reason}: check its path.") from error
 
 
-def _check_features(features: Features) -> None:
+def check_features(features: Features) -> None:
+    """Raises UserError for what `read_features` refuses."""
     shown, names, embeddings = repr(features.path), features.names, features.embeddings
     _check_shape(shown, "embeddings", embeddings, (None, None))
     if len(names) != len(embeddings):

@@ -53,6 +53,7 @@ from data.transforms import decode_face
 from data.verification_bins import read_verification_bin
 from meta import FILENAME_PATTERNS, UserError
 from models.weights import read_weight_file
+from utils.calibration import read_calibration
 from utils.checkpoint import FORMAT, checksum_path, load_checkpoint
 from utils.config import expand_argument_files
 
@@ -499,7 +500,8 @@ def feature_seeds() -> dict[str, list[bytes]]:
     rows, names = np.arange(1, 13, dtype=np.float32).reshape(3, 4), np.array(["a.jpg", "b.jpg", "sub/c.jpg"])
     archives, arrays = [io.BytesIO() for _ in range(3)], [io.BytesIO() for _ in range(3)]
     np.savez(archives[0], names=names, embeddings=rows)
-    np.savez_compressed(archives[1], names=names, embeddings=rows, mirror=rows, age_probabilities=np.ones((3, 8)) / 8)
+    more = {"mirror": rows, "age_probabilities": np.ones((3, 8)) / 8, "made_by": np.array(['{"schema": 1}'])}
+    np.savez_compressed(archives[1], names=names, embeddings=rows, **more)
     np.savez(archives[2], names=names.astype("S9"), embeddings=np.asfortranarray(rows.astype(">f8")), more=names)
     for version, dtype, buffer in zip(((1, 0), (2, 0), (1, 0)), ("<f4", ">f8", "<f2"), arrays, strict=True):
         np.lib.format.write_array(buffer, rows.astype(dtype), version)
@@ -522,6 +524,21 @@ def read_feature_file(content: bytes, folder: Path, name: str) -> None:
     else:
         pieces = [*open_distractors(path)]
     assert pieces and all(rows.ndim == 2 and rows.size and np.isfinite(rows).all() for rows in pieces)
+
+
+def calibration_seeds() -> list[bytes]:
+    row = {"threshold": 0.25, "impostors_allowed": 9, "tar_percent": 80.5, "tar_by_age_gap_percent": {"2-5": None}}
+    told = {"title": "FG-NET", "num_genuine": 90, "num_impostor": 99, "num_genuine_by_age_gap": {"2-5": 7},
+            "at_far": {"1e-1": row}, "left_out": {"1e-2": "too few"}}  # fmt: skip
+    model = {"name": "a", "weights": "a.pth", "weights_sha256": "ab", "join": "add", "benchmarks": {"fgnet": told}}
+    return [json.dumps({"schema": 1, "models": [model] * count}, indent=1).encode() for count in (1, 2)]
+
+
+def read_calibration_file(content: bytes, folder: Path) -> None:
+    path = folder / "calibration.json"
+    path.write_bytes(content)
+    benchmark, point = read_calibration(path, "ab", "add").at(0.1)
+    assert -1 <= point.threshold <= 1 and 0 <= point.tar_percent <= 100 and benchmark.num_impostor >= 0
 
 
 def make_readers() -> list[Reader]:
@@ -556,6 +573,7 @@ def make_readers() -> list[Reader]:
             )
             for name, seeds in feature_seeds().items()
         ),
+        Reader("calibration", calibration_seeds(), read_calibration_file),
         Reader("age table", age_table_seeds(), read_ages_of_names),
         Reader("undo file", undo_seeds(), read_undo_file),
         Reader("arguments", words, read_words),

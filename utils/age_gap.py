@@ -5,6 +5,9 @@ A model that compares ages instead of people looks good on small gaps against ra
 falls towards chance (AUC 50 percent) against matched ones. A bin is some years wide, so the AUC is also there against
 impostors of the same number of years: for a score that depends on the gap alone it is 50 percent exactly.
 
+A program that compares faces has one threshold for all of them: `common_thresholds` says what it lets through at each
+gap.
+
 Ages are whole years, -1 where unknown: such pictures or pairs are left out and counted. A bin with too few pairs gets
 its counts, None for each figure, and the reason. Results are ready for JSON.
 """
@@ -34,6 +37,8 @@ from utils.verification import (
     impostor_blocks,
     pair_cosines,
     tar,
+    threshold_at,
+    too_few_impostors,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ MATE_YEARS = (5, 10, 20, 30)
 UNKNOWN = -1
 
 FALSE_ACCEPT_RATES = {"1e-2": 100, "1e-3": 1_000}  # one impostor in this many
+COMMON_RATES = {"1e-1": 10, "1e-2": 100, "1e-3": 1_000, "1e-4": 10_000}  # of the thresholds common to all bins
 MIN_PAIRS = 10  # of each kind: below this a share of them is no figure
 MIN_PROBES = 10
 FIGURES = ("auc", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
@@ -65,8 +71,9 @@ def by_age_gap(embeddings: Array, identities: Array, ages: Array, progress: Prog
     """Verification over all pairs of pictures, in bins of the years between them: 0-1, 2-5, 6-10, 11-20, 21-30, 31+.
 
     `embeddings` (N,D), `identities` (N,) whole numbers or strings, `ages` (N,) whole years, -1 where unknown. Gives
-    num_pictures, num_pictures_without_age and "bins": name -> row, with a last row "all". A row holds num_genuine,
-    num_random_impostor, num_matched_impostor; {auc,tar_at_far_1e-2,tar_at_far_1e-3}_{random,matched}_impostors_percent;
+    num_pictures, num_pictures_without_age, "common_thresholds" (see that function) and "bins": name -> row, with a last
+    row "all". A row holds num_genuine, num_random_impostor, num_matched_impostor;
+    {auc,tar_at_far_1e-2,tar_at_far_1e-3}_{random,matched}_impostors_percent;
     auc_same_years_impostors_percent, each genuine pair against the impostors whose gap equals its own to the year;
     mean_genuine_cosine, mean_random_impostor_cosine, mean_matched_impostor_cosine; reason, None or why one is None.
     In the row "all" a matched figure is the mean of the bins' figures, each weighted by its genuine pairs.
@@ -119,7 +126,7 @@ def _picture_tables(embeddings, identities, ages, axes: Sequence[_Axis], progres
         for table, axis in zip(tables, axes, strict=True):
             table.add(scores, axis.years_of_pair(one, other))
     counts = {"num_pictures": len(known), "num_pictures_without_age": int(np.count_nonzero(~known))}
-    return [counts | {"bins": table.rows()} for table in tables]
+    return [counts | table.result() for table in tables]
 
 
 # ----------------------------------------------------------------------------------------------------- lists of pairs
@@ -129,7 +136,7 @@ def pairs_by_age_gap(scores: Array, genuine: Array, first_ages: Array, second_ag
     """`by_age_gap` of a list of pairs: its impostor pairs are the random ones, those of the same bin the matched ones.
 
     `scores` (P,), `genuine` (P,) bool or 0/1, `first_ages` and `second_ages` (P,) whole years, -1 where unknown. Gives
-    num_pairs, num_pairs_without_age (one age or both unknown) and "bins".
+    num_pairs, num_pairs_without_age (one age or both unknown), "common_thresholds" and "bins".
 
     Raises: UserError for wrong shapes, one kind of pair only, scores that are not finite, ages that are none.
     """
@@ -154,7 +161,7 @@ def _pair_table(scores, genuine, first_ages, second_ages, axis: _Axis) -> Result
     return {
         "num_pairs": len(known),
         "num_pairs_without_age": int(np.count_nonzero(~known)),
-        "bins": table.rows(),
+        **table.result(),
     }
 
 
@@ -242,15 +249,49 @@ class _Table:
         for tally in (*self.random, self.random_all):
             tally.add(impostor_scores)
 
-    def rows(self) -> dict[str, Result]:
-        """What was counted so far: name of the bin -> row."""
-        ends = [*self.lower_edges[1:], MAX_AGE + 1]
-        rows = {}
-        for place, name in enumerate(bin_names(self.lower_edges)):
+    def result(self) -> Result:
+        """What was counted so far: "common_thresholds", and "bins" with a row a bin and one for all."""
+        ends, names, rows = [*self.lower_edges[1:], MAX_AGE + 1], bin_names(self.lower_edges), {}
+        for place, name in enumerate(names):
             same_years = self.same_years[self.lower_edges[place] : ends[place]]
             rows[name] = _row(self.of_bin[place], self.random[place], self.matched[place], same_years)
         of_all = _row_of_all(self.genuine_scores, self.random_all, self.matched, self.same_years, list(rows.values()))
-        return rows | {ALL: of_all}
+        scores_of = dict(zip(names, self.of_bin, strict=True)) | {ALL: self.genuine_scores}
+        return {
+            "common_thresholds": common_thresholds(self.random_all.counts(), scores_of),
+            "bins": rows | {ALL: of_all},
+        }
+
+
+def common_thresholds(counts: PairCounts, genuine_scores: dict[str, np.ndarray]) -> dict[str, Result]:
+    """At FAR 1e-1 ... 1e-4 over all impostors the threshold, and the TAR in percent that it has in each bin.
+
+    `genuine_scores` are those of the bins, (G,) each. A row has impostors_allowed, how many the FAR lets pass at most;
+    threshold, the lowest genuine score at and above which no more of them lie; tar_percent, by bin, None below ten
+    genuine pairs; and reason, None or why there is no threshold.
+    """
+    rows = {}
+    for rate, one_in in COMMON_RATES.items():
+        allowed, threshold, reason = counts.num_impostor // one_in, None, None
+        if allowed == 0:
+            reason = too_few_impostors(rate, counts.num_impostor)
+        else:
+            threshold = threshold_at(counts, allowed)
+            reason = None if threshold is not None else f"at FAR {rate} no genuine pair passes"
+        rows[rate] = {
+            "impostors_allowed": allowed,
+            "threshold": threshold,
+            "tar_percent": {name: _share_from(scores, threshold) for name, scores in genuine_scores.items()},
+            "reason": reason,
+        }
+    return rows
+
+
+def _share_from(scores: np.ndarray, threshold: float | None) -> float | None:
+    """Percent of the scores at or above the threshold; None without one, or of too few."""
+    if threshold is None or len(scores) < MIN_PAIRS:
+        return None
+    return 100.0 * float(np.mean(scores >= threshold))
 
 
 def _split(scores: np.ndarray, parts: np.ndarray, num_parts: int) -> list[np.ndarray]:

@@ -47,11 +47,13 @@ def extract(
     with_age: bool = True,
     what: str = "embedding",
     with_grey: bool = True,
+    silent_below: float = 0.0,
 ) -> Extracted:
     """Embeds every image and its mirror image; each is decoded once and mirrored on the device.
 
     `batches` yields objects with `.images` uint8 (B, 3, 112, 112) and `.indices` (B,); over all processes each index
-    0..N-1 comes once. Every process gets the whole result.
+    0..N-1 comes once. Every process gets the whole result. No progress is told of what takes fewer seconds than
+    `silent_below` where there is no terminal.
 
     Raises:
         UserError: in every process, for a picture that one of them can't read.
@@ -63,7 +65,7 @@ def extract(
     seen = np.zeros(num_images, np.int64)
     failures = []
     try:
-        for batch in counted(batches, -(-num_images // process.world_size), what, process.is_first):
+        for batch in counted(batches, -(-num_images // process.world_size), what, process.is_first, silent_below):
             rows = batch.indices.numpy()
             np.add.at(seen, rows, 1)  # seen[rows] += 1 would count an index once that a batch holds twice
             if with_grey:
@@ -102,7 +104,7 @@ def grey_pixels(images: Tensor) -> Tensor:
     return luma.flatten(1).sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
 
 
-def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True) -> Iterable:
+def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True, silent_below: float = 0.0) -> Iterable:
     """The batches, with progress told in batches of the first one's size."""
     iterator = iter(batches)
     first = next(iterator, None)
@@ -114,7 +116,7 @@ def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True)
         yield first
         yield from iterator
 
-    return progress(again(), total, what, enabled=enabled)
+    return progress(again(), total, what, enabled=enabled, silent_below=silent_below)
 
 
 def _two_views(values: Tensor) -> np.ndarray:  # (2 B, D) -> (2, B, D)

@@ -198,7 +198,7 @@ def verification_figures(counts: PairCounts) -> Result:
         allowed = counts.num_impostor // one_in
         result[f"impostors_allowed_at_far_{rate}"] = allowed
         result[f"tar_at_far_{rate}_percent"] = 100.0 * tar_at_far(genuine, impostor, allowed) if allowed else None
-        result[f"threshold_at_far_{rate}"] = _threshold_at(counts, allowed) if allowed else None
+        result[f"threshold_at_far_{rate}"] = threshold_at(counts, allowed) if allowed else None
         result[f"tar_at_far_{rate}_reason"] = None if allowed else too_few_impostors(rate, counts.num_impostor)
     return result | {"num_genuine": counts.num_genuine, "num_impostor": counts.num_impostor}
 
@@ -221,7 +221,8 @@ def too_few_impostors(rate: str, num_impostor: int) -> str:
     return f"FAR {rate} needs {needed:,} impostor pairs or more, there are {num_impostor:,}"
 
 
-def _threshold_at(counts: PairCounts, allowed: int) -> float | None:
+def threshold_at(counts: PairCounts, allowed: int) -> float | None:
+    """The lowest genuine score at and above which at most `allowed` impostors lie, None where there is none."""
     num_reached = int(np.searchsorted(counts.accepted_impostor, allowed, side="right"))
     return float(counts.thresholds[num_reached - 1]) if num_reached else None
 

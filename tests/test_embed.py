@@ -1,0 +1,531 @@
+"""embed.py: the same embedding as test.py's, answers about two pictures, galleries, alignment, and what is refused."""
+
+import json
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import load_script
+from torch.nn import functional as F
+
+from data.alignment import TEMPLATE
+from data.detection import find_faces, open_detector
+from data.feature_files import read_features
+from data.index_cache import CACHE_FOLDER
+from data.own_pictures import Aligner
+from meta import AGE_GROUP_NAMES, UserError
+from models.iefp import IEFP
+from models.weights import iefp_file_tensors, load_for_embedding
+from utils.calibration import FILE_NAME, Calibration, read_calibration
+from utils.comparison import Face, compare_faces, cosines, nearest
+from utils.config import parse_config
+from utils.protocols import join_views
+
+embed_script = load_script("embed")
+
+
+@pytest.fixture
+def folder(tiny_faces, tmp_path):
+    """FG-NET's made-up pictures, to be damaged: 4 people, 4 pictures each."""
+    return shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "photos")
+
+
+@pytest.fixture
+def run_embed(run_main, weights):
+    def run(*flags, of=weights):
+        return run_main("embed", "--weights", of, "--device", "cpu", "--workers", 0, *flags)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return embed_script.load(weights, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tested(weights, tiny_faces, tmp_path_factory):
+    """The folder of what test.py writes of these weights."""
+    script, output = load_script("test"), tmp_path_factory.mktemp("results")
+    flags = ["--weights", weights, "--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--workers", 0,
+             "--output", output, "--device", "cpu", "--cache-folder", output / CACHE_FOLDER]  # fmt: skip
+    assert script.test(parse_config(script.TestConfig, list(map(str, flags)))) == 0
+    return output
+
+
+@pytest.fixture
+def calibration(tested):
+    return tested / FILE_NAME
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory):
+    torch.manual_seed(8)
+    path = tmp_path_factory.mktemp("other") / "iefp.pth"
+    torch.save(iefp_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
+    return path
+
+
+def all_pictures(folder):
+    return sorted(path for path in folder.rglob("*.JPG"))
+
+
+def photograph(face: Image.Image, angle=20.0, scale=2.5, at=(310.0, 240.0)):
+    """A picture of 600 x 500 with the face turned and enlarged in it, and where its five points are."""
+    radians = np.deg2rad(angle)
+    turn = scale * np.array([[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]])
+    centre = TEMPLATE.mean(axis=0)
+    shift = np.array(at) - turn @ centre
+    back = np.linalg.inv(turn)
+    start = 0.5 - back @ (shift + 0.5)
+    numbers = (back[0, 0], back[0, 1], start[0], back[1, 0], back[1, 1], start[1])
+    picture = face.transform(
+        (600, 500), Image.Transform.AFFINE, numbers, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90)
+    )
+    return picture, TEMPLATE @ turn.T + shift
+
+
+class FakeDetector:
+    """Stands in for OpenCV's FaceDetectorYN: gives the same faces for every picture, in the scale it was told."""
+
+    def __init__(self, *faces, picture_size):
+        self.faces, self.picture_size, self.seen = faces, picture_size, None
+
+    def setInputSize(self, size):
+        self.size = size
+
+    def detect(self, pixels):
+        assert pixels.dtype == np.uint8 and pixels.shape == (self.size[1], self.size[0], 3)
+        self.seen = pixels
+        scale = np.array(self.size) / self.picture_size
+        rows = []
+        for points, side in self.faces:
+            places = (points + 0.5) * scale - 0.5
+            rows.append([0, 0, side, side, *places.ravel(), 0.9])
+        return 1, (np.array(rows, np.float32) if rows else None)
+
+
+# ----------------------------------------------------------------------------------------------- the same as test.py
+
+
+def test_embeddings_are_those_of_test_py_and_of_one_picture_at_a_time(run_embed, tested, folder, weights, tmp_path):
+    assert run_embed(folder, "-o", tmp_path / "faces.npz").status == 0
+    faces = read_features(tmp_path / "faces.npz")
+    (kept,) = (tested / CACHE_FOLDER).glob("embeddings_*.npz")
+    with np.load(kept) as of_test:
+        joined = join_views(of_test["original"], of_test["mirror"], "concatenate")
+        ages = (of_test["age_probabilities_original"] + of_test["age_probabilities_mirror"]) / 2
+    assert faces.names.tolist() == [path.relative_to(folder).as_posix() for path in all_pictures(folder)]
+    np.testing.assert_allclose(faces.embeddings, joined, atol=1e-6)
+    np.testing.assert_allclose(faces.age_probabilities, ages, atol=1e-6)
+    by_hand, _ = load_for_embedding(weights)
+    for name, row in zip(faces.names, faces.embeddings, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(folder / name).convert("RGB"))).permute(2, 0, 1)[None]
+        image = (pixels.float() - 127.5) / 127.5
+        with torch.inference_mode():
+            views = [F.normalize(by_hand.identity_features(view), dim=1) for view in (image, image.flip(-1))]
+        expected = F.normalize(torch.cat(views, dim=1), dim=1)[0].numpy()
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_test_py_gives_the_figures_of_the_weights_for_what_embed_py_wrote(
+    run_main, run_embed, tested, folder, tmp_path
+):
+    run_embed(folder, "-o", tmp_path / "faces.npz")
+    folder.rename(tmp_path / "ID_processed_FGNET")
+    told = run_main("test", "--embeddings", tmp_path / "faces.npz", "--face-dataset", tmp_path, "--benchmarks", "fgnet",
+                    "--output", tmp_path / "again", "--device", "cpu", "--no-analysis")  # fmt: skip
+    assert told.status == 0, told.err
+    of = [json.loads((place / "results.json").read_text())["models"][0]["results"]["fgnet"]
+          for place in (tested, tmp_path / "again")]  # fmt: skip
+    for protocol in ("leave_one_out", "mates_against_rest"):
+        assert of[0][protocol]["concatenate"] == of[1][protocol]["concatenate"]
+    assert of[0]["age"] == of[1]["age"]
+
+
+# ------------------------------------------------------------------------------------------------------- two pictures
+
+
+def test_two_pictures_get_the_answer_of_the_calibrated_threshold(run_embed, calibration, folder, weights, model):
+    a, b, *_ = pictures = all_pictures(folder)
+    told = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--json")
+    assert told.status == 0, told.err
+    answer = json.loads(told.out)
+    entry = json.loads(calibration.read_text())["models"][0]["benchmarks"]["fgnet"]
+    row = entry["at_far"]["1e-1"]
+    faces = embed_script.embed(model, pictures)
+    assert answer["cosine"] == pytest.approx(float(faces.embeddings[0].astype(float) @ faces.embeddings[1]), abs=1e-6)
+    assert answer["same_person"] is (answer["cosine"] >= row["threshold"])
+    assert (answer["threshold"], answer["tar_percent"]) == (row["threshold"], row["tar_percent"])
+    assert (answer["num_impostor"], answer["impostors_allowed"]) == (entry["num_impostor"], entry["num_impostor"] // 10)
+    for i, group in enumerate(answer["age_groups"]):
+        assert group["group"] == AGE_GROUP_NAMES[faces.age_probabilities[i].argmax()]
+        assert group["probability"] == pytest.approx(faces.age_probabilities[i].max(), abs=1e-6)
+
+
+def test_the_sentences_say_the_same(run_embed, calibration, folder):
+    a, b, *_ = all_pictures(folder)
+    told = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--ages", 3, 40)
+    lines = told.out.splitlines()
+    assert lines[0].startswith(f"{a.name} and {b.name}: cosine 0.")
+    assert lines[1].startswith(("Taken for the same person at FAR 1e-1:", "Not taken for the same person at FAR 1e-1:"))
+    assert "impostor pairs of FG-NET reach" in lines[1]
+    assert lines[2].startswith("That threshold hangs on the ")
+    assert f"{a.name} looks " in lines[3] and "(probability 0." in lines[3]
+    assert lines[4].startswith("The faces are 37 years apart: ") and "31+ years apart" in lines[4]
+
+
+def calibration_with(tar_by_gap, threshold=0.5, impostors_allowed=50):
+    return {"schema": 1, "models": [{"weights_sha256": "a", "join": "concatenate", "benchmarks": {"fgnet": {
+        "title": "FG-NET", "num_genuine": 1000, "num_impostor": 50_000,
+        "num_genuine_by_age_gap": {gap: count for gap, (count, _) in tar_by_gap.items()},
+        "at_far": {"1e-3": {"threshold": threshold, "impostors_allowed": impostors_allowed, "tar_percent": 80.0,
+                            "tar_by_age_gap_percent": {gap: tar for gap, (_, tar) in tar_by_gap.items()}}},
+        "left_out": {}}}}]}  # fmt: skip
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    def make(*args, **kwargs) -> Calibration:
+        path = tmp_path / "calibration.json"
+        path.write_text(json.dumps(calibration_with(*args, **kwargs)))
+        return read_calibration(path, "a", "concatenate")
+
+    return make
+
+
+def face_at(angle, name, group=None):
+    probabilities = None if group is None else np.eye(8, dtype=np.float32)[group] * 0.9 + 0.0125
+    return Face(name, np.array([np.cos(angle), np.sin(angle)], np.float32), probabilities)
+
+
+def test_an_answer_says_what_the_gap_means(made_up):
+    calibration = made_up({"21-30": (312, 38.0), "31+": (4, None)})
+    answer = compare_faces(face_at(0, "x/a.jpg", 0), face_at(1.2, "x/b.jpg", 3), calibration)  # middles 6 and 31
+    assert answer.passes is False and answer.cosine == pytest.approx(np.cos(1.2), abs=1e-6)
+    assert answer.sentences() == [
+        "a.jpg and b.jpg: cosine 0.362.",
+        "Not taken for the same person at FAR 1e-3: the cosine is below 0.500, which at most 50 of 50,000 impostor "
+        "pairs of FG-NET reach.",
+        "a.jpg looks 0-12 years old (probability 0.91), b.jpg looks 26-35 years old (probability 0.91).",
+        "The faces are about 25 years apart: of 312 genuine pairs 21-30 years apart 38.0 % pass this threshold on "
+        "FG-NET, of all its pairs 80.0 %, so 62.0 % of such pairs of one person fail like this one.",
+    ]
+    far_apart = compare_faces(face_at(0, "a"), face_at(0.3, "b"), calibration, ages=(2, 60))
+    assert far_apart.passes and far_apart.ages is None
+    assert far_apart.sentences()[-1] == (
+        "The faces are 58 years apart: FG-NET has too few genuine pairs 31+ years apart (4) to say how many of such "
+        "pass."
+    )
+    assert json.loads(json.dumps(far_apart.as_plain()))["same_person"] is True
+
+
+def test_a_score_at_the_threshold_passes_and_a_weak_threshold_is_told(made_up):
+    calibration = made_up({}, threshold=1.0, impostors_allowed=3)
+    answer = compare_faces(face_at(0, "a"), face_at(0, "b"), calibration)
+    assert answer.passes
+    assert any("hangs on the 3 impostor pairs" in sentence for sentence in answer.sentences())
+    assert any("the same picture" in sentence for sentence in answer.sentences())
+
+
+def test_without_a_calibration_there_is_a_cosine_and_no_decision(run_embed, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = run_embed(*all_pictures(folder)[:2])
+    assert told.status == 0 and "cosine" in told.out and "person" not in told.out
+    assert "Which cosine is enough is not known" in told.out and "test.py writes one" in told.out
+
+
+def test_the_three_functions_take_paths_and_pictures(model, folder, calibration):
+    paths = all_pictures(folder)[:2]
+    faces = embed_script.embed(model, [str(paths[0]), Image.open(paths[1])])
+    assert len(faces) == 2 and faces.names == (str(paths[0]), "picture 1") and faces.embeddings.shape == (2, 1024)
+    np.testing.assert_allclose(np.linalg.norm(faces.embeddings, axis=1), 1, atol=1e-6)
+    known = embed_script.calibration_of(model, calibration)
+    answer = embed_script.compare(faces[0], faces[1], known, far=0.1)
+    assert answer.cosine == cosines(faces.embeddings[:1], faces.embeddings[1:])[0, 0]
+    assert answer.passes in (True, False)
+
+
+# ---------------------------------------------------------------------------------------------------------- galleries
+
+
+def test_a_gallery_gives_the_nearest_pictures_first(run_embed, calibration, folder, tmp_path, model):
+    run_embed(folder, "-o", tmp_path / "faces.npz")
+    photo = all_pictures(folder)[5]
+    told = run_embed("--gallery", tmp_path / "faces.npz", photo, "--top", 3, "--calibration", calibration,
+                     "--far", 0.1, "--json")  # fmt: skip
+    assert told.status == 0, told.err
+    found = json.loads(told.out)
+    faces = read_features(tmp_path / "faces.npz")
+    scores = faces.embeddings.astype(float) @ faces.embeddings[5].astype(float)
+    best = np.argsort(-scores, kind="stable")[:3]
+    (search,) = found["searches"]
+    assert [match["name"] for match in search["matches"]] == faces.names[best].tolist()
+    assert search["matches"][0]["name"] == photo.relative_to(folder).as_posix()
+    for match, score in zip(search["matches"], scores[best], strict=True):
+        assert match["cosine"] == pytest.approx(score, abs=1e-6)
+        assert match["passes"] is (match["cosine"] >= found["threshold"])
+    told = run_embed("--gallery", tmp_path / "faces.npz", photo, "--calibration", calibration, "--far", 0.1)
+    assert "1.000" in told.out and "the same picture, or a copy" in told.out and "strangers in a gallery" in told.out
+
+
+def test_the_nearest_are_those_of_a_plain_sort_in_blocks_too(monkeypatch):
+    draw = np.random.default_rng(0)
+    probe, gallery = draw.normal(size=(3, 4)), np.round(draw.normal(size=(50, 4)), 1)
+    gallery[7] = gallery[31]  # a tie: the first in order
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probe, gallery)]
+    expected = [
+        sorted(range(50), key=lambda i, row=row: (-round(float(row @ unit[1][i]), 12), i))[:9] for row in unit[0]
+    ]
+    for scores_a_block in (2**22, 12):
+        monkeypatch.setattr("utils.arrays.SCORES_PER_BLOCK", scores_a_block)
+        assert [[match.position for match in row] for row in nearest(probe, gallery, 9)] == expected
+    assert len(nearest(probe, gallery, 99)[0]) == 50
+
+
+def test_a_gallery_of_other_weights_or_of_nobody_known_is_refused(run_embed, folder, tmp_path, other_weights):
+    photo, path = all_pictures(folder)[0], tmp_path / "faces.npz"
+    run_embed(folder, "-o", path)
+    told = run_embed("--gallery", path, photo, of=other_weights)
+    assert told.status == 2 and "was made by other weights" in told.err and told.err.count("\n") == 1
+    with np.load(path, allow_pickle=False) as arrays:
+        assert set(arrays) == {"names", "embeddings", "age_probabilities", "made_by"}
+        content = {name: arrays[name] for name in arrays}
+    made_by = json.loads(str(content["made_by"][0]))
+    assert made_by["join"] == "concatenate" and made_by["aligned_by"] == {"as given": len(all_pictures(folder))}
+    np.savez(path, **content | {"made_by": np.array([json.dumps(made_by | {"join": "add"})])})
+    assert "another join" in run_embed("--gallery", path, photo).err
+    np.savez(path, **content | {"made_by": np.array(["[1"])})
+    assert "its 'made_by' is no JSON object" in run_embed("--gallery", path, photo).err
+    del content["made_by"]
+    np.savez(path, **content)
+    assert "does not say which model made it" in run_embed("--gallery", path, photo).err
+
+
+def test_a_parquet_gallery_is_the_npz_one(run_embed, folder, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    photo = all_pictures(folder)[3]
+    for name in ("faces.npz", "faces.parquet"):
+        assert run_embed(folder, "-o", tmp_path / name).status == 0
+    found = [json.loads(run_embed("--gallery", tmp_path / name, photo, "--json").out)["searches"]
+             for name in ("faces.npz", "faces.parquet")]  # fmt: skip
+    assert found[0] == found[1]
+    table = parquet.read_table(tmp_path / "faces.parquet")
+    assert table.column_names == ["name", "embedding", "age_probabilities"] and table.num_rows == len(
+        all_pictures(folder)
+    )
+    (tmp_path / "faces.parquet").write_bytes((tmp_path / "faces.parquet").read_bytes()[:500])
+    told = run_embed("--gallery", tmp_path / "faces.parquet", photo)
+    assert told.status == 2 and "cannot be read" in told.err and told.err.count("\n") == 1
+
+
+def test_a_parquet_file_without_pyarrow_is_refused_before_the_work(run_embed, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    told = run_embed(folder, "-o", tmp_path / "faces.parquet")
+    assert told.status == 2 and "pip install pyarrow" in told.err
+
+
+# ---------------------------------------------------------------------------------------------------------- alignment
+
+
+def test_landmarks_bring_a_photograph_to_the_embedding_of_its_aligned_face(run_embed, folder, tmp_path, model):
+    path = all_pictures(folder)[0]
+    picture, points = photograph(Image.open(path).convert("RGB"))
+    picture.save(tmp_path / "photo.png")
+    (tmp_path / "points.json").write_text(json.dumps({"photo.png": points.tolist()}))
+    told = run_embed(tmp_path / "photo.png", path, "--landmarks", tmp_path / "points.json", "--json")
+    assert told.status == 0, told.err
+    aligned = json.loads(told.out)["cosine"]
+    as_it_is = embed_script.embed(model, [tmp_path / "photo.png", path], Aligner(assume_aligned=True))
+    assert aligned > 0.98 > compare_faces(as_it_is[0], as_it_is[1]).cosine
+    assert as_it_is.made_by["aligned_by"] == {"as given": 1, "assumed": 1}
+
+
+def test_a_detector_gives_what_its_points_give_as_landmarks(run_embed, folder, tmp_path, monkeypatch):
+    path = all_pictures(folder)[0]
+    picture, points = photograph(Image.open(path).convert("RGB"))
+    picture.save(tmp_path / "photo.png")
+    (tmp_path / "points.json").write_text(json.dumps({"photo.png": points.tolist()}))
+    (tmp_path / "yunet.onnx").touch()
+    other = (points + 40, 30.0)
+    detector = FakeDetector(other, (points, 90.0), picture_size=(600, 500))
+    monkeypatch.setattr("data.detection.open_detector", lambda path: detector)
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
+    cosines = []
+    for how in (("--landmarks", tmp_path / "points.json"), ("--detector", tmp_path / "yunet.onnx")):
+        told = run_embed(tmp_path / "photo.png", path, *how, "--json")
+        assert told.status == 0, told.err
+        cosines.append(json.loads(told.out)["cosine"])
+    assert cosines[1] == pytest.approx(cosines[0], abs=1e-5)
+    assert f"2 faces were found in '{tmp_path / 'photo.png'}': the largest one is taken" in told.err
+    detector.faces = ()
+    told = run_embed(tmp_path / "photo.png", path, "--detector", tmp_path / "yunet.onnx")
+    assert told.status == 2 and "no face was found in" in told.err and told.err.count("\n") == 1
+
+
+def test_faces_are_found_in_shrunk_pictures_blue_first_the_largest_first():
+    points = TEMPLATE * 8 + 100
+    detector = FakeDetector((points / 2, 10.0), (points, 20.0), picture_size=(1600, 1200))
+    picture = Image.new("RGB", (1600, 1200), (255, 0, 10))
+    found = find_faces(detector, picture)
+    assert detector.size == (640, 480) and detector.seen[0, 0].tolist() == [10, 0, 255]
+    np.testing.assert_allclose(found, [points, points / 2], atol=1e-3)
+    detector.faces = ()
+    assert find_faces(detector, picture).shape == (0, 5, 2)
+
+
+def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (300, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    points = TEMPLATE + 40
+    detector = FakeDetector((points, 50.0), picture_size=(200, 300))
+    monkeypatch.setattr("data.detection.open_detector", lambda path: detector)
+    Aligner(detector_path="yunet.onnx").face(tmp_path / "turned.jpg", "turned.jpg")
+    assert detector.size == (200, 300)
+
+
+def test_a_detector_that_is_missing_or_none_is_a_sentence(run_embed, folder, tmp_path, monkeypatch):
+    photos = all_pictures(folder)[:2]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "cv2", None)
+        told = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
+    assert told.status == 2 and "pip install opencv-python-headless" in told.err
+    fake = types.ModuleType("cv2")
+    fake.error = type("error", (Exception,), {})
+    fake.utils = types.SimpleNamespace(
+        logging=types.SimpleNamespace(LOG_LEVEL_SILENT=0, setLogLevel=lambda level: None)
+    )
+
+    def create(*_):
+        raise fake.error("Failed to parse\nONNX model")
+
+    fake.FaceDetectorYN = types.SimpleNamespace(create=create)
+    monkeypatch.setitem(sys.modules, "cv2", fake)
+    told = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
+    assert told.status == 2 and "yunet.onnx does not exist" in told.err and "opencv_zoo" in told.err
+    (tmp_path / "yunet.onnx").write_bytes(b"no model")
+    Image.new("RGB", (300, 200)).save(tmp_path / "large.png")
+    open_detector.cache_clear()
+    told = run_embed(photos[0], tmp_path / "large.png", "--detector", tmp_path / "yunet.onnx")
+    assert told.status == 2 and "is no ONNX model that OpenCV can run (Failed to parse ONNX model)" in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_opencv_refuses_what_is_no_model(tmp_path):
+    pytest.importorskip("cv2")
+    (tmp_path / "yunet.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"yunet.onnx is no ONNX model that OpenCV can run"):
+        open_detector(str(tmp_path / "yunet.onnx"))
+
+
+def test_pictures_that_do_not_look_aligned_are_told(run_embed, folder, tmp_path):
+    pictures = all_pictures(folder)
+    assert "does not look" not in run_embed(folder, "-o", tmp_path / "faces.npz").err
+    for path in pictures[: len(pictures) // 2]:
+        Image.open(path).rotate(45).save(path)
+    told = run_embed(folder, "-o", tmp_path / "turned.npz")
+    assert told.status == 0
+    warned = [line for line in told.err.splitlines() if "does not look like a face aligned" in line]
+    turned = [repr(path.relative_to(folder).as_posix()) for path in pictures[: len(pictures) // 2]]
+    assert len(warned) >= len(turned) - 2 and all(line.split()[1] in turned for line in warned)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def large(folder):
+    Image.new("RGB", (300, 200)).save(all_pictures(folder)[0])
+
+
+def truncated(folder):
+    path = all_pictures(folder)[0]
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def no_picture(folder):
+    all_pictures(folder)[0].write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (large, "300 x 200 pixels, so it is no aligned face"),
+        (truncated, "cannot be decoded"),
+        (no_picture, "is not an image"),
+    ],
+)
+def test_a_bad_picture_is_one_sentence_or_is_left_out_and_listed(run_embed, folder, tmp_path, damage, words):
+    damage(folder)
+    bad = all_pictures(folder)[0].name
+    told = run_embed(folder, "-o", tmp_path / "faces.npz")
+    assert told.status == 2 and words in told.err and bad in told.err and told.err.count("\n") == 1
+    assert not (tmp_path / "faces.npz").exists()
+    told = run_embed(folder, "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
+    assert told.status == 0 and "left out: " in told.err and words in told.err
+    names = read_features(tmp_path / "faces.npz").names.tolist()
+    assert names == [path.relative_to(folder).as_posix() for path in all_pictures(folder)[1:]]
+    told = run_embed(*all_pictures(folder)[:2], "--on-bad-picture", "skip")
+    assert told.status == 2 and "one of the two pictures can't be compared" in told.err
+
+
+def test_nothing_that_can_be_embedded_is_an_error(run_embed, tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    told = run_embed(tmp_path / "a.jpg", "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
+    assert told.status == 2 and "none of the 1 pictures can be embedded" in told.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "no pictures are given"),
+        (["A"], "1 pictures are given: give two"),
+        (["A", "B", "C"], "3 pictures are given: give two"),
+        (["A", "A"], "are the same file"),
+        (["nowhere.jpg", "A"], "does not exist"),
+        (["EMPTY", "-o", "OUT/f.npz"], "holds no picture"),
+        (["A", "-o", "OUT/none/f.npz"], "folder that does not exist"),
+        (["A", "-o", "OUT/f.txt"], "ends in neither .npz nor .parquet"),
+        (["A", "-o", "OUT/there.npz"], "exists: give another name, or --force"),
+        (["A", "-o", "OUT/f.npz", "--gallery", "OUT/there.npz"], "give one of the two"),
+        (["A", "-o", "OUT/f.npz", "--ages", "3", "4"], "--ages is for comparing two"),
+        (["A", "-o", "OUT/f.npz", "--benchmark", "fgnet"], "leave them out with --output"),
+        (["A", "B", "--assume-aligned", "--detector", "OUT/yunet.onnx"], "give one of the two"),
+        (["A", "B", "--detector", "OUT/yunet.onnx"], "--detector"),
+        (["A", "B", "--ages", "3", "400"], "--ages 400 is out of range"),
+        (["A", "B", "--far", "0"], "--far 0.0 is out of range"),
+        (["A", "--gallery", "OUT/there.npz"], "cannot be read"),
+        (["A", "--gallery", "OUT/none.npz"], "cannot be read"),
+        (["A", "B", "--calibration", "OUT/none.json"], "can't be read"),
+        (["A", "B", "--landmarks", "OUT/none.json"], "cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run_embed, folder, tmp_path, flags, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there.npz").write_bytes(b"PK\x03\x04 damaged")
+    a, b, c, *_ = all_pictures(folder)
+    places = {"A": a, "B": b, "C": c, "EMPTY": tmp_path / "empty"}
+    told = run_embed(*(places.get(flag, flag.replace("OUT", str(tmp_path))) for flag in flags))
+    assert told.status == 2 and words in told.err, told.err
+    assert told.err.startswith("embed.py: ") and told.err.count("\n") == 1
+
+
+def test_a_calibration_of_other_weights_is_refused_where_it_is_given(run_embed, calibration, folder, other_weights):
+    told = run_embed(*all_pictures(folder)[:2], "--calibration", calibration, of=other_weights)
+    assert told.status == 2 and "is about other weights" in told.err and told.err.count("\n") == 1
+
+
+def test_weights_without_an_age_branch_leave_ages_out(run_embed, folder, tmp_path):
+    torch.manual_seed(4)
+    tensors = iefp_file_tensors(IEFP("iresnet18_quarter", 1, None))
+    torch.save({key: value for key, value in tensors.items() if key.startswith("backbone_id.")}, tmp_path / "id.pth")
+    told = run_embed(*all_pictures(folder)[:2], "--json", of=tmp_path / "id.pth")
+    assert told.status == 0 and "holds no age branch" in told.err and "age_groups" not in json.loads(told.out)
+    assert run_embed(folder, "-o", tmp_path / "f.npz", of=tmp_path / "id.pth").status == 0
+    assert read_features(tmp_path / "f.npz").age_probabilities is None
