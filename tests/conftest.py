@@ -52,7 +52,12 @@ def tiny_faces(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_main(monkeypatch, capfd):
     """Runs a script's main function with flags as from the command line; gives its status and what it printed."""
-    entries = {"train": ("TrainConfig", "train"), "test": ("TestConfig", "test"), "prepare": ("Subcommand", None)}
+    entries = {
+        "train": ("TrainConfig", "train"),
+        "test": ("TestConfig", "test"),
+        "prepare": ("Subcommand", None),
+        "export": ("ExportConfig", "export"),
+    }
 
     def run(script: str, *flags: object) -> Outcome:
         module = load_script(script)

@@ -9,7 +9,7 @@ from scripts import ROOT, load_script
 import meta
 from utils.config import parse_config
 
-CONFIGS = {"train": "TrainConfig", "test": "TestConfig", "prepare": "Subcommand"}
+CONFIGS = {"train": "TrainConfig", "test": "TestConfig", "prepare": "Subcommand", "export": "ExportConfig"}
 PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *sorted((ROOT / "docs").glob("*.md"))]
 
 
