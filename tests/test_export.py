@@ -222,27 +222,6 @@ def test_what_a_shorter_precision_loses_is_measured(
     in_one_sentence(run_main(*check, *pictures), "loses too much", "calibrate on aligned faces")
 
 
-def test_before_is_what_test_py_reports(tmp_path, run_main, lively_weights, tiny_faces):
-    names = ("fgnet", "morph2", "cacd_vs", "calfw")
-    common = ("--weights", lively_weights, "--face-dataset", tiny_faces, "--workers", 0)
-    exported = run_main("export", *common, "-o", tmp_path / "iefp.safetensors", "--measure-on", *names)
-    assert exported.status == 0, exported.err
-    tested = run_main("test", *common, "--benchmarks", *names, "--no-analysis", "--no-keep-embeddings",
-                      "--output", tmp_path, "--device", "cpu")  # fmt: skip
-    assert tested.status == 0, tested.err
-    measured = json.loads((tmp_path / "iefp.safetensors.json").read_text())["measured"]
-    assert list(measured) == ["FG-NET leave-one-out rank-1", "MORPH2 3,000 rank-1", "CACD-VS accuracy",
-                              "CALFW accuracy"]  # fmt: skip
-    results = json.loads((tmp_path / "results.json").read_text())["models"][0]["results"]
-    assert [figures["before_percent"] for figures in measured.values()] == [
-        results["fgnet"]["leave_one_out"]["concatenate"]["rank1_percent"],
-        results["morph2_3000"]["probe_gallery"]["concatenate"]["rank1_percent"],
-        results["cacd_vs"]["verification"]["concatenate"]["accuracy_percent"],
-        results["calfw"]["verification"]["concatenate"]["accuracy_percent"],
-    ]
-    assert all(figures["after_percent"] == figures["before_percent"] for figures in measured.values())
-
-
 # ---------------------------------------------------------------------------------------------------- other formats
 
 
@@ -284,19 +263,32 @@ def test_safetensors_hold_the_published_tensors_and_load_wherever_weights_do(tmp
     assert load_for_ages(both).backbone_ae.purification == 1
 
 
-def test_train_and_test_take_safetensors(tmp_path, run_main, lively_weights, tiny_faces, train_identity):
-    path = tmp_path / "both.safetensors"
-    assert run_main("export", "--weights", lively_weights, "-o", path, "--with-age").status == 0
+def test_train_and_test_take_safetensors_and_before_is_what_test_py_reports(
+    tmp_path, run_main, lively_weights, tiny_faces, train_identity
+):
+    path, names = tmp_path / "both.safetensors", ("fgnet", "morph2", "cacd_vs", "calfw")
+    common = ("--face-dataset", tiny_faces, "--workers", 0)
+    exported = run_main(
+        "export", "--weights", lively_weights, "-o", path, "--with-age", *common, "--measure-on", *names
+    )
+    assert exported.status == 0, exported.err
+    tested = run_main("test", "--weights", lively_weights, path, *common, "--benchmarks", *names, "--no-analysis",
+                      "--no-pictures", "--no-keep-embeddings", "--output", tmp_path, "--device", "cpu")  # fmt: skip
+    assert tested.status == 0, tested.err
+    of_pth, of_safetensors = json.loads((tmp_path / "results.json").read_text())["models"]
+    results = of_pth["results"]
+    assert results == of_safetensors["results"] and "age" in results["fgnet"]
+    measured = json.loads((tmp_path / "both.safetensors.json").read_text())["measured"]
+    reported = {
+        "FG-NET leave-one-out rank-1": results["fgnet"]["leave_one_out"]["concatenate"]["rank1_percent"],
+        "MORPH2 3,000 rank-1": results["morph2_3000"]["probe_gallery"]["concatenate"]["rank1_percent"],
+        "CACD-VS accuracy": results["cacd_vs"]["verification"]["concatenate"]["accuracy_percent"],
+        "CALFW accuracy": results["calfw"]["verification"]["concatenate"]["accuracy_percent"],
+    }
+    for column in ("before_percent", "after_percent"):
+        assert {name: figures[column] for name, figures in measured.items()} == reported
     trained = train_identity(tmp_path / "run", "--age-weights", path, "--init-from", path, "--epochs", 1)
     assert trained.status == 0, trained.err
-    results = []
-    for weights in (lively_weights, path):
-        tested = run_main("test", "--weights", weights, "--face-dataset", tiny_faces, "--benchmarks", "fgnet",
-                          "--output", tmp_path, "--no-analysis", "--no-keep-embeddings", "--workers", 0,
-                          "--device", "cpu")  # fmt: skip
-        assert tested.status == 0, tested.err
-        results.append(json.loads((tmp_path / "results.json").read_text())["models"][0]["results"])
-    assert results[0] == results[1] and "age" in results[0]["fgnet"]
 
 
 def test_the_sign_of_a_purification_unit_goes_along(tmp_path, run_main):
