@@ -48,7 +48,6 @@ from models.export_files import (
     KINDS,
     MAX_DIFFERENCE,
     OPSET,
-    OUTPUT_NAMES,
     Facts,
     Run,
     largest_difference,
@@ -192,47 +191,48 @@ def named_when_done(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+PIXELS = {"shape": ["batch", 3, IMAGE_SIZE, IMAGE_SIZE], "colours": "RGB", "range": [0, 255], "mean": PIXEL_MEAN,
+          "scale": PIXEL_SCALE}  # fmt: skip
+ALIGNMENT = {"template": f"InsightFace's five points of ArcFace, in a picture of {IMAGE_SIZE} x {IMAGE_SIZE} pixels",
+             "points": TEMPLATE.tolist(), "order": POINT_NAMES}  # fmt: skip
+
+
 def describe(config: ExportConfig, model: IEFP) -> Facts:
     """What a user of the file has to know; goes into its metadata."""
-    kind, views = config.output.suffix, num_views(config)
     facts: Facts = {
         "format": FORMAT,
         "made_by": "export.py of IEFP, age-invariant face recognition",
-        "input": {
-            "shape": ["batch", 3, IMAGE_SIZE, IMAGE_SIZE],
-            "colours": "RGB",
-            "range": [0, 255],
-            "mean": PIXEL_MEAN,
-            "scale": PIXEL_SCALE,
-        },
-        "alignment": {
-            "template": f"InsightFace's five points of ArcFace, in a picture of {IMAGE_SIZE} x {IMAGE_SIZE} pixels",
-            "points": TEMPLATE.tolist(),
-            "order": POINT_NAMES,
-        },
+        "alignment": ALIGNMENT,
         "backbone": model.backbone_id.backbone,
         "purification": model.backbone_id.purification,
         "age_groups": list(AGE_GROUP_NAMES) if config.with_age else [],
+        "precision": config.precision,
         "weights": config.weights.name,
         "weights_sha256": sha256(config.weights),
-        "precision": config.precision,
     }
-    if kind == ".safetensors":
-        branches = describe_branches(model)
-        held = branches if config.with_age else {"identity_branch": branches["identity_branch"]}
-        facts["input"]["normalised_inside"] = False
-        return facts | {"branches": held, "embedding_size": EMBEDDING_SIZE, "software": software("safetensors")}
-    facts["input"] |= {"name": "images", "dtype": config.input, "normalised_inside": True}
-    sizes = dict(zip(OUTPUT_NAMES, (views * EMBEDDING_SIZE, NUM_AGE_GROUPS), strict=True))
+    if config.output.suffix == ".safetensors":
+        return facts | {
+            "input": PIXELS | {"normalised_inside": False},
+            "branches": {
+                name: branch
+                for name, branch in describe_branches(model).items()
+                if config.with_age or name == "identity_branch"
+            },
+            "embedding_size": EMBEDDING_SIZE,
+            "software": software("safetensors"),
+        }
+    views = num_views(config)
+    sizes = {"embeddings": views * EMBEDDING_SIZE} | ({"age_probabilities": NUM_AGE_GROUPS} if config.with_age else {})
     facts |= {
-        "output": {name: ["batch", size] for name, size in sizes.items() if name != OUTPUT_NAMES[1] or config.with_age},
+        "input": PIXELS | {"name": "images", "dtype": config.input, "normalised_inside": True},
+        "output": {name: ["batch", size] for name, size in sizes.items()},
         "embedding_size": views * EMBEDDING_SIZE,
         "views": views,
         "join": "concatenate" if views == 2 else "none",
     }
-    if kind == ".onnx":
-        facts |= {"opset": OPSET, "software": software("onnx", "onnxscript", "onnxruntime")}
-    return {"software": software()} | facts
+    if config.output.suffix == ".pt2":
+        return facts | {"software": software()}
+    return facts | {"opset": OPSET, "software": software("onnx", "onnxscript", "onnxruntime")}
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,8 @@ def main() -> None:
         told = measure(given, model, Path(folder))
     print(f"{'':44}{'MB':>7}{'images/s':>10}{'times PyTorch':>15} (middle half)  difference   cosine    least")
     for name, of in told.items():
-        ratio = of["times_pytorch"]
-        print(f"{name:44}{of.get('megabytes', float('nan')):7.1f}{of['images_per_second']:10.1f}{ratio['median']:15.2f} "
+        ratio, megabytes = of["times_pytorch"], of.get("megabytes", float("nan"))
+        print(f"{name:44}{megabytes:7.1f}{of['images_per_second']:10.1f}{ratio['median']:15.2f} "
               f"({ratio['low']:.2f} to {ratio['high']:.2f})   {of['largest_difference']:10.1e}"
               f"{of['cosine_mean']:9.5f}{of['cosine_least']:9.5f}")  # fmt: skip
     settings = {"benchmark": "export", "backbone": model.backbone_id.backbone, "batch_size": given.batch_size,
