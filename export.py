@@ -145,6 +145,9 @@ def check_flags(config: ExportConfig) -> None:
         unsafe = " (torch.export.load would unpickle it)" if path.suffix == ".pt2" else ""
         raise UserError(f"{path} has none of the suffixes {', '.join(kinds)}{unsafe}: give a file with one of them.")
     if output is None:
+        if (config.input, config.views, config.with_age, config.precision) != ("uint8", "one", False, "fp32"):
+            raise UserError(f"{checked} says itself how it is to be used: leave out --input, --views, --with-age and "
+                            f"--precision.")  # fmt: skip
         return
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} of -o {output.name} does not exist: make it first.")
@@ -301,6 +304,9 @@ def compare(
     print(f"{path.name}: largest difference to PyTorch {difference:.2g} on made-up pictures, batches of {sizes}")
     limit = MAX_DIFFERENCE if comparison.usage.precision == "fp32" else 2.0  # of numbers between -1 and 1
     limit = 0.0 if path.suffix == ".safetensors" else limit  # the same tensors in the same network
+    if comparison.usage.precision != "fp32" and difference == np.inf:
+        raise UserError(f"{path} gives no finite numbers: {comparison.usage.precision} is too short for these weights, "
+                        f"use another --precision.")  # fmt: skip
     if not difference <= limit:
         raise UserError(f"{path} gives other numbers than {config.weights} ({difference:.2g} where {limit:g} is "
                         f"allowed): it is of other weights, or damaged.")  # fmt: skip

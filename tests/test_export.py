@@ -406,6 +406,7 @@ def test_flags_that_do_not_go_together_are_told(tmp_path, run_main, lively_weigh
     in_one_sentence(export("-o", tmp_path / "a.tflite"), "a.tflite", ".onnx, .safetensors, .pt2")
     in_one_sentence(export("-o", tmp_path / "none" / "a.onnx"), str(tmp_path / "none"), "does not exist")
     in_one_sentence(export("--check", tmp_path / "a.pt2"), "would unpickle it")
+    in_one_sentence(export("--check", onnx_path, "--views", "two"), "leave out --input, --views")
     in_one_sentence(export("-o", tensors, "--precision", "fp16"), "--precision fp16 is for .onnx")
     in_one_sentence(export("-o", tensors, "--views", "two"), "--views and --input are for")
     in_one_sentence(export("-o", onnx_path, "--precision", "int8"), "needs --calibration-pictures")
@@ -429,6 +430,15 @@ def test_weights_without_the_branch_asked_for_are_told(tmp_path, run_main, model
     )
     outcome = run_main("export", "--weights", bare, "-o", tmp_path / "a.onnx", "--with-age")
     in_one_sentence(outcome, "backbone.pth holds no age branch")
+
+
+def test_a_network_too_large_for_half_precision_is_told(tmp_path, run_main):
+    model = lively()
+    model.backbone_id.layer4[1].conv2.weight.data *= 1e6
+    torch.save(iefp_file_tensors(model), tmp_path / "large.pth")
+    outcome = run_main("export", "--weights", tmp_path / "large.pth", "-o", tmp_path / "a.onnx", "--precision", "fp16")
+    in_one_sentence(outcome, "gives no finite numbers", "fp16 is too short")
+    assert [file.name for file in tmp_path.iterdir()] == ["large.pth"]
 
 
 def test_weights_are_not_written_over(tmp_path, run_main, lively_weights):
