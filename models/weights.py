@@ -1,14 +1,16 @@
 """Weight files -> model: the released IEFP and age files, InsightFace backbones, and what train.py writes.
 
-Files are read with `weights_only=True`: nothing in them is executed. What a file holds (backbone, purification) is
-read off its keys and shapes. A variant of the purification unit that keys can't tell apart (its sign) stands in the
-JSON file of the same name that train.py writes beside its weights, or in a checkpoint under "branches".
+Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. What a file holds (backbone,
+purification) is read off its keys and shapes. A variant of the purification unit that keys can't tell apart (its sign)
+stands in the JSON file of the same name that train.py writes beside its weights, in a checkpoint under "branches", or
+in the metadata of a .safetensors file.
 """
 
 import json
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ from models.purification import formula, parse_purification
 
 ACCEPTED = (
     "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
-    "and iefp.pth, age.pth and checkpoints written by train.py."
+    "iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by export.py."
 )
+SAFETENSORS = ".safetensors"
 AGE_PREFIXES = ("backbone_ae.", "age_estimator.", "year_head.")
 MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
+MAX_SAFETENSORS_HEADER = 10_000_000  # bytes; iresnet200 with both branches has some 300,000
 
 
 @dataclass(frozen=True)
@@ -196,19 +200,45 @@ def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
 def _read_content(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise UserError(f"weight file {path} does not exist. {_where_to_get(path)}")
+    read = _safetensors_reader(path) if path.suffix.lower() == SAFETENSORS else _read_archive
     try:
-        _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read(path)
     except MemoryError:
         raise
     except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
         raise UserError(
-            f"{path} can't be read as a weight file (damaged, not from torch.save, or holding more than tensors: "
-            f"{_reason(error)}). {ACCEPTED}"
+            f"{path} can't be read as a weight file (damaged, not from torch.save or safetensors, or holding more than "
+            f"tensors: {_reason(error)}). {ACCEPTED}"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not a table of named tensors. {ACCEPTED}")
     return content
+
+
+def _read_archive(path: Path) -> Any:
+    _check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _safetensors_reader(path: Path) -> Callable[[Path], dict[str, Any]]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
+
+    def read(path: Path) -> dict[str, Any]:
+        with open(path, "rb") as file:
+            claimed = int.from_bytes(file.read(8), "little")
+        if claimed > MAX_SAFETENSORS_HEADER:
+            raise ValueError(f"its header claims {claimed:,} bytes, more than {MAX_SAFETENSORS_HEADER:,}")
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get("branches", "null")
+            if len(told) > MAX_DESCRIPTION:
+                raise ValueError(f"its description has more than {MAX_DESCRIPTION:,} characters")
+            keys = file.keys()
+            return {"branches": json.loads(told), "state_dict": {key: file.get_tensor(key) for key in keys}}
+
+    return read
 
 
 def _check_archive(path: Path) -> None:

@@ -52,8 +52,13 @@ def tiny_faces(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_main(monkeypatch, capfd):
     """Runs a script's main function with flags as from the command line; gives its status and what it printed."""
-    entries = {"train": ("TrainConfig", "train"), "test": ("TestConfig", "test"), "prepare": ("Subcommand", None),
-               "embed": ("EmbedConfig", "main")}  # fmt: skip
+    entries = {
+        "train": ("TrainConfig", "train"),
+        "test": ("TestConfig", "test"),
+        "prepare": ("Subcommand", None),
+        "embed": ("EmbedConfig", "main"),
+        "export": ("ExportConfig", "export"),
+    }
 
     def run(script: str, *flags: object) -> Outcome:
         module = load_script(script)

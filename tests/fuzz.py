@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save as save_tensors
 
 from data import transforms
 from data.age_names import undo_names
@@ -194,6 +195,11 @@ def weight_seeds() -> list[bytes]:
     ]
 
 
+def safetensors_seeds() -> list[bytes]:
+    branches = {"identity_branch": {"backbone": "iresnet18_quarter", "purification": 1}}
+    return [save_tensors(tiny_tensors(), {"branches": json.dumps(branches)}), save_tensors(tiny_tensors())]
+
+
 def checkpoint_seeds() -> list[bytes]:
     content = {"format": FORMAT, "step": 12, "position": {"epoch": 0, "batch": 12}, "model": {"a.b": torch.zeros(3)},
                "optimisers": {"identity": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "lr": 0.1}}}  # fmt: skip
@@ -262,8 +268,8 @@ def read_picture(content: bytes, folder: Path) -> None:
     assert (face.shape, face.dtype) == ((3, 16, 16), torch.uint8)
 
 
-def read_weights(content: bytes, folder: Path) -> None:
-    path = folder / "weights.pth"
+def read_weights(content: bytes, folder: Path, name: str = "weights.pth") -> None:
+    path = folder / name
     path.write_bytes(content)
     weights = read_weight_file(path)
     assert weights.identity_branch or weights.age_branch
@@ -579,6 +585,7 @@ def make_readers() -> list[Reader]:
         Reader("arguments", words, read_words),
         *(Reader(kind.lower(), picture_seeds(kind), read_picture) for kind in ("JPEG", "PNG", "WEBP", "BMP")),
         Reader("weights", weight_seeds(), read_weights, damaged_archive),
+        Reader("safetensors", safetensors_seeds(), functools.partial(read_weights, name="weights.safetensors")),
         Reader("description", [text.encode() for text in told], read_description),
         Reader("checkpoint", checkpoint_seeds(), read_checkpoint, damaged_archive),
     ]

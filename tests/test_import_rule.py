@@ -97,10 +97,10 @@ def test_the_rule_allows_meta_the_own_room_and_libraries():
     assert forbidden_imports("meta.py", "import bisect\nfrom dataclasses import dataclass\n") == set()
 
 
-def test_only_weights_of_the_models_touches_paths_and_none_flags_or_ranks():
+def test_only_weights_and_exported_files_of_the_models_touch_paths_and_none_flags_or_ranks():
     world = {"argparse", "tyro", "os", "sys", "io", "pathlib", "json", "logging"}
     for path in sorted((ROOT / "models").glob("*.py")):
         names = imported_modules(path.read_text(encoding="utf-8"), "models")
-        allowed = {"os", "pathlib", "json"} if path.name == "weights.py" else set()
+        allowed = {"os", "pathlib", "json"} if path.name in ("weights.py", "export_files.py") else set()
         assert {name.split(".")[0] for name in names} & world <= allowed, path
         assert not any(name.startswith("torch.distributed") for name in names), path

@@ -9,8 +9,14 @@ from scripts import ROOT, load_script
 import meta
 from utils.config import parse_config
 
-CONFIGS = {"train": "TrainConfig", "test": "TestConfig", "prepare": "Subcommand", "embed": "EmbedConfig"}
-PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *sorted((ROOT / "docs").glob("**/*.md"))]
+CONFIGS = {
+    "train": "TrainConfig",
+    "test": "TestConfig",
+    "prepare": "Subcommand",
+    "embed": "EmbedConfig",
+    "export": "ExportConfig",
+}
+PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[str]:

@@ -1,0 +1,161 @@
+"""The trained branches as one function of pixels, for use without this program: what a file for others computes.
+
+Normalisation of pixels, encoder, purification unit and L2 normalisation are inside; so is the second view if asked for.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE
+from models.iefp import IEFP
+from models.iresnet import Block, IResNet
+from models.purification import PurificationUnit
+
+NORM_EPSILON = 1e-12  # an all-zero feature stays zero
+
+
+class Embedder(nn.Module):
+    """RGB pixels (N, 3, 112, 112) in 0..255, of any dtype -> embeddings, L2-normalised.
+
+    One view: (N, 512). Two views: the image's and its mirror image's embedding joined by concatenation, (N, 1024), as
+    test.py compares them. `with_age` gives age group probabilities (N, 8) as well, the mean of the views'.
+    The encoders are copies, in eval mode; they may be turned to half precision (`in_half`), nothing else is.
+    """
+
+    def __init__(self, model: IEFP, num_views: int = 1, with_age: bool = False):
+        super().__init__()
+        assert num_views in (1, 2), f"{num_views} views"
+        self.num_views = num_views
+        self.encoder = copy.deepcopy(model.backbone_id)
+        self.age_encoder = copy.deepcopy(model.backbone_ae) if with_age else None
+        self.age_estimator = copy.deepcopy(model.age_estimator) if with_age else None
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        num_images, dtype = images.shape[0], self.encoder.fc.weight.dtype
+        pixels = (images.to(torch.promote_types(dtype, torch.float32)) - PIXEL_MEAN) / PIXEL_SCALE
+        if self.num_views == 2:
+            pixels = torch.cat([pixels, pixels.flip(-1)])  # (2 N, 3, 112, 112)
+        pixels = pixels.to(dtype)
+        embeddings = self._joined(_unit(self.encoder(pixels)), num_images)
+        if self.age_encoder is None:
+            return embeddings
+        probabilities = self.age_estimator(self.age_encoder(pixels)).to(embeddings.dtype).softmax(dim=1)  # (V N, 8)
+        if self.num_views == 2:
+            probabilities = (probabilities[:num_images] + probabilities[num_images:]) / 2
+        return embeddings, probabilities
+
+    def _joined(self, embeddings: Tensor, num_images: int) -> Tensor:  # (V N, 512) -> (N, V * 512)
+        if self.num_views == 1:
+            return embeddings
+        return _unit(torch.cat([embeddings[:num_images], embeddings[num_images:]], dim=1))
+
+    @property
+    def num_outputs(self) -> int:
+        return 1 if self.age_encoder is None else 2
+
+    def folded(self) -> "Embedder":
+        """A copy with BatchNorm folded into the layers beside it, wherever that is exact; see `fold_batchnorm`."""
+        other = copy.deepcopy(self)
+        fold_batchnorm(other.encoder)
+        if other.age_encoder is not None:
+            fold_batchnorm(other.age_encoder)
+        return other
+
+    def in_half(self) -> "Embedder":
+        """A copy whose encoders compute in float16; pixels before them and the L2 norm after them stay float32."""
+        return copy.deepcopy(self).half()
+
+
+def example_images(num_images: int, dtype: torch.dtype) -> Tensor:
+    """Pixels in 0..255, the same in every run: half of them noise, half smooth."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(num_images, 3, 7, 7, generator=generator)
+    smooth = F.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
+    noise = torch.rand(num_images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    is_noise = torch.arange(num_images).view(-1, 1, 1, 1) % 2 == 1
+    return (torch.where(is_noise, noise, smooth) * 255).round().to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------------- folding
+
+
+@torch.no_grad()
+def fold_batchnorm(encoder: IResNet) -> None:
+    """Folds BatchNorm in place, where what comes out is the same function but for rounding (eval mode).
+
+    Folded: those behind a convolution (stem, second and third of a block, shortcut), the one before the linear layer,
+    "features" behind it, and those beside a linear layer of the purification unit. Kept: the first of each block, for
+    the convolution behind it pads with zeros after BatchNorm, which a bias before it can't give at the border; and in
+    the purification unit those with ReLU between them and the linear layer.
+    """
+    encoder.conv1, encoder.bn1 = _conv_after(encoder.conv1, encoder.bn1)
+    for block in (module for module in encoder.modules() if isinstance(module, Block)):
+        block.conv1, block.bn2 = _conv_after(block.conv1, block.bn2)
+        block.conv2, block.bn3 = _conv_after(block.conv2, block.bn3)
+        if block.downsample is not None:
+            block.downsample = nn.Sequential(*_conv_after(*block.downsample))
+    encoder.fc = _linear_before(encoder.bn2, encoder.fc)
+    encoder.fc = _linear_after(encoder.fc, encoder.features)
+    encoder.bn2, encoder.features = nn.Identity(), nn.Identity()
+    _fold_unit(encoder.spu)
+
+
+def _fold_unit(unit: PurificationUnit) -> None:
+    layers: list[nn.Module] = []
+    for layer in unit.seq:
+        before = layers[-1] if layers else None
+        if isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
+            layers[-1] = _linear_after(before, layer)
+        elif isinstance(layer, nn.Linear) and isinstance(before, nn.BatchNorm1d):
+            layers[-1] = _linear_before(before, layer)
+        else:
+            layers.append(layer)
+    unit.seq = nn.Sequential(*layers)
+
+
+def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """BatchNorm in eval mode is scale * x + shift, a number of each for a channel: (C,) float64."""
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
+def _conv_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
+    """What does BatchNorm after a convolution in one layer, and nothing in the place of the other."""
+    scale, shift = _scale_and_shift(norm)
+    both = copy.deepcopy(conv)
+    both.weight = _like(conv.weight, conv.weight.double() * scale[:, None, None, None])
+    both.bias = _like(conv.weight, shift)  # a convolution before BatchNorm has none
+    return both, nn.Identity()
+
+
+def _linear_after(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
+    """BatchNorm after a linear layer."""
+    scale, shift = _scale_and_shift(norm)
+    both = copy.deepcopy(linear)
+    both.weight = _like(linear.weight, linear.weight.double() * scale[:, None])
+    both.bias = _like(linear.weight, linear.bias.double() * scale + shift)
+    return both
+
+
+def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> nn.Linear:
+    """A linear layer after BatchNorm, whose every channel may have become several inputs in a row (flattened)."""
+    inputs_a_channel = linear.in_features // norm.num_features
+    scale, shift = (values.repeat_interleave(inputs_a_channel) for values in _scale_and_shift(norm))
+    both = copy.deepcopy(linear)
+    both.weight = _like(linear.weight, linear.weight.double() * scale)
+    both.bias = _like(linear.weight, linear.bias.double() + linear.weight.double() @ shift)
+    return both
+
+
+def _like(parameter: Tensor, values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.to(parameter.dtype), requires_grad=False)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Features (N, D) -> length 1, in float32 at least: the sum of 512 squares may be more than half precision has."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return features / features.norm(dim=1, keepdim=True).clamp_min(NORM_EPSILON)

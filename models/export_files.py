@@ -1,0 +1,258 @@
+"""`models.export.Embedder` as a file for other programs: ONNX, a torch.export program, or published tensors.
+
+Beside models/weights.py the one module of this room that touches paths. The packages onnx, onnxscript, onnxruntime and
+safetensors are needed here alone, each when it is used. Facts about a file (`Facts`) go into it as text.
+"""
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meta import UserError
+from models.export import Embedder, example_images
+from models.weights import AGE_PREFIXES, WeightFile
+
+KINDS = (".onnx", ".safetensors", ".pt2")
+OPSET = 18  # of ONNX: what torch.onnx writes without converting; runtimes since 2023 know it
+FORMAT = "1"  # of the facts
+INPUT_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+OUTPUT_NAMES = ("embeddings", "age_probabilities")
+FACTS_IN_PROGRAM = "iefp.json"
+MAX_DIFFERENCE = 1e-4  # of a number of an embedding of length 1, or of a probability
+CHECKED_BATCHES = (1, 2, 7)
+
+Facts = dict[str, Any]  # what a user of the file has to know; values fit for JSON
+Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]  # pixels (N, 3, 112, 112) -> the outputs
+
+
+def need(*names: str) -> list[ModuleType]:
+    """The packages of these names.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        packages = " ".join(name.split(".")[0] for name in names)
+        raise UserError(f"the package {error.name} is needed for this: pip install {packages}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- ONNX
+
+
+def onnx_model(embedder: Embedder, input_dtype: str) -> Any:
+    """The embedder as an ONNX model (onnx.ModelProto): `images` (batch, 3, 112, 112) -> `embeddings` and, where it has
+    them, `age_probabilities`; any batch.
+    """
+    need("onnx", "onnxscript")
+    program = torch.onnx.export(
+        embedder,
+        (example_images(2, INPUT_DTYPES[input_dtype]),),
+        dynamo=True,
+        dynamic_shapes=_any_batch(),
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=list(OUTPUT_NAMES[: embedder.num_outputs]),
+        verbose=False,
+    )
+    return program.model_proto
+
+
+def _any_batch() -> dict[str, dict[int, Any]]:
+    return {"images": {0: torch.export.Dim("batch", min=1)}}
+
+
+def quantised(model: Any, batches: Iterable[np.ndarray]) -> Any:
+    """The ONNX model with convolutions and linear layers in 8 bits, ranges of activations taken from `batches`.
+
+    Weights are int8 with a scale for each channel, activations uint8 with one range a tensor: the smallest and largest
+    value seen. The first convolution stays as it is. Other ways were measured, see benchmarks/RESULTS.md.
+    """
+    onnx, quantization = need("onnx", "onnxruntime.quantization")
+    arrays = iter(batches)
+
+    class Batches(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            images = next(arrays, None)
+            return None if images is None else {"images": images}
+
+    model = onnx.shape_inference.infer_shapes(model)
+    mark = model.metadata_props.add()  # says that shapes are known, without which there would be a warning
+    mark.key, mark.value = "onnx.quant.pre_process", "onnxruntime.quant"
+    first = next(node.name for node in model.graph.node if node.op_type == "Conv")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantised.onnx"
+        quantization.quantize_static(
+            model,
+            path,
+            Batches(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            nodes_to_exclude=[first],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
+        model = onnx.load(path)
+    del model.metadata_props[:]
+    return model
+
+
+def write_onnx(model: Any, path: Path, facts: Facts) -> None:
+    """Writes the ONNX model with its facts as metadata: strings as they are, all else as JSON."""
+    del model.metadata_props[:]
+    for key, value in as_texts(facts).items():
+        fact = model.metadata_props.add()
+        fact.key, fact.value = key, value
+    model.doc_string = "Face embeddings; what goes in and comes out is told by the metadata."
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def read_onnx_facts(path: Path) -> Facts:
+    """The facts in an ONNX file that export.py wrote.
+
+    Raises:
+        UserError: no ONNX file, one of another program or opset, or one whose weights lie in other files.
+    """
+    (onnx,) = need("onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # protobuf raises its own kinds
+        raise UserError(f"{path} can't be read as an ONNX file ({type(error).__name__}): export it again.") from None
+    facts = from_texts({fact.key: fact.value for fact in model.metadata_props})
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by export.py: its metadata lacks what is to be checked.")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise UserError(f"{path} keeps weights in other files, as export.py never does: export it again.")
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    if opsets.get("", 0) != OPSET:
+        raise UserError(f"{path} has opset {opsets.get('', 'none')}, and export.py writes {OPSET}: it was converted, "
+                        f"or is of another version; export it again.")  # fmt: skip
+    return facts
+
+
+def open_onnx(path: Path) -> Run:
+    """The ONNX file on the CPU, with as many threads as torch has.
+
+    Raises:
+        UserError: onnxruntime can't run it.
+    """
+    (ort,) = need("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+
+    def told(error: Exception) -> UserError:  # onnxruntime raises a kind for each of its status codes
+        reason = ascii(" ".join(str(error).split())[:200])[1:-1]
+        return UserError(f"onnxruntime {ort.__version__} can't run {path} ({reason}): export it again, or update it.")
+
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise told(error) from None
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            return tuple(session.run(None, {"images": images}))
+        except Exception as error:
+            raise told(error) from None
+
+    return run
+
+
+# --------------------------------------------------------------------------------------------- torch.export, tensors
+
+
+def write_program(embedder: Embedder, input_dtype: str, path: Path, facts: Facts) -> None:
+    """Writes a torch.export program with its facts as the extra file iefp.json; any batch."""
+    images = example_images(2, INPUT_DTYPES[input_dtype])
+    program = torch.export.export(embedder, (images,), dynamic_shapes=_any_batch())
+    torch.export.save(program, path, extra_files={FACTS_IN_PROGRAM: json.dumps(facts)})
+
+
+def open_own_program(path: Path) -> Run:
+    """The program that `write_program` has just written: torch.export.load unpickles, so it is for no other files."""
+    module = torch.export.load(path).module()
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return as_arrays(module(torch.from_numpy(images)))
+
+    return run
+
+
+def write_safetensors(weights: WeightFile, path: Path, with_age: bool, facts: Facts) -> None:
+    """Writes the tensors of the identity branch, and of the age branch if asked for, under their published names."""
+    (safetensors,) = need("safetensors.torch")
+    prefixes = ("backbone_id.", *(AGE_PREFIXES if with_age else ()))
+    tensors = {key: value.clone().contiguous() for key, value in weights.tensors.items() if key.startswith(prefixes)}
+    path.write_bytes(safetensors.save(tensors, as_texts(facts)))  # save_file would let nobody else read it
+
+
+# ---------------------------------------------------------------------------------------------------------- checks
+
+
+def run_embedder(embedder: Embedder) -> Run:
+    """The embedder as a function of arrays, on the CPU."""
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return as_arrays(embedder(torch.from_numpy(images)))
+
+    return run
+
+
+def as_arrays(outputs: Tensor | tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
+
+def largest_difference(run: Run, expected: Run, input_dtype: str) -> float:
+    """Of any number that the two give, over batches of 1, 2 and 7 pictures; infinite where a shape differs or a number
+    is none.
+    """
+    largest = 0.0
+    for num_images in CHECKED_BATCHES:
+        images = example_images(num_images, INPUT_DTYPES[input_dtype]).numpy()
+        found, wanted = run(images), expected(images)
+        if [array.shape for array in found] != [array.shape for array in wanted]:
+            return float("inf")
+        for a, b in zip(found, wanted, strict=True):
+            difference = np.abs(a.astype(np.float64) - b).max()
+            largest = max(largest, float(difference) if np.isfinite(difference) else float("inf"))
+    return largest
+
+
+# ----------------------------------------------------------------------------------------------------------- facts
+
+
+def as_texts(facts: Facts) -> dict[str, str]:
+    """For formats whose metadata holds text alone."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def from_texts(texts: dict[str, str]) -> Facts:
+    """The facts again; what is no JSON is text."""
+    facts = {}
+    for key, text in texts.items():
+        try:
+            facts[key] = text if key == "format" else json.loads(text)
+        except (ValueError, RecursionError):
+            facts[key] = text
+    return facts
+
+
+def software(*names: str) -> dict[str, str]:
+    """Versions of torch and of these packages."""
+    modules = zip(names, need(*names), strict=True)
+    return {"torch": torch.__version__} | {name: module.__version__ for name, module in modules}
