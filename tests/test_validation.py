@@ -96,7 +96,7 @@ def test_a_run_with_validation_trains_to_the_bit_as_one_without(train_identity, 
     assert same_weights(tmp_path / "without" / "iefp.pth", tmp_path / "with" / "iefp.pth")
     losses = [
         [
-            {key: event[key] for key in event if key not in ("time", "images_per_second")}
+            {key: event[key] for key in event if key not in ("time", "images_per_second", "seconds_left")}
             for event in events(run, "train")
         ]
         for run in (tmp_path / "without", tmp_path / "with")
@@ -229,7 +229,7 @@ def test_the_logged_values_of_stage_identity_are_known_before_a_step(train_ident
     refused = train_identity(tmp_path / "run", "--best-metric", "x", *flags)
     assert refused.status == 2 and not (tmp_path / "run").exists()
     assert train_identity(tmp_path / "run", "--epochs", 1, *flags).status == 0
-    told = set(events(tmp_path / "run", "train")[0]) - {"event", "time", "step", "epoch", "learning_rate"}
+    told = set(events(tmp_path / "run", "train")[0]) - {"event", "time", "step", "epoch", "learning_rate", "seconds_left"}
     assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == told
 
 
@@ -239,7 +239,7 @@ def test_the_logged_values_of_stage_age_are_known_before_a_step(run_main, tiny_f
              "--age-head", head)  # fmt: skip
     refused = run_main("train", *flags, "--best-metric", "x")
     assert run_main("train", *flags, "--epochs", 1).status == 0
-    told = set(events(tmp_path / "age", "train")[0]) - {"event", "time", "step", "epoch", "learning_rate"}
+    told = set(events(tmp_path / "age", "train")[0]) - {"event", "time", "step", "epoch", "learning_rate", "seconds_left"}
     assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == told
 
 
