@@ -214,6 +214,9 @@ NEEDS = {
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
 ONE_PASS_MOMENTUM = 0.19
 
+VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told
+MAX_PICTURES = 64  # of a dry run's first batch
+
 # ------------------------------------------------------------------------------------------------------ the steps
 
 
@@ -593,9 +596,6 @@ def check_best_metric(config: TrainConfig, told: list[str]) -> None:
     if config.best_metric is not None and config.best_metric not in told:
         raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}: "
                         f"give one of {', '.join(told)}.")  # fmt: skip
-
-
-VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told: the same figures to the bit
 
 
 def make_loader(
@@ -1071,9 +1071,6 @@ def draw_first_batch(run: Run, position: Position) -> Path:
     title = f"step {position.step + 1:,}: {len(rows)} of {config.batch_size:,} images as the network sees them"
     draw_grid(path, title, images, captions)
     return path
-
-
-MAX_PICTURES = 64  # in the picture of the first batch
 
 
 if __name__ == "__main__":
