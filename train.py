@@ -57,7 +57,7 @@ from models.weights import (
     read_weight_file,
 )
 from utils import dry_run
-from utils.checkpoint import list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import BEST, list_checkpoints, load_checkpoint, load_newest, save_atomically, save_checkpoint
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
@@ -910,7 +910,7 @@ def finish(run: Run) -> None:
     tell(run.process, f"weights in the published layout: {path}")
     if run.best is not None:
         best_path = path.with_name(f"{path.stem}_best{path.suffix}")
-        best = load_best(config.run_folder / "checkpoints")
+        best = load_checkpoint(config.run_folder / "checkpoints" / BEST)
         stage.model.load_state_dict(best["model"])
         write_weights(config, stage, best_path)
         told |= {"best_weights": str(best_path), "best_step": best["step"], config.best_metric: run.best}
@@ -942,7 +942,7 @@ def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchma
     say(dry_run.parameters(parts_of(stage), trained))
 
     held = [each for each in (*stage.model.parameters(), *stage.model.buffers()) if each.device == process.device]
-    head = stage.model.margin_fc
+    head = stage.model.train().margin_fc
     num_identities = 0 if head is None else len(head.weight)
     an_image, beside = saved_by(lambda size: stage.step(made_up_batch(size, process.device)), held)
     an_image -= num_identities * FP32  # the logits have a row of their own

@@ -1,7 +1,8 @@
 """Checkpoints of a run: tensors and plain values only, each with a checksum, written beside and renamed into place.
 
-`step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads. The checksum
-is in place before the checkpoint, so a checkpoint under its final name is whole or can be told to be damaged.
+`step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads, and so has
+`best.pth`. The checksum is in place before the checkpoint, so a checkpoint under its final name is whole or can be told
+to be damaged.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from meta import UserError
+from utils.config import write_text
 
 FORMAT = 2
 BEST = "best.pth"
@@ -82,13 +84,18 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int,
 
 def keep_as_best(path: Path) -> None:
     """Gives the checkpoint a second name that outlives its first; no second copy where the file system has links."""
-    beside = path.with_name(BEST + ".part")
+    best = path.with_name(BEST)
+    beside, checksums = path.with_name(BEST + ".part"), checksum_path(best)
+    checksum = checksum_path(path).read_text().replace(path.name, BEST)
+    before = checksums.read_text() if checksums.exists() else ""
+    write_text(checksums, checksum + before)  # if the power goes now, either file has its checksum there
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)
     except OSError:
         shutil.copyfile(path, beside)
-    beside.replace(path.with_name(BEST))
+    beside.replace(best)
+    write_text(checksums, checksum)
 
 
 def checksum_path(path: Path) -> Path:
@@ -139,27 +146,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: damaged, of another format, or holding more than tensors and plain values.
     """
     try:
-        expected = checksum_path(path).read_text().split()[:1]
-        found = [sha256(path)]
+        expected = checksum_path(path).read_text().split()[::2]  # of best.pth there may be two lines
+        found = sha256(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {path} has no readable checksum beside it ({error}): it is not used.") from None
-    if found != expected:
+    if found not in expected:
         raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one beside it): it is not used.")
-    return _read(path)
-
-
-def load_best(folder: Path) -> dict[str, Any]:
-    """The content of best.pth in `folder`, which has no checksum: torch looks at those inside.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    if not (folder / BEST).is_file():
-        raise UserError(f"{folder / BEST} is missing, which this run wrote: its weights can't be written out.")
-    return _read(folder / BEST)
-
-
-def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, KeyboardInterrupt):
