@@ -61,7 +61,7 @@ from models.weights import (
 from utils import dry_run
 from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
 from utils.averaging import MovingAverage
-from utils.checkpoint import BEST, list_checkpoints, load_best, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import BEST, list_checkpoints, load_checkpoint, load_newest, save_atomically, save_checkpoint
 from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, bounded, flag, parse_config, run_script, write_json
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
@@ -255,6 +255,9 @@ NEEDS = {
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
 ONE_PASS_MOMENTUM = 0.19
 MOMENTUM = 0.1  # BatchNorm's own
+
+VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told
+MAX_PICTURES = 64  # of a dry run's first batch
 
 # ------------------------------------------------------------------------------------------------------ the steps
 
@@ -737,9 +740,6 @@ def check_best_metric(config: TrainConfig, told: list[str]) -> None:
                         f"give one of {', '.join(told)}.")  # fmt: skip
 
 
-VALIDATION_BATCH = 64  # pictures at once, as test.py takes them unless told: the same figures to the bit
-
-
 def make_loader(
     config: TrainConfig, index: Faces, age_cache: AgeCache | None, process: Process
 ) -> tuple[torch.utils.data.DataLoader, EpochSampler]:
@@ -1071,10 +1071,8 @@ def finish(run: Run) -> None:
             told["ema_weights"] = write_weights(run, path.with_stem(path.stem + "_ema"))
         tell(run.process, f"their moving average: {told['ema_weights']}")
     if run.best is not None and (run.process.is_first or config.sharded_classes):
-        step, by_validation = (
-            put_best(run),
-            config.best_metric in figures_of(run.validation.benchmarks if run.validation else {}),
-        )
+        step, benchmarks = put_best(run), {} if run.validation is None else run.validation.benchmarks
+        by_validation = config.best_metric in figures_of(benchmarks)
         with judged(stage) if by_validation else contextlib.nullcontext():
             told["best_weights"] = write_weights(run, path.with_stem(path.stem + "_best"))
         told |= {"best_step": step, config.best_metric: run.best}
@@ -1087,9 +1085,9 @@ def put_best(run: Run) -> int:
     path, stage = run.config.run_folder / "checkpoints" / BEST, run.stage
     if run.config.sharded_classes:
         head = stage.model.margin_fc
-        best = load_with_rows(path, head.own, head.num_identities, run.process, load_best)
+        best = load_with_rows(path, head.own, head.num_identities, run.process)
     else:
-        best = load_best(path)
+        best = load_checkpoint(path)
     stage.model.load_state_dict(best["model"])
     if stage.averaged is not None:
         stage.averaged.load_state_dict(best.get("averaged"))
@@ -1134,6 +1132,7 @@ def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchma
     modules = [stage.model, *(stage.averaged.modules.values() if stage.averaged is not None else ())]
     held = [each for module in modules for each in (*module.parameters(), *module.buffers())
             if each.device == process.device]  # fmt: skip
+    stage.model.train()
     own, logits = logits_of(run)
     an_image, beside = saved_by(lambda size: stage.step(made_up_batch(size, process.device)), held)
     an_image -= logits * FP32  # they have a row of their own
@@ -1276,9 +1275,6 @@ def draw_first_batch(run: Run, position: Position) -> Path:
     title = f"step {position.step + 1:,}: {len(rows)} of {config.batch_size:,} images as the network sees them"
     draw_grid(path, title, images, captions)
     return path
-
-
-MAX_PICTURES = 64  # in the picture of the first batch
 
 
 if __name__ == "__main__":

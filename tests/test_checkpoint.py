@@ -178,7 +178,28 @@ def test_the_best_outlives_its_step_and_gives_way_to_a_better_one(tmp_path, monk
     assert torch.load(tmp_path / "best.pth", weights_only=True)["step"] == 1
     save_checkpoint(tmp_path, 4, content(4), keep=1, is_best=True)
     assert torch.load(tmp_path / "best.pth", weights_only=True)["step"] == 4
-    assert names(tmp_path) == sorted(["best.pth", *with_checksums(["step_00000004.pth"])])
+    assert names(tmp_path) == with_checksums(["best.pth", "step_00000004.pth"])
+    assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
+    assert len((tmp_path / "best.pth.sha256").read_text().splitlines()) == 1
+
+
+def test_a_best_checkpoint_that_is_damaged_or_half_replaced(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, content(1), keep=1, is_best=True)
+
+    def power_cut(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "link", power_cut)
+        save_checkpoint(tmp_path, 2, content(2), keep=1, is_best=True)
+    assert load_checkpoint(tmp_path / "best.pth")["step"] == 1
+    save_checkpoint(tmp_path, 3, content(3), keep=1, is_best=True)
+    assert load_checkpoint(tmp_path / "best.pth")["step"] == 3
+    damaged = bytearray((tmp_path / "best.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "best.pth").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"best\.pth is damaged"):
+        load_checkpoint(tmp_path / "best.pth")
 
 
 # ----------------------------------------------------------------------------------------------- what is refused

@@ -1,7 +1,8 @@
 """Checkpoints of a run: tensors and plain values only, each with a checksum, written beside and renamed into place.
 
-`step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads. The checksum
-is in place before the checkpoint, so a checkpoint under its final name is whole or can be told to be damaged.
+`step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads, and so has
+`best.pth`. The checksum is in place before the checkpoint, so a checkpoint under its final name is whole or can be told
+to be damaged.
 
 Where processes hold rows of their own, each writes them to `step_NNNNNNNN.shard_R_of_W.pth`, with a checksum too. The
 main file gets its name after all of them and knows their checksums, so a main file implies whole shards.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from meta import UserError
+from utils.config import write_text
 
 FORMAT = 2
 BEST = "best.pth"
@@ -108,7 +110,12 @@ def keep_as_best(path: Path) -> None:
     own = {shard: shard.name.replace(path.stem, best.stem, 1) for shard in _shards(path.parent, re.escape(path.stem))}
     for shard, name in own.items():
         _name_again(shard, shard.with_name(name))
+    checksums = checksum_path(best)
+    checksum = checksum_path(path).read_text().replace(path.name, BEST)
+    before = checksums.read_text() if checksums.exists() else ""
+    write_text(checksums, checksum + before)  # if the power goes now, either file has its checksum there
     _name_again(path, best)
+    write_text(checksums, checksum)
     for shard in _shards(path.parent, best.stem):
         if shard.name not in own.values():  # of a best one with another number of processes
             shard.unlink()
@@ -194,8 +201,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: damaged, of another format, or holding more than tensors and plain values.
     """
     try:
-        expected = checksum_path(path).read_text().split()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
+        expected = checksum_path(path).read_text().split()[::2]  # of best.pth there may be two lines
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {path} has no readable checksum beside it ({error}): it is not used.") from None
     return _read_checked(path, expected)
 
@@ -214,36 +221,21 @@ def read_rows(path: Path, shards: dict[str, list], own: range) -> dict[str, Tens
         stop = start + shards["rows"][rank]
         low, high = max(start, own.start), min(stop, own.stop)
         if low < high:
-            content = _read_checked(shard_path(path, rank, count), shards["sha256"][rank], mmap=True)
+            content = _read_checked(shard_path(path, rank, count), shards["sha256"][rank : rank + 1], mmap=True)
             for name, rows in content["rows"].items():
                 pieces.setdefault(name, []).append(rows[low - start : high - start])
         start = stop
     return {name: torch.cat(rows) for name, rows in pieces.items()}
 
 
-def load_best(path: Path) -> dict[str, Any]:
-    """The content of best.pth, which has no checksum: torch looks at those inside.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing, which this run wrote: its weights can't be written out.")
-    return _read(path)
-
-
-def _read_checked(path: Path, expected: str, mmap: bool = False) -> dict[str, Any]:
-    """The content of a file whose SHA-256 is `expected`; with `mmap` only what is used of it comes into memory."""
+def _read_checked(path: Path, expected: list[str], mmap: bool = False) -> dict[str, Any]:
+    """The content of a file whose SHA-256 is in `expected`; with `mmap` only what is used of it comes into memory."""
     try:
         found = sha256(path)
     except OSError as error:
         raise UserError(f"checkpoint {path} can't be read ({error}): it is not used.") from None
-    if found != expected:
+    if found not in expected:
         raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one noted): it is not used.")
-    return _read(path, mmap)
-
-
-def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (MemoryError, KeyboardInterrupt):

@@ -4,7 +4,6 @@ A process's rows of the margin weight and of its momentum are kept out of the ma
 (utils.checkpoint); any number of processes can go on from those files, also a single one that holds all rows.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,7 @@ def save_shards(folder: Path, step: int, content: dict[str, Any], process: Proce
                         f"--run-folder on storage that all machines share.")  # fmt: skip
 
 
-def load_with_rows(
-    path: Path,
-    own: range | None,
-    num_identities: int,
-    process: Process,
-    load: Callable[[Path], dict[str, Any]] = load_checkpoint,
-) -> dict[str, Any]:
+def load_with_rows(path: Path, own: range | None, num_identities: int, process: Process) -> dict[str, Any]:
     """A checkpoint with those rows, `own`, of margin weight and momentum that this process holds; None: as it is.
 
     Only files that overlap them are read. Of a checkpoint of another number of identities the rows stay away.
@@ -126,7 +119,7 @@ def load_with_rows(
     """
     content, reason = None, None
     try:
-        content = load(path)
+        content = load_checkpoint(path)
         if own is not None:
             _put_rows(path, content, own, num_identities)
     except UserError as error:
