@@ -60,7 +60,7 @@ def test_a_run_with_everything_on_stopped_and_started_again_ends_as_the_one_neve
     step, batches = seen
     flags = (*EVERYTHING, "--cache-folder", tmp_path / "cache")
     outcome = train_identity(tmp_path / "whole", *flags)
-    assert outcome.status == 0 and "iefp.pth and " in outcome.out and "no profile: --profile 3 needs 10" in outcome.out
+    assert outcome.status == 0 and "iefp_ema.pth" in outcome.out and "no profile: --profile 3 needs 10" in outcome.out
     for batch in batches:  # each part has negatives of its own
         assert [sorted(part.permutation.tolist()) for part in batch.parts(2)] == [list(range(6))] * 2
         assert [len(part.age_features) for part in batch.parts(2)] == [6, 6]
@@ -106,7 +106,7 @@ def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(train_id
     assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
     content = load_newest(tmp_path / "run" / "checkpoints", print)
     assert content.keys() == {"format", "step", "config", "position", "best", "model", "branches", "optimisers",
-                              "scaler"}  # fmt: skip
+                              "scaler", "validated"}  # fmt: skip
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "log.jsonl", "tensorboard", "checkpoints", "iefp.json", "iefp.pth"}  # fmt: skip
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from meta import AGE_GROUP_NAMES
 from utils.config import as_plain, flag
 from utils.memory import StepMemory
+from utils.optimisation import choose_precision
 
 SECONDS_A_STEP = 4.0  # a measured step on a CPU takes about so long, or the batch is made smaller
 MEASURED_STEPS = 3  # after one to warm up
@@ -45,6 +46,19 @@ def size(num_bytes: float) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- settings, data
+
+
+def resolved_settings(run: Any, keeps: str) -> dict[str, object]:
+    """What settings that are left open become; `keeps` is what becomes of the age features."""
+    config, stage = run.config, run.stage
+    resolved = {"device": run.process.device, "precision": choose_precision(config, run.process.device),
+                "age_cache": keeps}  # fmt: skip
+    if config.stage == "identity":
+        name = "margin_values" if config.margin == "combined" else "margin_value"
+        resolved[name] = stage.model.margin_fc.margin
+        if config.disentangle not in ("iefp", "none") and config.disentangle_weight is None:
+            resolved["disentangle_weight"] = stage.critic.default_weight
+    return resolved
 
 
 def recipe(config: Any, published: Any, resolved: Mapping[str, object]) -> str:
@@ -87,6 +101,30 @@ def tensor_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def parts_of(run: Any) -> dict[str, list[Tensor]]:
+    """Parameters by part of the model, as far as the stage uses it."""
+    model, is_identity = run.stage.model, run.config.stage == "identity"
+    encoder = model.backbone_id if is_identity else model.backbone_ae
+    unit = list(encoder.spu.parameters())
+    parts = {
+        "encoder": [each for name, each in encoder.named_parameters() if not name.startswith("spu.")],
+        "purification unit": unit,
+    }
+    if is_identity:
+        parts |= {
+            "margin head": list(model.margin_fc.parameters()),
+            "CLUB": list(model.clubmi.parameters()),
+            "critic": [] if model.critic is None else list(model.critic.parameters()),
+            "age branch": [each for module in model.age_branch for each in module.parameters()],
+        }
+    else:
+        parts |= {
+            "age estimator": list(model.age_estimator.parameters()),
+            "head for years": [] if model.year_head is None else list(model.year_head.parameters()),
+        }
+    return {name: of_part for name, of_part in parts.items() if of_part}
+
+
 def parameters(parts: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor]) -> str:
     """A row a part of the model, and which of them are trained."""
     trained_ids = {id(parameter) for parameter in trained}
@@ -96,6 +134,15 @@ def parameters(parts: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor])
         count = sum(parameter.numel() for parameter in of_part)
         rows.append((name, f"{count:,}", size(tensor_bytes(of_part)), "trained" if is_trained else "frozen"))
     return "parameters\n" + columns(rows)
+
+
+def logits_of(run: Any) -> tuple[int, int]:
+    """Identities whose weights take part in this process's step, and logits that it has for each of its own images."""
+    config, head = run.config, run.stage.model.margin_fc
+    if head is None:
+        return 0, 0
+    own = max(1, round(config.class_sampling_rate * len(head.weight)))
+    return own, own * (run.process.world_size if config.sharded_classes else 1)
 
 
 def memory(of_step: StepMemory, num_images: int, logits: int, an_image: float, device: torch.device) -> str:
@@ -260,6 +307,24 @@ class Stored:
     folder: Path
     num_bytes: float
     count: int = 1
+
+
+def files_of(run: Any, trained: list[Tensor], age_features: Stored | None) -> list[Stored]:
+    """What the run writes at most."""
+    config, model, has_best = run.config, run.stage.model, run.config.best_metric is not None
+    checkpoint = tensor_bytes(list(model.state_dict().values()))
+    checkpoint += tensor_bytes(trained) if config.momentum > 0 else 0
+    weights = tensor_bytes(list(run.stage.published_tensors(model).values()))
+    has_average = run.stage.averaged is not None
+    if has_average:
+        checkpoint += tensor_bytes(list(run.stage.averaged.state_tensors()))
+    files = [
+        Stored("checkpoint (one is written before an older one goes)", config.run_folder / "checkpoints",
+                       checkpoint, config.keep_checkpoints + 1 + has_best),
+        Stored("weights in the published layout", config.run_folder, weights,
+                       1 + has_average + has_best),
+    ]  # fmt: skip
+    return files if age_features is None else [*files, age_features]
 
 
 def disk(files: Sequence[Stored]) -> str:
