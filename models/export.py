@@ -58,7 +58,7 @@ class Embedder(nn.Module):
         return 1 if self.age_encoder is None else 2
 
     def folded(self) -> "Embedder":
-        """A copy with BatchNorm folded into the layers beside it, wherever that is exact; see `fold_batchnorm`."""
+        """A copy without BatchNorm, the same function but for rounding; see `fold_batchnorm`."""
         other = copy.deepcopy(self)
         fold_batchnorm(other.encoder)
         if other.age_encoder is not None:
@@ -83,17 +83,32 @@ def example_images(num_images: int, dtype: torch.dtype) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- folding
 
 
+class ScaleAndShift(nn.Module):
+    """What BatchNorm is in eval mode, a number of each for a channel; exporters have no trouble with it."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
+        super().__init__()
+        shape = (-1, 1, 1) if isinstance(norm, nn.BatchNorm2d) else (-1,)
+        scale, shift = _scale_and_shift(norm)
+        self.scale = _like(norm.weight, scale.view(shape))
+        self.shift = _like(norm.weight, shift.view(shape))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) or (N, C)
+        return x * self.scale + self.shift
+
+
 @torch.no_grad()
 def fold_batchnorm(encoder: IResNet) -> None:
-    """Folds BatchNorm in place, where what comes out is the same function but for rounding (eval mode).
+    """Folds BatchNorm in place, so that what comes out is the same function but for rounding (eval mode).
 
-    Folded: those behind a convolution (stem, second and third of a block, shortcut), the one before the linear layer,
-    "features" behind it, and those beside a linear layer of the purification unit. Kept: the first of each block, for
-    the convolution behind it pads with zeros after BatchNorm, which a bias before it can't give at the border; and in
-    the purification unit those with ReLU between them and the linear layer.
+    Into a neighbour go those behind a convolution (stem, second and third of a block, shortcut), the one before the
+    linear layer, "features" behind it, and those beside a linear layer of the purification unit. Others become a scale
+    and a shift: the first of each block, for the convolution behind it pads with zeros after BatchNorm, which a bias
+    can't give at the border; and in the purification unit those with ReLU between them and the linear layer.
     """
     encoder.conv1, encoder.bn1 = _conv_after(encoder.conv1, encoder.bn1)
     for block in (module for module in encoder.modules() if isinstance(module, Block)):
+        block.bn1 = ScaleAndShift(block.bn1)
         block.conv1, block.bn2 = _conv_after(block.conv1, block.bn2)
         block.conv2, block.bn3 = _conv_after(block.conv2, block.bn3)
         if block.downsample is not None:
@@ -114,7 +129,9 @@ def _fold_unit(unit: PurificationUnit) -> None:
             layers[-1] = _linear_before(before, layer)
         else:
             layers.append(layer)
-    unit.seq = nn.Sequential(*layers)
+    unit.seq = nn.Sequential(
+        *(ScaleAndShift(layer) if isinstance(layer, nn.BatchNorm1d) else layer for layer in layers)
+    )
 
 
 def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
