@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 
 from data.alignment import POINT_NAMES, TEMPLATE
-from data.faces import FaceIndex, Faces, index_identity_folders, index_pictures
+from data.benchmarks import open_benchmark, settings_of_benchmark
+from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
-from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from meta import (
     AGE_GROUP_NAMES,
     BENCHMARKS,
@@ -37,7 +37,6 @@ from meta import (
     PIXEL_MEAN,
     PIXEL_SCALE,
     WEIGHT_FILES,
-    Benchmark,
     UserError,
 )
 from models.export import Embedder, example_images
@@ -109,7 +108,7 @@ MIN_MEAN_COSINE = {"fp16": 0.999, "int8": 0.95}
 def export(config: ExportConfig) -> None:
     """Writes and checks a file, or checks one that is there."""
     check_flags(config)
-    measures = [open_measure(config, BENCHMARKS[name]) for name in config.measure_on]
+    measures = [open_measure(config, name) for name in config.measure_on]
     pictures = read_pictures(config)
     model, has_age_branch = load_for_embedding(config.weights)
     if config.check is not None:
@@ -389,51 +388,31 @@ class Measure:
         return told
 
 
-def open_measure(config: ExportConfig, benchmark: Benchmark) -> Measure:
+def open_measure(config: ExportConfig, name: str) -> Measure:
     """The data of a benchmark and its main figure; of MORPH2 the first setting."""
-    folders = [config.face_dataset / folder for folder in benchmark.folders]
-    if benchmark.protocol == "ten_fold_verification":
-        pairs = read_pairs(config, benchmark)
+    setting = settings_of_benchmark(config.face_dataset, BENCHMARKS[name])[0]
+    opened = open_benchmark(setting, print)
+    sides = tuple(faces for faces, _ in opened.sides)
+    if opened.pairs is not None:
+        pairs = opened.pairs
 
         def accuracy(of: list[np.ndarray]) -> float:
             scores = pair_scores(of[0][pairs.first], of[0][pairs.second])
             return ten_fold_verification(scores, pairs.genuine)["accuracy_percent"]
 
-        return Measure(f"{benchmark.title} accuracy", (pairs.images,), accuracy)
-    if benchmark.protocol == "leave_one_out":
-        faces = index_folder(config, benchmark, folders[0])
+        return Measure(f"{setting.title} accuracy", sides, accuracy)
+    if opened.protocol == "leave_one_out":
         return Measure(
-            f"{benchmark.title} leave-one-out rank-1",
-            (faces,),
-            lambda of: leave_one_out(of[0], faces.identities)["rank1_percent"],
+            f"{setting.title} leave-one-out rank-1",
+            sides,
+            lambda of: leave_one_out(of[0], sides[0].identities)["rank1_percent"],
         )
-    probe, gallery = (index_folder(config, benchmark, folder) for folder in folders[:2])
-    names = [np.array(side.identity_names)[side.identities] for side in (probe, gallery)]
+    names = [np.array(side.identity_names)[side.identities] for side in sides]
     return Measure(
-        f"{benchmark.title} {benchmark.subject_counts[0]:,} rank-1",
-        (probe, gallery),
+        f"{setting.title} rank-1",
+        sides,
         lambda of: probe_gallery(of[0], names[0], of[1], names[1])["rank1_percent"],
     )
-
-
-def index_folder(config: ExportConfig, benchmark: Benchmark, folder: Path) -> FaceIndex:
-    what = f"{benchmark.title} images ({benchmark.notes})"
-    return index_identity_folders(folder, None, 2, what, how_to_get(config, benchmark))
-
-
-def read_pairs(config: ExportConfig, benchmark: Benchmark) -> PairList:
-    """The pairs of the list or, for CACD-VS without one, of its rule."""
-    images, path = config.face_dataset / benchmark.folders[0], find_pair_list(config.face_dataset, benchmark)
-    if images.is_dir() and path is not None:
-        return read_pair_list(path, images)
-    if images.is_dir() and benchmark.name == "cacd_vs":
-        return make_cacd_vs_pairs(images)
-    missing = config.face_dataset / benchmark.pair_lists[0] if images.is_dir() else images
-    raise UserError(f"{missing} of {benchmark.title} does not exist: {how_to_get(config, benchmark)}.")
-
-
-def how_to_get(config: ExportConfig, benchmark: Benchmark) -> str:
-    return f"get {benchmark.source} and unpack it into {config.face_dataset / benchmark.unpacked_into}"
 
 
 if __name__ == "__main__":
