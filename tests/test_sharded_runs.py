@@ -102,7 +102,9 @@ def shards_stand_beside_their_checkpoints_and_the_best_one(run_folder: Path):
     shards = [f"shard_{rank}_of_2.pth" for rank in (0, 1)]
     files = ["step_00000003.pth", *(f"step_00000003.{shard}" for shard in shards)]
     best = ["best.pth", *(f"best.{shard}" for shard in shards)]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(best + files + [f"{name}.sha256" for name in files])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        best + files + [f"{name}.sha256" for name in ("best.pth", *files)]
+    )
     main = load_checkpoint(folder / files[0])
     assert "margin_fc.weight" not in main["model"] and main["shards"]["rows"] == [3, 4]
     momentum = [state["momentum_buffer"] for state in main["optimisers"]["identity"]["state"].values()]
