@@ -158,7 +158,6 @@ def main(folder: Path) -> None:
     steps_in_float64(folder / "two.pth", 2, sharded_classes=True)
     overflow_on_the_last(folder / "overflow")
 
-    run(folder, "replicated", 2, **ALIKE, sharded_classes=False)
     run(folder, "sharded", 2, **ALIKE, save_every=2, keep_checkpoints=1, best_metric="face_recognition_loss")
     run(folder, "moving", 2, signal.SIGTERM, stop_at=1, **ALIKE)
     run(folder, "moving", 1, signal.SIGTERM, stop_at=1, **ALIKE)
