@@ -204,7 +204,8 @@ def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path
         train.IdentityStage, "step", lambda self, batch: given.append(batch.images.clone()) or step(self, batch)
     )
     assert train_identity(tmp_path, "--epochs", 1).status == 0
-    sheet = np.array(Image.open(tmp_path / "dry_run.png"))
+    with Image.open(tmp_path / "dry_run.png") as picture:
+        sheet = np.array(picture)
     for number in range(12):
         left, top = MARGIN + number % 8 * (112 + MARGIN), MARGIN + TITLE_HEIGHT
         top += number // 8 * (112 + CAPTION_HEIGHT + MARGIN)
@@ -214,7 +215,8 @@ def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path
 
 def test_a_grid_of_one_picture_with_an_odd_name(tmp_path):
     draw_grid(tmp_path / "grid.png", "title", torch.zeros(1, 3, 112, 112), [("\x1b" + "n" * 90, "66+")])
-    assert Image.open(tmp_path / "grid.png").size[1] == MARGIN + TITLE_HEIGHT + 112 + CAPTION_HEIGHT + MARGIN
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.height == MARGIN + TITLE_HEIGHT + 112 + CAPTION_HEIGHT + MARGIN
 
 
 # ---------------------------------------------------------------------------------------------- other stages and ways
