@@ -88,7 +88,7 @@ def train_age_branch(flags: argparse.Namespace, train: Path, folder: Path, seed:
     if not weights.exists():
         recipe = ["--stage", "age", "--epochs", str(flags.age_epochs), "--learning-rate", "0.03",
                   "--learning-rate-epochs", str(max(1, flags.age_epochs - 1))]  # fmt: skip
-        run_train([*common_flags(flags, train, folder, seed), *recipe], folder.with_suffix(".log"))
+        run_train([*common_flags(flags, train, folder, seed), *recipe], folder.with_name(folder.name + ".log"))
     return weights
 
 
@@ -102,7 +102,7 @@ def train_identity_branch(
                   "--learning-rate", str(flags.learning_rate), "--learning-rate-epochs", *drops,
                   "--age-cache", "ahead", "--cache-folder", str(folder.parent / "age_cache")]  # fmt: skip
         run_train([*common_flags(flags, train, folder, seed), *recipe, *shlex.split(variant)],
-                  folder.with_suffix(".log"))  # fmt: skip
+                  folder.with_name(folder.name + ".log"))  # fmt: skip
     return weights
 
 
