@@ -160,12 +160,16 @@ def open_onnx(path: Path) -> Run:
 
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
     except Exception as error:
         raise told(error) from None
 
     def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
             return tuple(session.run(None, {"images": images}))
+        except MemoryError:
+            raise
         except Exception as error:
             raise told(error) from None
 

@@ -236,6 +236,21 @@ def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tin
     assert re.search(r"age features of both views +1 x +73.73 kB", outcome.out)
 
 
+def test_memory_is_that_of_a_part_of_the_batch_with_an_average_beside(train_identity, tmp_path):
+    """A third of the images at once, half of the six identities in the softmax, one more encoder."""
+    whole = train_identity(tmp_path / "a", "--epochs", 1, "--dry-run")
+    more = ("--accumulation", 3, "--ema-decay", 0.9, "--sharded-classes", "--class-sampling-rate", 0.5)
+    parts = train_identity(tmp_path / "b", "--epochs", 1, *more, "--dry-run")
+    assert whole.status == 0 and parts.status == 0, parts.err
+    assert "12 images x" in whole.out and "logits: 12 images x 6 x" in whole.out
+    assert "backward pass: 4 images x" in parts.out and "logits: 4 images x 3 x" in parts.out
+    weights = [float(re.search(r"frozen ones too +([0-9.]+) MB", told.out)[1]) for told in (whole, parts)]
+    encoder = sum(
+        value.numel() * value.element_size() for value in IEFP("iresnet18_quarter").backbone_id.state_dict().values()
+    )
+    assert weights[1] - weights[0] == pytest.approx(encoder / 1e6, abs=0.02)
+
+
 def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
     outcome = train_identity(tmp_path / "run", "--batch-size", 1000, "--dry-run")
     assert outcome.status == 2 and "--batch-size" in outcome.err and not (tmp_path / "run").exists()

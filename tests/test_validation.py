@@ -179,6 +179,26 @@ def test_the_checkpoint_of_the_best_figure_is_kept_and_its_weights_are_written(v
     assert (end["best_step"], end["fgnet_rank1_percent"]) == (4, 90.0)
 
 
+def test_where_a_moving_average_is_kept_it_is_what_is_validated_and_what_was_best_is_written(
+    validated, run_main, tiny_faces, tmp_path
+):
+    """The figures are those that test.py gives of the average; the best one is that of its own checkpoint."""
+    folder, metric = tmp_path / "run", "fgnet_cmc_percent_10"
+    outcome = validated(folder, "--epochs", 2, "--ema-decay", 0.5, "--best-metric", metric)
+    assert outcome.status == 0, outcome.err
+    ema, best, last = (torch.load(folder / f"iefp{name}.pth", weights_only=True) for name in ("_ema", "_best", ""))
+    kept = torch.load(folder / "checkpoints" / "best.pth", weights_only=True)
+    averaged = kept["averaged"]["modules"]["backbone_id"]
+    assert all(torch.equal(best[f"backbone_id.{key}"], value) for key, value in averaged.items())
+    assert not torch.equal(ema["backbone_id.features.weight"], last["backbone_id.features.weight"])
+    common = ("--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--device", "cpu", "--workers", 0, "--no-analysis")
+    for name, told in (("_ema", events(folder, "validation")[-1]), ("_best", events(folder, "end")[0])):
+        weights = folder / f"iefp{name}.pth"
+        assert run_main("test", "--weights", weights, "--output", tmp_path / name, *common).status == 0
+        results = json.loads((tmp_path / name / "results.json").read_text())["models"][0]["results"]["fgnet"]
+        assert results["mates_against_rest"]["concatenate"]["cmc_percent_10"] == pytest.approx(told[metric], rel=1e-9)
+
+
 def test_a_run_that_goes_on_knows_its_best_and_asks_again_where_it_was_stopped(validated, tmp_path, monkeypatch):
     train = load_script("train")
     folder, flags = tmp_path / "run", ("--epochs", 2, "--best-metric", "calfw_eer_percent")
