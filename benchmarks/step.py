@@ -39,11 +39,12 @@ class PlainCosFace:
         self.stage = train.IdentityStage(config, model, process)
 
     def step(self, batch) -> None:
-        stage, config = self.stage, self.stage.config
+        stage, optimiser = self.stage, self.stage.optimisers["identity"]
+        optimiser.zero_grad()
         with stage.autocast:
             identity = stage.encoder(batch.images)
-        loss = stage.face_recognition(identity, batch.identities)
-        train.update(stage.optimisers["identity"], stage.identity_parameters, loss, stage.scaler, config.clip_norm)
+        stage.scaler.scale(stage.face_recognition(identity, batch.identities)).backward()
+        train.update(optimiser, stage.identity_parameters, stage.scaler, stage.config.clip_norm)
 
 
 def make_model(flags, device: torch.device, channels_last: bool, purification: int = 1) -> IEFP:
