@@ -5,8 +5,9 @@
     python benchmarks/step.py --device cuda --backbone iresnet50 --batch 512 --classes 93431 --precision fp16
 
 Competitors take turns in one process: the published loop (two passes, contiguous, fp32 on a CPU, fp16 on a GPU), an
-InsightFace-style trainer written plainly, our plain CosFace, and our IEFP with and without cached age features. The
-last line is JSON.
+InsightFace-style trainer written plainly, our plain CosFace, and our IEFP with and without cached age features. All of
+them let cuDNN choose its ways by trial, as train.py does. --profile writes what the time of our step goes to. The last
+line is JSON.
 """
 
 import argparse
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.published import InsightFaceLoop, PublishedLoop
-from benchmarks.timing import machine, ratios, take_turns
+from benchmarks.timing import machine, ratios, take_turns, wait
 from models.iefp import IEFP
 from tests.scripts import load_script
 from utils.distributed import Process
@@ -95,6 +96,19 @@ def memory_of(steps: dict, device: torch.device) -> dict[str, float]:
     return peaks
 
 
+def write_profile(step, device: torch.device, path: Path) -> None:
+    """A table of three steps' operations, the dearest first: on a GPU by the time of their kernels."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(3):
+            step()
+        wait(device)
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    path.write_text(profile.key_averages().table(sort_by=order, row_limit=45, max_name_column_width=90))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="iresnet18")
@@ -106,11 +120,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
     parser.add_argument("--only", nargs="+", help="some of the competitors")
+    parser.add_argument("--profile", type=Path, help="file for a table of what our step does")
     flags = parser.parse_args()
     device = torch.device(flags.device)
+    torch.backends.cudnn.benchmark = True
     steps = make_steps(flags, device)
     seconds = take_turns(steps, device, flags.rounds, warm_up=2, steps_a_turn=flags.steps)
-    told = {"benchmark": "step", **vars(flags), **machine(device), "peak_gb": memory_of(steps, device)}
+    if flags.profile:
+        write_profile(steps["iefp cached"], device, flags.profile)
+    told = {"benchmark": "step", **vars(flags), "profile": None, **machine(device), "peak_gb": memory_of(steps, device)}
     print(f"{'':14}{'ms an image':>12}{'images/s':>10}{'TFLOP/s':>9}   times the published loop (middle half)")
     for name, each in seconds.items():
         median = statistics.median(each)

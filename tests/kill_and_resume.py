@@ -1,6 +1,7 @@
 """Kills training runs with SIGKILL and resumes them: the end has to be the run that was never stopped, to the bit.
 
     python tests/kill_and_resume.py --trials 40 --seed 1
+    python tests/kill_and_resume.py --trials 4 --device cuda --precision bf16
 
 A program, so that many kill points can be tried outside the test run; tests/test_survival.py runs a few. It imports
 torch once and forks a child for every run. Kill points: any moment (a timer), half of a checkpoint written, before and
@@ -32,7 +33,7 @@ KINDS = ("timer", "half a checkpoint", "before a rename", "after a rename")
 MOST_KILLS = 4  # of one run
 
 
-def settings(folder: Path, run: str):
+def settings(folder: Path, run: str, device: str, precision: str):
     return train.TrainConfig(
         train_data=folder / "faces",
         age_weights=folder / "age.pth",
@@ -42,7 +43,9 @@ def settings(folder: Path, run: str):
         epochs=2,
         learning_rate=0.02,
         workers=0,
-        device="cpu",
+        device=device,
+        precision=precision,
+        deterministic=device != "cpu",
         log_every=1,
         save_every=1,
     )
@@ -89,7 +92,7 @@ def arm(kind: str, count: int, delay: float) -> None:
         Path.replace = kill_around
 
 
-def run_child(folder: Path, run: str, plan: tuple[str, int, float] | None) -> bool:
+def run_child(folder: Path, config, plan: tuple[str, int, float] | None) -> bool:
     """Trains in a forked child; whether it came to its end (a killed one did not)."""
     child = os.fork()
     if child == 0:
@@ -97,7 +100,7 @@ def run_child(folder: Path, run: str, plan: tuple[str, int, float] | None) -> bo
         os.dup2(output, 1), os.dup2(output, 2)
         if plan is not None:
             arm(*plan)
-        os._exit(train.train(settings(folder, run)))
+        os._exit(train.train(config))
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM):
         return False
@@ -126,6 +129,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10, help="runs to be killed, each up to four times")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     flags = parser.parse_args()
     torch.set_num_threads(1)  # no thread may exist when a child is forked
     draw = random.Random(flags.seed)
@@ -136,14 +141,15 @@ def main() -> int:
         torch.manual_seed(5)
         torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), folder / "age.pth")
         began = time.monotonic()
-        run_child(folder, "whole", None)
+        run_child(folder, settings(folder, "whole", flags.device, flags.precision), None)
         seconds = time.monotonic() - began
         for trial in range(flags.trials):
             run = f"trial_{trial}"
+            config = settings(folder, run, flags.device, flags.precision)
             for attempt in range(MOST_KILLS + 1):
                 kind = KINDS[(trial + attempt) % len(KINDS)]
                 plan = (kind, draw.randint(1, 6), draw.uniform(0.02, 1.0) * seconds)
-                if run_child(folder, run, plan if attempt < MOST_KILLS else None):
+                if run_child(folder, config, plan if attempt < MOST_KILLS else None):
                     break
                 kills[kind] += 1
             lost += not same_end(folder, run)

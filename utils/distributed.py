@@ -178,10 +178,11 @@ class Collectives:
 
     def __init__(self, process: Process):
         self.rank, self.world_size = process.rank, process.world_size
+        self.is_alone = process.world_size == 1
 
     def gather(self, rows: Tensor) -> Tensor:
         """(N, ...) of each process, N the same on all -> (world_size * N, ...) in order of rank."""
-        if self.world_size == 1:
+        if self.is_alone:
             return rows
         everyones = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
         dist.all_gather(list(everyones.chunk(self.world_size)), rows.contiguous())
@@ -189,7 +190,7 @@ class Collectives:
 
     def own_part(self, rows: Tensor) -> Tensor:
         """(world_size * N, ...) of each process -> (N, ...): the rows that `gather` had of it, over all summed up."""
-        if self.world_size == 1:
+        if self.is_alone:
             return rows
         share = len(rows) // self.world_size
         if rows.is_cuda:
@@ -205,7 +206,7 @@ class Collectives:
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def _reduce(self, values: Tensor, how: dist.ReduceOp) -> Tensor:
-        if self.world_size > 1:
+        if not self.is_alone:
             values = values.contiguous().clone()
             dist.all_reduce(values, how)
         return values

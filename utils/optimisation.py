@@ -48,7 +48,22 @@ def make_optimiser(
             {"params": parameters[:pretrained], "rate_factor": config.backbone_learning_rate_factor},
             {"params": parameters[pretrained:], "rate_factor": 1.0},
         ]
-    return kind(groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+    optimiser = kind(
+        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+    _start_momentum(optimiser)
+    return optimiser
+
+
+def _start_momentum(optimiser: torch.optim.SGD) -> None:
+    """Momentum starts at 0, from which the first step makes what SGD's first step does: the gradient.
+
+    Torch's fused SGD takes memory as it is for a momentum, for its first step to fill in. When a loss scale overflows
+    in that step, and in fp16 it mostly does, nothing is filled in, and the next step goes on from what was there.
+    """
+    for group in optimiser.param_groups:
+        for parameter in group["params"] if group["momentum"] else []:
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
