@@ -57,50 +57,57 @@ def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> 
     return step_memory(batch, classes, 2 * encoder + head, encoder + head, an_image, head + copies).total
 
 
-def measure(backbone: str, batch: int, classes: int, precision: str, device: torch.device) -> dict[str, float]:
+def make_stage(backbone: str, classes: int, precision: str, device: torch.device):
+    with device:  # weights are drawn there: of two million classes in no time
+        model = IEFP(backbone, 1, classes).to(memory_format=torch.channels_last)
+    stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
+    model.train()
+    return stage
+
+
+def measure(stage, batch: int, device: torch.device) -> dict[str, float]:
     """Images a second, and on a GPU the peak in GB; an empty dict where it does not fit."""
     try:
-        model = IEFP(backbone, 1, classes).to(device, memory_format=torch.channels_last)
-        stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
-        model.train()
         images = torch.rand(batch, 3, 112, 112, device=device).to(memory_format=torch.channels_last) * 2 - 1
-        labels = torch.randint(0, classes, (batch,), device=device)
+        labels = torch.randint(0, stage.model.margin_fc.num_identities, (batch,), device=device)
         of = train.Batch(images, labels, labels % 8, age_features=torch.randn(batch, EMBEDDING_SIZE, device=device))
+        stage.step(of)  # cuDNN tries its ways here, some of which take memory that the chosen ones do not
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = take_turns({"step": lambda: stage.step(of)}, device, rounds=5, warm_up=2, steps_a_turn=1)["step"]
+        seconds = take_turns({"step": lambda: stage.step(of)}, device, rounds=3, warm_up=1, steps_a_turn=1)["step"]
+        told = {"images_per_second": round(batch / statistics.median(seconds), 1)}
     except torch.OutOfMemoryError:
-        return {}
-    told = {"images_per_second": round(batch / statistics.median(seconds), 1)}
+        told = {}
     if device.type == "cuda":
-        told["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        if told:
+            told["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        torch.cuda.empty_cache()
     return told
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Memory against batch for each backbone, and against classes for the first batch size of 512 or more."""
+    """Memory by the model, and where it was measured images a second: against batch, and against classes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    kinds = [("model_gb", "GB at the peak of a step (model)")]
+    if any("images_per_second" in row for row in rows):
+        kinds.append(("images_per_second", "images a second"))
+    figure = Figure(figsize=(10, 4 * len(kinds)), layout="constrained")
     classes_shown = next((c for c in sorted({row["classes"] for row in rows}) if c >= 93_431), rows[0]["classes"])
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        of = [row for row in rows if row["backbone"] == backbone and row["classes"] == classes_shown]
-        left.plot([row["batch"] for row in of], [row["model_gb"] for row in of], marker="o", label=backbone)
-        batch = next((b for b in sorted({row["batch"] for row in rows}) if b >= 512), rows[0]["batch"])
-        of = [row for row in rows if row["backbone"] == backbone and row["batch"] == batch]
-        right.plot([row["classes"] for row in of], [row["model_gb"] for row in of], marker="o", label=backbone)
-    left.set(xlabel=f"batch ({classes_shown:,} classes)", ylabel="GB at the peak of a step (model)", xscale="log")
-    right.set(xlabel=f"classes (batch {batch})", ylabel="GB at the peak of a step (model)", xscale="log")
-    for axes in (left, right):
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        for name, size in CARDS_GB.items():
-            axes.axhline(size / 1e9, color="grey", linestyle="--", linewidth=1)
-            axes.annotate(
-                name, (1, size / 1e9), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-            )
-    left.legend(fontsize=8)
+    batch_shown = next((b for b in sorted({row["batch"] for row in rows}) if b >= 512), rows[0]["batch"])
+    sides = [("batch", "classes", classes_shown), ("classes", "batch", batch_shown)]
+    for pair, (kind, label) in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
+        for axes, (along, held, value) in zip(pair, sides, strict=True):
+            for backbone in dict.fromkeys(row["backbone"] for row in rows):
+                of = [row for row in rows if row["backbone"] == backbone and row[held] == value and kind in row]
+                axes.plot([row[along] for row in of], [row[kind] for row in of], marker="o", label=backbone)
+            axes.set(xlabel=f"{along} ({held}: {value:,})", ylabel=label, xscale="log", yscale="log")
+            axes.grid(alpha=0.3)
+            for name, size in CARDS_GB.items() if kind == "model_gb" else ():
+                axes.axhline(size / 1e9, color="grey", linestyle="--", linewidth=1)
+                axes.annotate(name, (1, size / 1e9), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                              fontsize=8)  # fmt: skip
+        pair[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -117,15 +124,17 @@ def main() -> None:
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bytes_a_value = FP32 if flags.precision == "fp32" else 2
-    rows = []
+    torch.backends.cudnn.benchmark = True  # as train.py
+    measures, rows = device.type == "cuda" or flags.measure, []
     print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'model GB':>10}{'images/s':>10}{'peak GB':>9}")
     for backbone in flags.backbones:
         for classes in flags.classes:
+            stage = make_stage(backbone, classes, flags.precision, device) if measures else None
             for batch in flags.batches:
                 gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
                 row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
-                if device.type == "cuda" or flags.measure:
-                    row |= measure(backbone, batch, classes, flags.precision, device)
+                if measures:
+                    row |= measure(stage, batch, device)
                 rows.append(row)
                 print(f"{backbone:12}{batch:7}{classes:11,}{gigabytes:10.2f}{row.get('images_per_second', ''):>10}"
                       f"{row.get('peak_gb', ''):>9}", flush=True)  # fmt: skip

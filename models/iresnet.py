@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE, UserError
+from models.prelu import PReLU
 from models.purification import PurificationUnit
 
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_planes)
         self.conv1 = nn.Conv2d(in_planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.prelu = nn.PReLU(planes)
+        self.prelu = PReLU(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
         self.downsample = None
@@ -73,7 +74,7 @@ class IResNet(nn.Module):
         blocks, width = BACKBONES[backbone].blocks, BACKBONES[backbone].width
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
+        self.prelu = PReLU(width)
         self.layer1 = _layer(width, width, blocks[0])
         self.layer2 = _layer(width, 2 * width, blocks[1])
         self.layer3 = _layer(2 * width, 4 * width, blocks[2])
