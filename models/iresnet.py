@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE, UserError
-from models.prelu import PReLU
+from models.layers import BatchNorm2d, PReLU, norm_prelu
 from models.purification import PurificationUnit
 
 
@@ -39,21 +39,21 @@ class Block(nn.Module):
 
     def __init__(self, in_planes: int, planes: int, stride: int):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_planes)
+        self.bn1 = BatchNorm2d(in_planes)
         self.conv1 = nn.Conv2d(in_planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm2d(planes)
         self.prelu = PReLU(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes)
+        self.bn3 = BatchNorm2d(planes)
         self.downsample = None
         if stride != 1 or in_planes != planes:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+                nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), BatchNorm2d(planes)
             )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_planes, H, W) -> (N, planes, H/stride, W/stride)
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        x = norm_prelu(self.bn2, self.prelu, self.conv1(self.bn1(x)))
         return self.bn3(self.conv2(x)) + shortcut
 
 
@@ -73,20 +73,20 @@ class IResNet(nn.Module):
         self.backbone, self.purification = backbone, purification
         blocks, width = BACKBONES[backbone].blocks, BACKBONES[backbone].width
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.prelu = PReLU(width)
         self.layer1 = _layer(width, width, blocks[0])
         self.layer2 = _layer(width, 2 * width, blocks[1])
         self.layer3 = _layer(2 * width, 4 * width, blocks[2])
         self.layer4 = _layer(4 * width, 8 * width, blocks[3])
-        self.bn2 = nn.BatchNorm2d(8 * width)
+        self.bn2 = BatchNorm2d(8 * width)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(8 * width * FINAL_SIDE**2, EMBEDDING_SIZE)
         self.features = nn.BatchNorm1d(EMBEDDING_SIZE)
         self.spu = PurificationUnit(purification)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.prelu(self.bn1(self.conv1(images)))  # (N, 64, 112, 112)
+        x = norm_prelu(self.bn1, self.prelu, self.conv1(images))  # (N, 64, 112, 112)
         x = self.layer1(x)  # (N, 64, 56, 56)
         x = self.layer2(x)  # (N, 128, 28, 28)
         x = self.layer3(x)  # (N, 256, 14, 14)

@@ -44,8 +44,8 @@ def test_the_step_that_is_timed_learns():
 
 def test_sizes_are_measured_and_drawn(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "size.png"
-    monkeypatch.setattr(sys, "argv", ["size.py", "--backbones", "iresnet18_quarter", "--batches", "2", "4", "--classes",
-                                      "20", "30", "--precision", "fp32", "--measure", "--plot", str(picture)])  # fmt: skip
+    flags = ["--backbones", "iresnet18_quarter", "--batches", "2", "4", "--classes", "20", "30", "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["size.py", *flags, "--measure", "--plot", str(picture)])
     size.main()
     rows = last_line(capsys.readouterr().out)["rows"]
     assert [(row["classes"], row["batch"]) for row in rows] == [(20, 2), (20, 4), (30, 2), (30, 4)]

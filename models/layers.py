@@ -1,0 +1,145 @@
+"""BatchNorm and PReLU as the encoders use them, faster on GPUs.
+
+What torch has there wastes time: its PReLU, in channels-last, moves a value at a time, and for the few numbers of the
+slope's gradient writes a tensor as large as the input; its BatchNorm does without cuDNN in bf16. And PReLU after
+BatchNorm passes all values through memory once more than it must. Kernels of our own (models.layer_kernels) do PReLU
+alone, BatchNorm alone, and both as one, whose backward pass needs the input of BatchNorm alone: what lies between is
+not kept. They work in fp32 inside. They are taken for images in channels-last on a GPU where Triton works, and not
+under torch.compile, which makes kernels itself; all else is torch's.
+"""
+
+import functools
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+SHORT_TYPES = (torch.float16, torch.bfloat16)
+FEWEST_VALUES = 2**22  # of BatchNorm: below, starting its several kernels takes longer than they run
+
+
+class PReLU(nn.PReLU):
+    """nn.PReLU with a slope a channel: x where x > 0, else slope * x; (N, C, H, W) -> (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (*SHORT_TYPES, torch.float32) and _has_kernels_for(x):
+            return _KernelPReLU.apply(x, self.weight)
+        return F.prelu(x, self.weight)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d: statistics of the batch in training, the running ones else; (N, C, H, W) -> (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and self.has_kernels_for(x):  # in fp16 cuDNN's are as fast
+            return self.with_slope(x, None)
+        return super().forward(x)
+
+    def has_kernels_for(self, x: Tensor) -> bool:
+        is_plain = self.training and self.affine and self.track_running_stats and self.momentum is not None
+        return is_plain and x.dtype in SHORT_TYPES and x.numel() >= FEWEST_VALUES and _has_kernels_for(x)
+
+    def with_slope(self, x: Tensor, slope: Tensor | None) -> Tensor:
+        """By the kernels, with PReLU behind it where there is a slope (C,)."""
+        self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
+        return _KernelBatchNorm.apply(x, self.weight, self.bias, slope, running, self.momentum, self.eps)
+
+
+def norm_prelu(norm: nn.Module, prelu: PReLU, x: Tensor) -> Tensor:
+    """prelu(norm(x)), as one where there are kernels for it; of other kinds of BatchNorm there are none."""
+    if type(norm) is BatchNorm2d and norm.has_kernels_for(x):
+        return norm.with_slope(x, prelu.weight)
+    return prelu(norm(x))
+
+
+def _has_kernels_for(x: Tensor) -> bool:
+    if not x.is_cuda or x.dim() != 4 or torch.compiler.is_compiling():
+        return False
+    if torch.is_autocast_enabled("cuda") and x.dtype != torch.get_autocast_dtype("cuda"):
+        return False  # torch's PReLU would shorten x
+    return x.is_contiguous(memory_format=torch.channels_last) and kernels(x.device) is not None
+
+
+class _KernelPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return kernels(x.device).prelu(x, slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, slope = ctx.saved_tensors
+        return kernels(x.device).prelu_backward(x, slope, gradient.contiguous(memory_format=torch.channels_last))
+
+
+class _KernelBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        slope: Tensor | None,
+        running: tuple[Tensor, Tensor],  # mean and variance, moved in place
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        of_batch = kernels(x.device).statistics(x, running, momentum, eps)  # (2, C)
+        ctx.save_for_backward(x, weight, bias, slope, of_batch)
+        return kernels(x.device).normalise(x, weight, bias, slope, of_batch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, slope, of_batch = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        return *kernels(x.device).normalise_backward(x, weight, bias, slope, of_batch, gradient), None, None, None
+
+
+# --------------------------------------------------------------------------------------------- whether they can be had
+
+
+@functools.cache
+def kernels(device: torch.device) -> ModuleType | None:
+    """The module with the kernels, once they were seen to give there what torch gives; else None, with a warning."""
+    try:
+        from models import layer_kernels
+
+        _compare(layer_kernels, device)
+    except Exception as error:  # of Triton, of its compiler, of the driver: of any kind
+        reason = str(error).strip().splitlines() or [""]
+        warnings.warn(
+            f"BatchNorm and PReLU by torch's own kernels: {type(error).__name__}: {reason[0][:200]}", stacklevel=2
+        )
+        return None
+    return layer_kernels
+
+
+def _compare(module: ModuleType, device: torch.device) -> None:
+    """Raises AssertionError where kernels and torch's float64 differ."""
+    draw = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(2, 16, 9, 5, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(2))
+    weight, bias, slope = (torch.rand(16, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3))
+    running = torch.zeros(16, dtype=torch.float64), torch.ones(16, dtype=torch.float64)
+    there = [value.detach().to(device, torch.float32) for value in (x, gradient, weight, bias, slope, *running)]
+    x_there, gradient_there = (value.contiguous(memory_format=torch.channels_last) for value in there[:2])
+
+    wanted = [F.prelu(x, slope).detach(), *torch.autograd.grad(F.prelu(x, slope), (x, slope), gradient)]
+    told = [module.prelu(x_there, there[4]), *module.prelu_backward(x_there, there[4], gradient_there)]
+    for slopes in ([], [slope]):
+        y = F.batch_norm(x, None, None, weight, bias, training=True)
+        y = F.prelu(y, slope) if slopes else y
+        wanted += [y.detach(), *torch.autograd.grad(y, (x, weight, bias, *slopes), gradient)]
+        given = there[2], there[3], there[4] if slopes else None
+        of_batch = module.statistics(x_there, (there[5], there[6]), 0.1, 1e-5)
+        told += [module.normalise(x_there, *given, of_batch)]
+        told += [value for value in module.normalise_backward(x_there, *given, of_batch, gradient_there)
+                 if value is not None]  # fmt: skip
+        F.batch_norm(x, *running, training=True)
+    for value, expected in zip([*told, *there[5:]], [*wanted, *running], strict=True):
+        torch.testing.assert_close(value.double().cpu(), expected, rtol=1e-4, atol=1e-4)
