@@ -24,6 +24,7 @@ from benchmarks.timing import machine, take_turns
 from meta import EMBEDDING_SIZE
 from models.iefp import IEFP
 from models.iresnet import IResNet
+from models.layers import PReLU
 from tests.scripts import load_script
 from utils.distributed import Process
 from utils.memory import FP32, saved_by, step_memory
@@ -37,15 +38,25 @@ def kept_bytes(backbone: str, bytes_a_value: int) -> tuple[float, int]:
     """Bytes that autograd keeps of one image in the encoder, and number of its parameters.
 
     Counted on the device "meta", where tensors have shapes and no content. What is kept of 16-bit training is taken as
-    2 bytes a value; autocast keeps some of it in 4.
+    2 bytes a value (autocast keeps some of it in 4), without what PReLU takes from BatchNorm (see models.layers).
     """
+    between = []  # values that PReLU takes, of each layer
+
+    def note(layer: PReLU, inputs: tuple[torch.Tensor, ...]) -> None:
+        between.append(inputs[0][0].numel())
+
     with torch.device("meta"):
         encoder = IResNet(backbone, 1).train()
+    for layer in encoder.modules():
+        if isinstance(layer, PReLU):
+            layer.register_forward_pre_hook(note)
     outputs = []  # what is kept goes with them
     an_image, _ = saved_by(
         lambda batch: outputs.append(encoder(torch.empty(batch, 3, 112, 112, device="meta"))),
         [*encoder.parameters(), *encoder.buffers()],
     )
+    if bytes_a_value < FP32:
+        an_image -= sum(between[: sum(isinstance(layer, PReLU) for layer in encoder.modules())]) * FP32
     return an_image / FP32 * bytes_a_value, sum(parameter.numel() for parameter in encoder.parameters())
 
 
@@ -85,6 +96,11 @@ def measure(stage, batch: int, device: torch.device) -> dict[str, float]:
     return told
 
 
+def shown_of(values: list[int], wanted: int) -> int:
+    """The smallest value that is at least the wanted one, else the largest: what is held along the other axis."""
+    return min((value for value in values if value >= wanted), default=max(values))
+
+
 def plot(rows: list[dict], path: Path) -> None:
     """Memory by the model, and where it was measured images a second: against batch, and against classes."""
     from matplotlib.figure import Figure
@@ -93,9 +109,8 @@ def plot(rows: list[dict], path: Path) -> None:
     if any("images_per_second" in row for row in rows):
         kinds.append(("images_per_second", "images a second"))
     figure = Figure(figsize=(10, 4 * len(kinds)), layout="constrained")
-    classes_shown = next((c for c in sorted({row["classes"] for row in rows}) if c >= 93_431), rows[0]["classes"])
-    batch_shown = next((b for b in sorted({row["batch"] for row in rows}) if b >= 512), rows[0]["batch"])
-    sides = [("batch", "classes", classes_shown), ("classes", "batch", batch_shown)]
+    classes = shown_of([row["classes"] for row in rows], 93_431)
+    sides = [("batch", "classes", classes), ("classes", "batch", shown_of([row["batch"] for row in rows], 512))]
     for pair, (kind, label) in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
         for axes, (along, held, value) in zip(pair, sides, strict=True):
             for backbone in dict.fromkeys(row["backbone"] for row in rows):
@@ -120,17 +135,23 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", type=int, default=[10_000, 93_431, 360_232, 2_000_000])
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--measure", action="store_true", help="also without a GPU")
+    parser.add_argument(
+        "--cross", action="store_true", help="only what the plot shows: one batch, one number of classes"
+    )
     parser.add_argument("--plot", type=Path, help="PNG to write")
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bytes_a_value = FP32 if flags.precision == "fp32" else 2
     torch.backends.cudnn.benchmark = True  # as train.py
+    shown = {("classes", shown_of(flags.classes, 93_431)), ("batch", shown_of(flags.batches, 512))}
     measures, rows = device.type == "cuda" or flags.measure, []
     print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'model GB':>10}{'images/s':>10}{'peak GB':>9}")
     for backbone in flags.backbones:
         for classes in flags.classes:
             stage = make_stage(backbone, classes, flags.precision, device) if measures else None
             for batch in flags.batches:
+                if flags.cross and shown.isdisjoint({("classes", classes), ("batch", batch)}):
+                    continue
                 gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
                 row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
                 if measures:

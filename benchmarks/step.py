@@ -50,7 +50,8 @@ class PlainCosFace:
 
 def make_model(flags, device: torch.device, channels_last: bool, purification: int = 1) -> IEFP:
     torch.manual_seed(0)
-    model = IEFP(flags.backbone, purification, flags.classes).to(device)
+    with device:  # weights are drawn there
+        model = IEFP(flags.backbone, purification, flags.classes)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

@@ -101,7 +101,7 @@ def prelu_backward(x: Tensor, slope: Tensor, gradient: Tensor) -> tuple[Tensor, 
 
 @triton.jit
 def _sums(x, sums, num_rows, channels, tiles, rows_a_tile: tl.constexpr, columns: tl.constexpr):
-    """sums (programs, 2, C), plain and squared, of x less the first pixel's value, which keeps the variance's digits."""
+    """sums (programs, 2, C), plain and squared, of x less its first pixel: so the variance keeps its digits."""
     first = _a_channel(x, channels, columns)
     plain = tl.zeros((rows_a_tile, columns), dtype=tl.float32)
     squared = tl.zeros((rows_a_tile, columns), dtype=tl.float32)

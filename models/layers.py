@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SHORT_TYPES = (torch.float16, torch.bfloat16)
-FEWEST_VALUES = 2**22  # of BatchNorm: below, starting its several kernels takes longer than they run
 
 
 class PReLU(nn.PReLU):
@@ -40,7 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def has_kernels_for(self, x: Tensor) -> bool:
         is_plain = self.training and self.affine and self.track_running_stats and self.momentum is not None
-        return is_plain and x.dtype in SHORT_TYPES and x.numel() >= FEWEST_VALUES and _has_kernels_for(x)
+        return is_plain and x.dtype in SHORT_TYPES and _has_kernels_for(x)
 
     def with_slope(self, x: Tensor, slope: Tensor | None) -> Tensor:
         """By the kernels, with PReLU behind it where there is a slope (C,)."""
@@ -110,7 +109,8 @@ def kernels(device: torch.device) -> ModuleType | None:
     try:
         from models import layer_kernels
 
-        _compare(layer_kernels, device)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever asks first
+            _compare(layer_kernels, device)
     except Exception as error:  # of Triton, of its compiler, of the driver: of any kind
         reason = str(error).strip().splitlines() or [""]
         warnings.warn(

@@ -65,6 +65,41 @@ def test_kernels_that_fail_or_give_other_figures_are_not_taken(monkeypatch, modu
     layers.kernels.cache_clear()
 
 
+class Right:
+    """Torch's own as the kernels are called."""
+
+    def prelu(self, x, slope):
+        return F.prelu(x, slope)
+
+    def prelu_backward(self, x, slope, gradient):
+        values = x.requires_grad_(), slope.requires_grad_()
+        return torch.autograd.grad(F.prelu(*values), values, gradient)
+
+    def statistics(self, x, running, momentum, eps):
+        F.batch_norm(x, *running, training=True, momentum=momentum, eps=eps)
+        return torch.stack([x.mean((0, 2, 3)), (x.var((0, 2, 3), unbiased=False) + eps).rsqrt()])
+
+    def normalise(self, x, weight, bias, slope, of_batch):
+        y = F.batch_norm(x, None, None, weight, bias, training=True)
+        return y if slope is None else F.prelu(y, slope)
+
+    def normalise_backward(self, x, weight, bias, slope, of_batch, gradient):
+        values = [value.requires_grad_() for value in (x, weight, bias, slope) if value is not None]
+        gradients = torch.autograd.grad(self.normalise(x, weight, bias, slope, of_batch), values, gradient)
+        return gradients if slope is not None else (*gradients, None)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_kernels_that_give_the_same_figures_are_taken_whatever_asks_first(monkeypatch, mode):
+    module = Right()
+    monkeypatch.setattr("models.layer_kernels", module, raising=False)
+    monkeypatch.setitem(sys.modules, "models.layer_kernels", module)
+    layers.kernels.cache_clear()
+    with mode():
+        assert layers.kernels(CPU) is module
+    layers.kernels.cache_clear()
+
+
 def test_on_a_cpu_they_are_torch_s():
     norm, prelu = layers.BatchNorm2d(6), layers.PReLU(6)
     theirs = nn.BatchNorm2d(6)
@@ -112,8 +147,7 @@ def test_prelu_s_kernels_are_prelu(dtype, shape):
 @pytest.mark.parametrize("has_prelu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_batchnorm_s_kernels_are_batchnorm(dtype, shape, has_prelu, monkeypatch):
-    monkeypatch.setattr(layers, "FEWEST_VALUES", 0)
+def test_batchnorm_s_kernels_are_batchnorm(dtype, shape, has_prelu):
     x, gradient = make_images(shape, dtype)
     norm, prelu = layers.BatchNorm2d(shape[1], momentum=0.19).cuda(), layers.PReLU(shape[1]).cuda()
     for values in (norm.weight, norm.bias, prelu.weight):
@@ -139,7 +173,6 @@ def test_batchnorm_s_kernels_are_batchnorm(dtype, shape, has_prelu, monkeypatch)
 def test_an_encoder_learns_with_the_kernels_as_without(precision, monkeypatch):
     """The gradients of an iresnet18_quarter: to 1e-3 in fp32 without TF32, else to what 16 bits lose."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(layers, "FEWEST_VALUES", 0)
     torch.manual_seed(1)
     ours = IResNet("iresnet18_quarter", 1).cuda().to(memory_format=torch.channels_last).train()
     theirs = copy.deepcopy(ours)
@@ -153,7 +186,9 @@ def test_an_encoder_learns_with_the_kernels_as_without(precision, monkeypatch):
                 features = encoder(images)
             F.cosine_similarity(features, target).sum().backward()
     tolerance = {None: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}[precision]
+    # Biases that the next BatchNorm takes out again have no gradient but for rounding.
+    whole = float(torch.stack([value.grad.norm() for value in theirs.parameters()]).norm())
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert float((a.grad - b.grad).norm()) <= tolerance * float(b.grad.norm()) + 1e-6, name
+        assert float((a.grad - b.grad).norm()) <= tolerance * (float(b.grad.norm()) + 0.01 * whole), name
     for (name, a), b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.01, msg=name)
