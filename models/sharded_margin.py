@@ -52,6 +52,9 @@ class ShardedMarginLoss(nn.Module):
     def __init__(self, head: MarginHead, collectives: Collectives, rate: float = 1.0, seed: int = 0):
         super().__init__()
         self.head, self.collectives, self.rate, self.seed = head, collectives, rate, seed
+        if rate < 1:
+            # As they are unless asked for; some versions of torch warn until somebody says so.
+            torch.sparse.check_sparse_tensor_invariants.disable()
 
     def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
         """features (N, 512), labels (N,) int64 of the whole set of identities -> a scalar."""
