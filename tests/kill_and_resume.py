@@ -33,7 +33,7 @@ KINDS = ("timer", "half a checkpoint", "before a rename", "after a rename")
 MOST_KILLS = 4  # of one run
 
 
-def settings(folder: Path, run: str, device: str, precision: str):
+def settings(folder: Path, run: str, device: str = "cpu", precision: str = "auto"):
     return train.TrainConfig(
         train_data=folder / "faces",
         age_weights=folder / "age.pth",
