@@ -1,6 +1,7 @@
 """What a step costs against its size: images a second where it can be measured, memory by a model, and a plot.
 
     python benchmarks/size.py --plot benchmarks/size.png    memory by the model; measured if there is a GPU
+    python benchmarks/size.py --cross --plot benchmarks/size.png    only what the plot shows: a minute on an H200
     python benchmarks/size.py --batches 8 16 --classes 1000 --backbones iresnet18 --measure
 
 The model counts what a step of train.py keeps at its peak: weights, gradients and momentum; the margin head's weights,
@@ -11,6 +12,7 @@ The last line is JSON.
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -69,9 +71,13 @@ def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> 
 
 
 def make_stage(backbone: str, classes: int, precision: str, device: torch.device):
-    with device:  # weights are drawn there: of two million classes in no time
-        model = IEFP(backbone, 1, classes).to(memory_format=torch.channels_last)
-    stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
+    """What is measured, of every batch size; None where its weights do not fit."""
+    try:
+        with device:  # weights are drawn there: of two million classes in no time
+            model = IEFP(backbone, 1, classes).to(memory_format=torch.channels_last)
+        stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
+    except torch.OutOfMemoryError:
+        return None
     model.train()
     return stage
 
@@ -126,6 +132,27 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def rows_of(flags, device: torch.device) -> list[dict]:
+    """Every combination that was asked for, told as it is measured."""
+    bytes_a_value = FP32 if flags.precision == "fp32" else 2
+    shown = {("classes", shown_of(flags.classes, 93_431)), ("batch", shown_of(flags.batches, 512))}
+    measures, rows, stage = device.type == "cuda" or flags.measure, [], None
+    for backbone, classes in itertools.product(flags.backbones, flags.classes):
+        del stage  # its memory is wanted
+        stage = make_stage(backbone, classes, flags.precision, device) if measures else None
+        for batch in flags.batches:
+            if flags.cross and shown.isdisjoint({("classes", classes), ("batch", batch)}):
+                continue
+            gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
+            row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
+            if stage is not None:
+                row |= measure(stage, batch, device)
+            rows.append(row)
+            print(f"{backbone:12}{batch:7}{classes:11,}{gigabytes:10.2f}{row.get('images_per_second', ''):>10}"
+                  f"{row.get('peak_gb', ''):>9}", flush=True)  # fmt: skip
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -135,30 +162,13 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", type=int, default=[10_000, 93_431, 360_232, 2_000_000])
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--measure", action="store_true", help="also without a GPU")
-    parser.add_argument(
-        "--cross", action="store_true", help="only what the plot shows: one batch, one number of classes"
-    )
+    parser.add_argument("--cross", action="store_true", help="only what the plot shows")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bytes_a_value = FP32 if flags.precision == "fp32" else 2
     torch.backends.cudnn.benchmark = True  # as train.py
-    shown = {("classes", shown_of(flags.classes, 93_431)), ("batch", shown_of(flags.batches, 512))}
-    measures, rows = device.type == "cuda" or flags.measure, []
     print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'model GB':>10}{'images/s':>10}{'peak GB':>9}")
-    for backbone in flags.backbones:
-        for classes in flags.classes:
-            stage = make_stage(backbone, classes, flags.precision, device) if measures else None
-            for batch in flags.batches:
-                if flags.cross and shown.isdisjoint({("classes", classes), ("batch", batch)}):
-                    continue
-                gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
-                row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
-                if measures:
-                    row |= measure(stage, batch, device)
-                rows.append(row)
-                print(f"{backbone:12}{batch:7}{classes:11,}{gigabytes:10.2f}{row.get('images_per_second', ''):>10}"
-                      f"{row.get('peak_gb', ''):>9}", flush=True)  # fmt: skip
+    rows = rows_of(flags, device)
     if flags.plot:
         plot(rows, flags.plot)
     print(json.dumps({"benchmark": "size", "precision": flags.precision, **machine(device), "rows": rows}))

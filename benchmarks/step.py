@@ -123,13 +123,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="some of the competitors")
     parser.add_argument("--profile", type=Path, help="file for a table of what our step does")
     flags = parser.parse_args()
+    if flags.profile and flags.only and "iefp cached" not in flags.only:
+        parser.error("--profile is of 'iefp cached': name it after --only, or leave --only out")
     device = torch.device(flags.device)
     torch.backends.cudnn.benchmark = True
     steps = make_steps(flags, device)
     seconds = take_turns(steps, device, flags.rounds, warm_up=2, steps_a_turn=flags.steps)
     if flags.profile:
         write_profile(steps["iefp cached"], device, flags.profile)
-    told = {"benchmark": "step", **vars(flags), "profile": None, **machine(device), "peak_gb": memory_of(steps, device)}
+    told = {"benchmark": "step", **vars(flags), **machine(device), "peak_gb": memory_of(steps, device)}
     print(f"{'':14}{'ms an image':>12}{'images/s':>10}{'TFLOP/s':>9}   times the published loop (middle half)")
     for name, each in seconds.items():
         median = statistics.median(each)
@@ -150,7 +152,7 @@ def main() -> None:
         if peak:
             told["mfu_percent"] = {name: round(100 * told[name]["tflops"] / peak, 1) for name in seconds}
             print(f"share of the bf16 peak of {peak} TFLOP/s in %: {told['mfu_percent']}")
-    print(json.dumps(told))
+    print(json.dumps(told, default=str))
 
 
 if __name__ == "__main__":

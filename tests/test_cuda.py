@@ -194,7 +194,7 @@ def test_every_exchange_of_sharded_identities_runs_by_nccl(group_of_one):
         assert result.equal(rows) and result.data_ptr() != rows.data_ptr()
 
 
-def test_sharded_identities_by_nccl_train_as_alone(group_of_one, monkeypatch):
+def test_sharded_identities_by_nccl_train_as_alone(group_of_one):
     losses = []
     for alone in (True, False):
         stage = make_stage(CUDA, torch.float64, sharded_classes=True)
@@ -208,7 +208,7 @@ def test_gradients_by_nccl_train_as_alone(group_of_one, changed):
     """In fp16, so that the loss scale is part of it; sync_batchnorm in float64, which it can do."""
     settings = {"precision": "fp32" if "sync_batchnorm" in changed else "fp16", **changed}
     dtype = torch.float64 if settings["precision"] == "fp32" else torch.float32
-    alone, joined = make_stage(CUDA, dtype, **settings), None
+    alone = make_stage(CUDA, dtype, **settings)
     joined = make_stage(CUDA, dtype, process=Process(0, 2, CUDA), **settings)  # its group has one member
     assert isinstance(joined.encoder, torch.nn.parallel.DistributedDataParallel)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-2
@@ -265,7 +265,6 @@ def test_the_memory_a_dry_run_tells_is_what_a_step_takes(precision):
     stage.optimisers["identity"].zero_grad()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
     with stage.autocast:
         identity = stage.encoder(batch.images)
     loss = stage.face_recognition(identity, batch.identities, 0)
