@@ -23,11 +23,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import machine, ratios, take_turns
-from meta import EMBEDDING_SIZE
+from meta import EMBEDDING_SIZE, UserError
 from models.margin import CosFace, MarginLoss, _draw_weight
 from models.sharded_margin import ROWS_AT_ONCE, ShardedMarginLoss
 from utils.class_shards import ClassShards
-from utils.distributed import Process
+from utils.distributed import Process, choose_device
 from utils.optimisation import RowwiseSGD
 
 CLASSES = (93_431, 360_232, 2_000_000, 29_000_000)  # MS1MV3, Glint360K, and the two that InsightFace tells times of
@@ -205,7 +205,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
     flags = parser.parse_args()
-    device = torch.device(flags.device)
+    try:
+        device = choose_device(flags.device)
+    except UserError as error:
+        parser.error(str(error))
     measured = measure(flags, device)
     print(f"measured: {flags.classes:,} classes in one process, batch {flags.batch}, {device.type}")
     print(f"{'':10}{'ms a step':>11}{'measured MB':>13}{'model MB':>10}   times faster than whole (middle half)")

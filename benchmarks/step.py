@@ -22,9 +22,10 @@ import torch
 
 from benchmarks.published import InsightFaceLoop, PublishedLoop
 from benchmarks.timing import machine, ratios, take_turns, wait
+from meta import UserError
 from models.iefp import IEFP
 from tests.scripts import load_script
-from utils.distributed import Process
+from utils.distributed import Process, choose_device
 
 train = load_script("train")
 
@@ -125,7 +126,10 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.profile and flags.only and "iefp cached" not in flags.only:
         parser.error("--profile is of 'iefp cached': name it after --only, or leave --only out")
-    device = torch.device(flags.device)
+    try:
+        device = choose_device(flags.device)
+    except UserError as error:
+        parser.error(str(error))
     torch.backends.cudnn.benchmark = True
     steps = make_steps(flags, device)
     seconds = take_turns(steps, device, flags.rounds, warm_up=2, steps_a_turn=flags.steps)
