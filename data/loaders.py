@@ -87,7 +87,12 @@ def batches(loader: DataLoader) -> Iterator[FaceBatch]:
     """
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                # The error's traceback holds this frame; if the frame held the error, only the garbage collector could
+                # free the two. It closes the queues before the workers are told to end: 5 s of waiting for each.
+                del batch
         yield batch._replace(failures=tuple(batch.failures))  # pinning memory makes a list of it
 
 

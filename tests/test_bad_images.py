@@ -1,5 +1,9 @@
 """Bad pictures in training: an error, or replaced alike by every run, worker and process, and told as a value."""
 
+import contextlib
+import gc
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +109,7 @@ def test_the_search_for_a_replacement_ends_with_an_error(tmp_path, workers):
         epoch(index, 2, workers=workers)
     assert str(tmp_path / "few") in str(caught.value)
     assert "\n" not in str(caught.value)
+    del caught  # it holds this frame, so only the garbage collector would end the workers, see `batches`
 
     index = write_faces(tmp_path / "many", MAX_TRIES + 20, bad=range(10, 10 + MAX_TRIES))
     with pytest.raises(UserError, match=rf"^{MAX_TRIES} pictures one after another cannot be decoded, from '.*010_age"):
@@ -116,6 +121,17 @@ def test_one_less_than_the_limit_is_found(tmp_path):
     (batch,) = epoch(index, MAX_TRIES + 20)
     assert set(batch.indices.tolist()) == set(range(10)) | set(range(9 + MAX_TRIES, 20 + MAX_TRIES))
     assert len(set(batch.failures)) == MAX_TRIES - 1
+
+
+def test_workers_end_with_the_error_and_do_not_wait_for_the_garbage_collector(faces):
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(UserError):
+            list(batches(training_loader(faces, 4, seed=3, workers=2)[0]))
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
 
 
 def test_an_unknown_way_is_our_mistake(faces):

@@ -315,6 +315,7 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
     with pytest.raises(UserError, match="truncated") as caught:
         list(batches(training_loader(index, 3, seed=0, workers=workers)[0]))
     assert_is_one_sentence(caught.value, broken)
+    del caught  # it holds this frame, so only the garbage collector would end the workers, see `batches`
 
 
 # ------------------------------------------------------------------------------------------------ random changes
