@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from golden_weights import fill
-from scripts import ROOT, load_script
+from processes import in_processes
+from scripts import load_script
 from test_tracking import StandIn
 from test_train import read_log, same_weights
-from test_two_processes import run_program
 
 from models.iefp import IEFP
 from models.weights import describe_branches, iefp_file_tensors, load_for_embedding, load_what_fits
 from utils.checkpoint import load_newest, save_checkpoint
-from utils.distributed import Process, average
+from utils.distributed import Process, average, leave, start_process, stop_process
 
 EVERYTHING = ("--epochs", 2, "--accumulation", 2, "--ema-decay", 0.5, "--schedule", "cosine", "--warmup-steps", 2,
               "--final-learning-rate", 0.001, "--backbone-learning-rate-factor", 0.5, "--profile", 3,
@@ -127,21 +127,16 @@ def test_what_can_not_be_done_is_one_sentence(train_identity, tmp_path, flags, w
 
 # -------------------------------------------------------------------------------------------------- two processes
 
-PROGRAM = f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import torch
-from test_comforts import assert_equal_everywhere, take_steps
-from utils.distributed import leave, start_process, stop_process
-process = start_process("cpu")
-stage, told = take_steps(process)
-assert_equal_everywhere(stage)
-print(f"equal on rank {{process.rank}}", flush=True)
-if process.is_first:
-    torch.save(told, sys.argv[1])
-stop_process(process)
-leave(0)
-"""
+
+def take_steps_as_one_of_two(path) -> None:
+    """Does so in a process of a group; the first one saves what came of it."""
+    process = start_process("cpu")
+    stage, told = take_steps(process)
+    assert_equal_everywhere(stage)
+    if process.is_first:
+        torch.save(told, path)
+    stop_process(process)
+    leave(0)
 
 
 def take_steps(process: Process):
@@ -182,9 +177,8 @@ def assert_equal_everywhere(stage) -> None:
 
 def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_of_one(tmp_path):
     """To the bit between the two; in float64 to 1e-9 to the one, BatchNorm being over all processes."""
-    (tmp_path / "steps.py").write_text(PROGRAM)
-    printed = run_program(tmp_path / "steps.py", 2, tmp_path / "two.pth").stdout
-    assert "equal on rank 0" in printed and "equal on rank 1" in printed
+    ended = in_processes(2, take_steps_as_one_of_two, tmp_path / "two.pth")
+    assert ended.statuses == [0, 0], ended.err
     one, two = take_steps(Process(0, 1, torch.device("cpu")))[1], torch.load(tmp_path / "two.pth", weights_only=True)
     assert two.pop("exchanged") == [False, True] * 2  # gradients travel once a step
     assert one.pop("exchanged") == [None] * 4 and one.keys() == two.keys()

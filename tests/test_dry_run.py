@@ -1,8 +1,6 @@
 """train.py --dry-run: what it tells is measured against a real run, and it leaves nothing behind but a picture."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,9 @@ import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
-from scripts import ROOT, load_script
-from test_train import free_port, same_weights, training_set
+from processes import run_program
+from scripts import load_script
+from test_train import same_weights, training_set
 
 from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
 from meta import FILENAME_PATTERNS
@@ -257,10 +256,8 @@ def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
 
 
 def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(),
-               ROOT / "train.py", "--train-data", training_set(tiny_faces), "--age-weights", age_weights,
-               "--run-folder", tmp_path / "run", *SMALL, *SHORT, "--dry-run"]  # fmt: skip
-    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("memory of a process") == 1 and "6 images x" in ended.stdout
+    flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
+             *SMALL, *SHORT, "--dry-run")  # fmt: skip
+    told = run_program("train", 2, *flags).out
+    assert told.count("memory of a process") == 1 and "6 images x" in told
     assert list(files(tmp_path / "run")) == ["dry_run.png"]

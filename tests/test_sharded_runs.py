@@ -1,20 +1,26 @@
 """--sharded-classes in train.py: two processes as one, checkpoints of shards, another number of processes, damage."""
 
+import dataclasses
 import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT
+from golden_weights import fill
+from kill_and_resume import arm, settings
+from processes import in_processes
+from scripts import load_script
 from test_train import read_log, same_weights
 
+from data.synthetic import write_training_set
 from meta import UserError
-from models.weights import load_for_embedding
+from models.iefp import IEFP
+from models.weights import age_file_tensors, load_for_embedding
 from utils.checkpoint import list_checkpoints, load_checkpoint, read_rows, save_checkpoint, save_shard, shard_path
 from utils.class_shards import load_with_rows
-from utils.distributed import Process
+from utils.distributed import Process, leave, start_process, stop_process
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SHARDED = ("--sharded-classes", "--epochs", 2, "--learning-rate-epochs", 1)
@@ -29,39 +35,60 @@ def readings(run_folder: Path) -> list[tuple[float, float]]:
     return [(event["face_recognition_loss"], event["gradient_norm"]) for event in events]
 
 
-def test_two_processes_that_share_the_identities_train_as_one_and_survive(tmp_path):
-    """One program does the runs, see there; everything that two processes should do is looked at here."""
-    command = [sys.executable, str(ROOT / "tests" / "sharded_runs.py"), str(tmp_path)]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    float64_steps_are_those_of_one_process_with_a_whole_head(tmp_path)
-    overflow_of_one_process_leaves_the_step_out_on_both(tmp_path)
+# ------------------------------------------------------------------------------------------------- two processes
+#
+# That their steps are those of one process in float64 is asked by tests/test_two_processes.py.
+
+SHORT = {"sharded_classes": True, "epochs": 1, "learning_rate": 0.002, "learning_rate_epochs": (1,)}
+ALIKE = {"sync_batchnorm": True, "disentangle": "none"}  # then one process computes what two do
+
+
+def run_part(config, stop_at: int, kill: tuple | None) -> None:
+    """One process of a run of train.py; `stop_at` has the last one send itself SIGTERM, `kill` kills it as planned."""
+    train, last = load_script("train"), os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
+    if last and kill:
+        arm(*kill)
+    step_of_stage, steps = train.IdentityStage.step, []
+
+    def step(self, batch):
+        steps.append(1)
+        if last and len(steps) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of_stage(self, batch)
+
+    train.IdentityStage.step = step
+    leave(train.train(config))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs train.py in so many processes, in a run folder of this name."""
+    write_training_set(tmp_path / "faces", 7, 4, seed=0, progress=False)
+    torch.manual_seed(5)
+    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "age.pth")
+
+    def run(name: str, processes: int, stop_at: int = 0, kill: tuple | None = None, **more) -> None:
+        config = dataclasses.replace(settings(tmp_path, name), **(SHORT | more))
+        ended = in_processes(processes, run_part, config, stop_at, kill)
+        expected = [-signal.SIGKILL] if kill else [128 + signal.SIGTERM if stop_at else 0] * processes
+        assert ended.statuses[-len(expected) :] == expected, ended.err[-3000:]
+
+    return run
+
+
+def test_runs_agree_across_numbers_of_processes_and_shards_stand_beside_their_checkpoints(run, tmp_path):
+    run("sharded", 2, **ALIKE, save_every=2, keep_checkpoints=1, best_metric="face_recognition_loss")
+    run("moving", 2, stop_at=1, **ALIKE)
+    run("moving", 1, stop_at=1, **ALIKE)
+    run("moving", 2, **ALIKE)
     fp32_runs_agree_across_numbers_of_processes(tmp_path)
-    a_sampled_run_killed_between_two_files_ends_with_the_same_bits(tmp_path)
     shards_stand_beside_their_checkpoints_and_the_best_one(tmp_path / "sharded")
-
-
-def float64_steps_are_those_of_one_process_with_a_whole_head(folder: Path):
-    """Losses, gradient norms (clipping is at work), all weights and buffers of two IEFP steps, to 1e-9."""
-    one, two = load(folder / "one.pth"), load(folder / "two.pth")
-    assert (one["losses"][:, -1] > 0.5).all()  # the norm at which those runs clip
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    assert one["state"].keys() == two["state"].keys()
-    for key, value in one["state"].items():
-        torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
-
-
-def overflow_of_one_process_leaves_the_step_out_on_both(folder: Path):
-    left_out = {"scale": 32768.0, "same": True}  # half of what the scale begins with
-    assert [load(folder / f"overflow_{rank}.pth") for rank in (0, 1)] == 2 * [[left_out, left_out]]
 
 
 def fp32_runs_agree_across_numbers_of_processes(folder: Path):
     """Three steps of train.py: the first to 1e-5 relative, then losses to 1e-3 and gradient norms to 1e-2.
 
-    In float64 they agree to 1e-9, see above; what rounding does grows with every step of an untrained network.
+    In float64 steps agree to 1e-9; what rounding does grows with every step of an untrained network.
     """
     whole = readings(folder / "sharded")
     assert len(whole) == 3
@@ -89,13 +116,6 @@ def momentum_of(run_folder: Path) -> torch.Tensor:
     return read_rows(path, load_checkpoint(path)["shards"], range(7))["momentum"]
 
 
-def a_sampled_run_killed_between_two_files_ends_with_the_same_bits(folder: Path):
-    assert same_weights(folder / "sampled" / "iefp.pth", folder / "sampled_parts" / "iefp.pth")
-    assert readings(folder / "sampled") == readings(folder / "sampled_parts")
-    starts = [event["resumed_step"] for event in read_log(folder / "sampled_parts") if event["event"] == "start"]
-    assert len(starts) == 2 and starts[1] > 0
-
-
 def shards_stand_beside_their_checkpoints_and_the_best_one(run_folder: Path):
     folder = run_folder / "checkpoints"
     shards = [f"shard_{rank}_of_2.pth" for rank in (0, 1)]
@@ -112,6 +132,45 @@ def shards_stand_beside_their_checkpoints_and_the_best_one(run_folder: Path):
     assert torch.equal(whole["weight"], load(run_folder / "iefp.pth")["margin_fc.weight"])
     assert whole["momentum"].shape == (7, 512) and whole["momentum"].any(dim=1).all()
     load_for_embedding(folder / files[0])  # comparing faces needs no shards
+
+
+def test_a_sampled_run_killed_between_two_files_ends_with_the_same_bits(run, tmp_path):
+    sampled = {"class_sampling_rate": 0.5, "margin": "adaface"}
+    run("sampled", 2, **sampled)
+    run("parts", 2, kill=("before a rename", 4, 0), **sampled)
+    run("parts", 2, **sampled)
+    assert same_weights(tmp_path / "sampled" / "iefp.pth", tmp_path / "parts" / "iefp.pth")
+    assert readings(tmp_path / "sampled") == readings(tmp_path / "parts")
+    starts = [event["resumed_step"] for event in read_log(tmp_path / "parts") if event["event"] == "start"]
+    assert len(starts) == 2 and starts[1] > 0
+
+
+def overflow_on_the_last(path: Path) -> None:
+    """Steps in fp16 whose gradient overflows in the rows of the last process alone; each saves what came of them."""
+    train, process = load_script("train"), start_process("cpu")
+
+    def step(rate: float) -> dict[str, float | bool]:
+        config = train.TrainConfig(sharded_classes=True, class_sampling_rate=rate, precision="fp16", disentangle="none")
+        model = fill(IEFP("iresnet18_quarter", 1, 5, own_identities=train.own_identities(5, process)))
+        stage = train.IdentityStage(config, model, process)
+        before = {key: value.clone() for key, value in model.named_parameters()}
+        if process.rank == 1:
+            model.margin_fc.weight.register_hook(lambda gradient: gradient * torch.inf)
+        images = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(process.rank)) * 2 - 1
+        stage.step(train.Batch(images, torch.arange(4), torch.zeros(4, dtype=torch.long)))
+        same = all(torch.equal(value, before[key]) for key, value in model.named_parameters())
+        return {"scale": stage.scaler.get_scale(), "same": same}
+
+    torch.save([step(rate) for rate in (1.0, 0.5)], path / f"overflow_{process.rank}.pth")
+    stop_process(process)
+    leave(0)
+
+
+def test_an_overflow_of_one_process_leaves_the_step_out_on_both(tmp_path):
+    ended = in_processes(2, overflow_on_the_last, tmp_path)
+    assert ended.statuses == [0, 0], ended.err
+    left_out = {"scale": 32768.0, "same": True}  # half of what the scale begins with
+    assert [load(tmp_path / f"overflow_{rank}.pth") for rank in (0, 1)] == 2 * [[left_out, left_out]]
 
 
 # ---------------------------------------------------------------------------------------------------- one process

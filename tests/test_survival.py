@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL
+from processes import free_port, in_processes, run_program, train_with
 from scripts import ROOT, load_script
-from test_train import free_port, read_log, same_weights, training_set
+from test_train import read_log, same_weights, training_set
 
 from models.weights import load_for_embedding
 from utils import checkpoint
@@ -188,63 +188,57 @@ def test_bad_images_are_skipped_when_asked_listed_and_too_many_end_the_run(train
 
 # ------------------------------------------------------------------------------------------------ several processes
 
-DRIVER = f"""
-import os, sys, torch, torch.distributed as dist
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from scripts import load_script
-from utils.config import parse_config, run_script
-train = load_script("train")
-step_of_stage, steps = train.IdentityStage.step, []
-def step(self, *batch):
-    steps.append(1)
-    HOOK
-    return step_of_stage(self, *batch)
-train.IdentityStage.step = step
-run_script(lambda: train.train(parse_config(train.TrainConfig)))
-"""
-
 
 @pytest.fixture
-def torchrun(tiny_faces, age_weights, tmp_path):
-    """Runs train.py by torchrun with two processes, with a line of Python before each step."""
-
-    def run(run_folder: Path, hook: str, *flags: object, restarts: int = 0) -> subprocess.CompletedProcess:
-        program = tmp_path / "driver.py"
-        program.write_text(DRIVER.replace("HOOK", hook))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(),
-                   "--max-restarts", restarts, program, "--train-data", training_set(tiny_faces),
-                   "--age-weights", age_weights, "--run-folder", run_folder, *SMALL, *flags]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, check=False, env=environment, timeout=120
-        )
-
-    return run
+def flags_of_two(tiny_faces, age_weights) -> list[str]:
+    """What `train_identity` has, for several processes."""
+    return ["--train-data", str(training_set(tiny_faces)), "--age-weights", str(age_weights), *SMALL]
 
 
-def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_from_the_checkpoint(torchrun, tmp_path):
-    marker = tmp_path / "died"
-    die_once = (f"(os.environ['RANK'] == '1' and len(steps) == 4 and not os.path.exists({str(marker)!r})"
-                f" and (open({str(marker)!r}, 'w').close(), os._exit(7)))")  # fmt: skip
-    flags = ("--epochs", 2, "--save-every", 1)
-    died = torchrun(tmp_path / "run", die_once, *flags)
-    assert died.returncode != 0 and "exitcode  : 7" in died.stderr
-    assert not (tmp_path / "run" / "iefp.pth").exists()
-    marker.unlink()
-    restarted = torchrun(tmp_path / "restarted", die_once, *flags, restarts=1)
-    assert restarted.returncode == 0, restarted.stderr[-3000:]
-    starts = [event["resumed_step"] for event in read_log(tmp_path / "restarted") if event["event"] == "start"]
-    assert starts == [0, 3]
-    resumed = torchrun(tmp_path / "run", "pass", *flags)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert same_weights(tmp_path / "run" / "iefp.pth", tmp_path / "restarted" / "iefp.pth")
+def ask_to_stop(step: int) -> None:
+    if os.environ["RANK"] == "1" and step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_request_to_one_rank_stops_both_and_one_process_goes_on_at_the_same_image(torchrun, train_identity, tmp_path):
-    ask = "os.environ['RANK'] == '1' and len(steps) == 2 and os.kill(os.getpid(), 15)"
-    stopped = torchrun(tmp_path / "run", ask, "--epochs", 1)
-    assert stopped.returncode != 0 and "after step 2; saved" in stopped.stdout, stopped.stderr[-3000:]
+def test_a_request_to_one_rank_stops_both_and_one_process_goes_on_at_the_same_image(
+    flags_of_two, train_identity, tmp_path
+):
+    flags = [*flags_of_two, "--run-folder", str(tmp_path / "run"), "--epochs", "1"]
+    ended = in_processes(2, train_with, ask_to_stop, flags)
+    assert ended.statuses == [143, 143] and "after step 2; saved" in ended.out, ended.err[-3000:]
     outcome = train_identity(tmp_path / "run", "--epochs", 1)
     assert outcome.status == 0 and "2 steps done" in outcome.out
     events = [event for event in read_log(tmp_path / "run") if event["event"] in ("start", "train")]
     assert [event.get("step", event.get("processes")) for event in events] == [2, 1, 2, 1, 3]
+
+
+def die_twice(step: int) -> None:
+    """The second process dies at its fourth step, and once started again at its second."""
+    starts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if os.environ["RANK"] == "1" and step == (4, 2)[starts]:
+        os._exit(7 + starts)
+
+
+def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_from_the_checkpoint(flags_of_two, tmp_path):
+    """Under torchrun, which starts both again and tells of the second death; later they end as if never stopped."""
+    program = tmp_path / "driver.py"
+    program.write_text(f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from processes import train_with
+from test_survival import die_twice
+train_with(die_twice, sys.argv[1:])
+""")
+    flags = [*flags_of_two, "--epochs", "2", "--save-every", "1", "--run-folder"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
+                "--master-port", str(free_port())]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    died = subprocess.run([*torchrun, program, *flags, tmp_path / "run"], capture_output=True, text=True, check=False,
+                          env=environment, timeout=120)  # fmt: skip
+    assert died.returncode != 0 and "exitcode  : 8" in died.stderr, died.stderr[-3000:]
+    assert not (tmp_path / "run" / "iefp.pth").exists()
+    for name in ("run", "whole"):
+        run_program("train", 2, *flags, tmp_path / name)
+    starts = [event["resumed_step"] for event in read_log(tmp_path / "run") if event["event"] == "start"]
+    assert starts == [0, 3, 4]
+    assert same_weights(tmp_path / "run" / "iefp.pth", tmp_path / "whole" / "iefp.pth")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from processes import free_port
 from scripts import ROOT, load_script
 
 from data.faces import index_identity_folders
@@ -93,12 +93,6 @@ def test_another_recipe_in_the_same_run_folder_is_refused_by_name(train_identity
     assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
     outcome = train_identity(tmp_path / "run", "--epochs", 1, "--learning-rate", 0.5)
     assert outcome.status == 2 and "--learning-rate 0.02 -> 0.5" in outcome.err
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_two_processes_under_torchrun_keep_equal_parameters(tiny_faces, age_weights, tmp_path):

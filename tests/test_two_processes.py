@@ -1,72 +1,93 @@
 """Two processes on the CPU (gloo): the same losses and parameters as one with the same whole batch, the same report."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT
-from test_train import free_port
-
-STEPS, WHOLE_BATCH = 2, 8
-
-STEP_PROGRAM = f"""
-import sys, torch
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from golden_weights import fill
+from processes import in_processes, run_program
 from scripts import load_script
+
 from models.iefp import IEFP
-from utils.distributed import average, leave, start_process, stop_process
-train = load_script("train")
-sync_batchnorm, output = sys.argv[1] == "sync", sys.argv[2]
-process = start_process("cpu")
-config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=sync_batchnorm)
-stage = train.IdentityStage(config, fill(IEFP("iresnet18_quarter", 1, 5).double()), process)
-stage.model.train()
-share = {WHOLE_BATCH} // process.world_size
-own = slice(process.rank * share, (process.rank + 1) * share)
-# CLUB's negatives are drawn within a process's share, so the whole permutation is one of two halves.
-permutation = torch.tensor([3, 0, 1, 2, 7, 4, 5, 6]) if share == {WHOLE_BATCH} else torch.tensor([3, 0, 1, 2])
-losses = []
-for step in range({STEPS}):
-    draw = torch.Generator().manual_seed(step)
-    images = torch.rand({WHOLE_BATCH}, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
-    identities = torch.randint(0, 5, ({WHOLE_BATCH},), generator=draw)
-    groups = torch.randint(0, 8, ({WHOLE_BATCH},), generator=draw)
-    out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
-    losses.append(average(torch.stack([value.double() for value in out.values()]), process))
-if process.is_first:
-    torch.save({{"losses": torch.stack(losses), "state": dict(stage.model.state_dict())}}, output)
-stop_process(process)
-leave(0)
-"""
+from utils.class_shards import whole_weight
+from utils.distributed import Process, average, leave, start_process, stop_process
+
+STEPS, WHOLE_BATCH, IDENTITIES = 2, 8, 5
+LEAST_NORM = 0.5  # at which those runs clip
 
 
-def run_program(program: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
-                "--master-port", free_port()] if processes > 1 else [sys.executable]  # fmt: skip
-    command = list(map(str, [*launcher, program, *arguments]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended
+def take_steps(process: Process, **settings) -> dict:
+    """Losses of the steps and all tensors after them, in float64; a head in shares is put together.
+
+    The batches do not depend on the number of processes, which take their shares of them.
+    """
+    train = load_script("train")
+    config = train.TrainConfig(learning_rate=0.01, clip_norm=LEAST_NORM, **settings)
+    own = train.own_identities(IDENTITIES, process) if config.sharded_classes else None
+    model = IEFP("iresnet18_quarter", 1, IDENTITIES, own_identities=own)
+    whole = fill(IEFP("iresnet18_quarter", 1, IDENTITIES)).state_dict()
+    if config.sharded_classes:
+        whole["margin_fc.weight"] = whole["margin_fc.weight"][model.margin_fc.own.start : model.margin_fc.own.stop]
+    model.load_state_dict(whole)
+    stage = train.IdentityStage(config, model.double(), process)
+    stage.model.train()
+    share = WHOLE_BATCH // process.world_size
+    part = slice(process.rank * share, (process.rank + 1) * share)
+    # CLUB's negatives are drawn within a process's share, so the whole permutation is one of two halves.
+    permutation = torch.tensor([3, 0, 1, 2, 7, 4, 5, 6])[:share]
+    losses = []
+    for step in range(STEPS):
+        draw = torch.Generator().manual_seed(step)
+        images = torch.rand(WHOLE_BATCH, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
+        identities = torch.randint(0, IDENTITIES, (WHOLE_BATCH,), generator=draw)
+        groups = torch.randint(0, 8, (WHOLE_BATCH,), generator=draw)
+        out = stage.step(train.Batch(images[part], identities[part], groups[part], permutation=permutation, step=step))
+        losses.append(average(torch.stack([value.double() for value in out.values()]), process))
+    state = dict(stage.model.state_dict())
+    if config.sharded_classes:
+        state["margin_fc.weight"] = whole_weight(model.margin_fc.weight, IDENTITIES, process)
+    return {"losses": torch.stack(losses), "state": state}
 
 
-def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(tmp_path):
-    """In float64 to 1e-9 relative. Without the option each share has its own batch statistics, so they must differ."""
-    program = tmp_path / "steps.py"
-    program.write_text(STEP_PROGRAM)
-    for name, processes, mode in (("one", 1, "sync"), ("two", 2, "sync"), ("apart", 2, "apart")):
-        run_program(program, processes, mode, tmp_path / f"{name}.pth")
-    one, two, apart = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("one", "two", "apart"))
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    assert one["state"].keys() == two["state"].keys()
+def take_steps_as_one_of_two(path: Path, settings: dict) -> None:
+    process = start_process("cpu")
+    told = take_steps(process, **settings)
+    if process.is_first:
+        torch.save(told, path)
+    stop_process(process)
+    leave(0)
+
+
+@pytest.fixture(scope="module")
+def one() -> dict:
+    """The steps in one process."""
+    return take_steps(Process(0, 1, torch.device("cpu")))
+
+
+@pytest.fixture
+def two(tmp_path):
+    def run(**settings) -> dict:
+        ended = in_processes(2, take_steps_as_one_of_two, tmp_path / "two.pth", settings)
+        assert ended.statuses == [0, 0], ended.err[-3000:]
+        return torch.load(tmp_path / "two.pth", weights_only=True)
+
+    return run
+
+
+@pytest.mark.parametrize("settings", [{}, {"sharded_classes": True}], ids=["whole head", "a head in shares"])
+def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two, settings):
+    """Losses, gradient norms (clipping is at work), all weights and buffers, in float64 to 1e-9 relative."""
+    assert (one["losses"][:, -1] > LEAST_NORM).all()
+    told = two(sync_batchnorm=True, **settings)
+    torch.testing.assert_close(told["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+    assert one["state"].keys() == told["state"].keys()
     for key, value in one["state"].items():
-        torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
-    assert not torch.allclose(apart["losses"], one["losses"], rtol=1e-3)
+        torch.testing.assert_close(told["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
+
+
+def test_without_it_each_process_has_statistics_of_its_own_share(one, two):
+    assert not torch.allclose(two()["losses"], one["losses"], rtol=1e-3)
 
 
 def test_two_processes_report_what_one_reports(tiny_faces, weights, tmp_path):
@@ -74,8 +95,8 @@ def test_two_processes_report_what_one_reports(tiny_faces, weights, tmp_path):
              "--benchmarks", "fgnet", "calfw"]  # fmt: skip
     for processes, folder in ((1, "one"), (2, "two"), (2, "kept")):  # the last run takes what the second one kept
         kept = ["--cache-folder", tmp_path / f"cache{processes}"]
-        ended = run_program(ROOT / "test.py", processes, *flags, *kept, "--output", tmp_path / folder)
-        assert ended.stdout.count("| FG-NET") == 4  # told once
+        told = run_program("test", processes, *flags, *kept, "--output", tmp_path / folder).out
+        assert told.count("| FG-NET") == 4  # told once
     reports = [json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("one", "two", "kept")]
     one, two, kept = map(leaves, reports)
     assert two == kept and one.keys() == two.keys()

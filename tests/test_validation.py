@@ -3,17 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from scripts import ROOT, load_script
+from processes import run_program
+from scripts import load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import free_port, read_log, same_weights, training_set
+from test_train import read_log, same_weights, training_set
 
 from data.benchmarks import open_whole
 from data.loaders import batches, evaluation_loader
@@ -321,14 +320,11 @@ def test_a_picture_that_breaks_in_mid_training_is_told_and_training_goes_on(vali
 
 def test_two_processes_validate_what_the_first_one_saves(tiny_faces, age_weights, run_main, tmp_path):
     """Each process's BatchNorm statistics are its own between steps: the figures must be of those that are saved."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(),
-               ROOT / "train.py", "--train-data", training_set(tiny_faces), "--age-weights", age_weights,
-               "--run-folder", tmp_path / "run", *SMALL, "--epochs", 1, "--validate-every", 2, "--validate-on", "fgnet",
-               "calfw", "--face-dataset", tiny_faces, "--best-metric", "calfw_auc_percent"]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("validation at step 3, fgnet") == 1 and (tmp_path / "run" / "iefp_best.pth").exists()
+    flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
+             *SMALL, "--epochs", 1, "--validate-every", 2, "--validate-on", "fgnet", "calfw", "--face-dataset",
+             tiny_faces, "--best-metric", "calfw_auc_percent")  # fmt: skip
+    told = run_program("train", 2, *flags).out
+    assert told.count("validation at step 3, fgnet") == 1 and (tmp_path / "run" / "iefp_best.pth").exists()
     last = events(tmp_path / "run", "validation")[-1]
     flags = ("--weights", tmp_path / "run" / "iefp.pth", "--face-dataset", tiny_faces, "--workers", 0, "--device",
              "cpu", "--no-analysis", "--benchmarks", "fgnet", "calfw", "--output", tmp_path / "results")  # fmt: skip

@@ -1,0 +1,114 @@
+"""One or two processes that know each other as torchrun's do, forked from a server that has imported torch.
+
+Each takes a second where torchrun takes five. That train.py works under torchrun itself is for tests/test_train.py and
+tests/test_survival.py.
+"""
+
+import functools
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import runpy
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts import ROOT, load_script
+
+from utils.config import parse_config, run_script
+
+SECONDS = 120  # until processes that do not end are killed
+ENDS = (0, 143)  # after a request to stop train.py ends with 143
+
+
+class Ended(NamedTuple):
+    """What came of them: the exit status of each, minus the signal's number where one was killed."""
+
+    statuses: list[int]
+    out: str
+    err: str
+
+
+def in_processes(count: int, work: Callable, *given: object) -> Ended:
+    """work(*given) in each of `count` processes; it must be a module's function, and what is given can be pickled.
+
+    Where one fails the others are killed, as torchrun would do: they would wait for it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        processes = [
+            _server().Process(target=_enter, args=(told | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        while alive := [process for process in processes if process.exitcode is None]:
+            ended = multiprocessing.connection.wait([process.sentinel for process in alive], timeout=SECONDS)
+            if not ended or any(process.exitcode not in (None, *ENDS) for process in processes):
+                for process in alive:
+                    process.kill()
+                    process.join()
+        texts = [
+            "".join(path.read_text() for path in sorted(Path(folder).glob(f"{name}_*"))) for name in ("out", "err")
+        ]
+        return Ended([process.exitcode for process in processes], *texts)
+
+
+def run_program(name: str, count: int, *flags: object) -> Ended:
+    """`name`.py as a program in `count` processes; it must come to its end."""
+    ended = in_processes(count, _as_program, name, list(map(str, flags)))
+    assert ended.statuses == [0] * count, ended.err[-3000:]
+    return ended
+
+
+def train_with(before_step: Callable[[int], None], flags: list[str]) -> None:
+    """train.py with these flags in this process; before_step(number) is called before each step, from 1 on."""
+    train, steps = load_script("train"), []
+    step_of_stage = train.IdentityStage.step
+
+    def step(self, batch):
+        steps.append(1)
+        before_step(len(steps))
+        return step_of_stage(self, batch)
+
+    train.IdentityStage.step = step
+    sys.argv = ["train.py", *flags]
+    run_script(lambda: train.train(parse_config(train.TrainConfig)))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _as_program(name: str, flags: list[str]) -> None:
+    sys.argv = [f"{name}.py", *flags]
+    runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+
+
+def _enter(environment: dict[str, object], folder: str, work: Callable, given: tuple) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(f"{folder}/{name}_{environment['RANK']}", os.O_WRONLY | os.O_CREAT), stream.fileno())
+    work(*given)
+
+
+@functools.cache
+def _server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest", "processes"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *([path] if path else [])])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+    return context
+
+
+for script in ("train", "test"):  # with all that they import, so that the server has it
+    load_script(script)
