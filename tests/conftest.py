@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tests run in two processes
 
 
-SMALL = ("--backbone", "iresnet18_quarter", "--batch-size", "12", "--workers", "0", "--learning-rate", "0.02",
+SMALL = ("--backbone", "iresnet18_quarter", "--batch-size", "6", "--workers", "0", "--learning-rate", "0.02",
          "--log-every", "1", "--device", "cpu")  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def tiny_faces(tmp_path_factory) -> Path:
     write_all(
         root,
         num_people=6,
-        pictures_per_person=6,
+        pictures_per_person=3,
         fgnet_people=4,
         fgnet_pictures_per_person=4,
         morph2_subjects=(3, 5),

@@ -62,8 +62,8 @@ def test_a_run_with_everything_on_stopped_and_started_again_ends_as_the_one_neve
     outcome = train_identity(tmp_path / "whole", *flags)
     assert outcome.status == 0 and "iefp_ema.pth" in outcome.out and "no profile: --profile 3 needs 10" in outcome.out
     for batch in batches:  # each part has negatives of its own
-        assert [sorted(part.permutation.tolist()) for part in batch.parts(2)] == [list(range(6))] * 2
-        assert [len(part.age_features) for part in batch.parts(2)] == [6, 6]
+        assert [sorted(part.permutation.tolist()) for part in batch.parts(2)] == [list(range(3))] * 2
+        assert [len(part.age_features) for part in batch.parts(2)] == [3, 3]
     step.stop_after = len(batches) + 4
     assert train_identity(tmp_path / "stopped", *flags).status == 128 + signal.SIGTERM
     outcome = train_identity(tmp_path / "stopped", *flags)
@@ -114,7 +114,7 @@ def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(train_id
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--accumulation", 5), "--accumulation 5 can't cut the 12 images"),
+        (("--accumulation", 5), "--accumulation 5 can't cut the 6 images"),
         (("--warmup-steps", 75), "--warmup-steps 75 leaves nothing of a run of 75 steps"),
         (("--final-learning-rate", 0.001), "--final-learning-rate does nothing with --schedule steps"),
         (("--ema-decay", 1), "--ema-decay 1.0 is out of range"),

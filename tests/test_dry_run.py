@@ -78,12 +78,12 @@ def test_every_setting_is_told_and_those_that_are_not_published_have_a_star(trai
 
 def test_data_and_parameters_are_counted(train_identity, tiny_faces, tmp_path):
     outcome = train_identity(tmp_path, *SHORT, "--dry-run")
-    assert "36 pictures of 6 identities, 6 to 6 of each" in outcome.out and "the age of 36 is known" in outcome.out
+    assert "18 pictures of 6 identities, 3 to 3 of each" in outcome.out and "the age of 18 is known" in outcome.out
     pattern = FILENAME_PATTERNS["ms1mv3"]
     ages = [int(re.split(pattern.separators, path.name)[pattern.position])
             for path in training_set(tiny_faces).glob("*/*.jpg")]  # fmt: skip
     young = sum(age <= 12 for age in ages)
-    assert re.search(rf"^  0-12 +{young} +{100 * young / 36:.1f} %", outcome.out, re.MULTILINE)
+    assert re.search(rf"^  0-12 +{young} +{100 * young / 18:.1f} %", outcome.out, re.MULTILINE)
     model = IEFP("iresnet18_quarter", 1, 6)
     counts = {
         "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
@@ -198,11 +198,12 @@ def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):
 def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path, monkeypatch):
     train, given = load_script("train"), []
     step = train.IdentityStage.step
-    assert train_identity(tmp_path, "--epochs", 1, "--dry-run").status == 0
+    flags = ("--epochs", 1, "--batch-size", 12)  # two rows of the picture
+    assert train_identity(tmp_path, *flags, "--dry-run").status == 0
     monkeypatch.setattr(
         train.IdentityStage, "step", lambda self, batch: given.append(batch.images.clone()) or step(self, batch)
     )
-    assert train_identity(tmp_path, "--epochs", 1).status == 0
+    assert train_identity(tmp_path, *flags).status == 0
     with Image.open(tmp_path / "dry_run.png") as picture:
         sheet = np.array(picture)
     for number in range(12):
@@ -232,7 +233,7 @@ def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tin
     assert outcome.status == 0 and re.search(r"--disentangle-weight +None -> 0.1", outcome.out), outcome.err
     count = len(list((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG")))
     assert f"validation on fgnet every 5 steps: {count} pictures" in outcome.out
-    assert re.search(r"age features of both views +1 x +73.73 kB", outcome.out)
+    assert re.search(r"age features of both views +1 x +36.86 kB", outcome.out)
 
 
 def test_memory_is_that_of_a_part_of_the_batch_with_an_average_beside(train_identity, tmp_path):
@@ -241,8 +242,8 @@ def test_memory_is_that_of_a_part_of_the_batch_with_an_average_beside(train_iden
     more = ("--accumulation", 3, "--ema-decay", 0.9, "--sharded-classes", "--class-sampling-rate", 0.5)
     parts = train_identity(tmp_path / "b", "--epochs", 1, *more, "--dry-run")
     assert whole.status == 0 and parts.status == 0, parts.err
-    assert "12 images x" in whole.out and "logits: 12 images x 6 x" in whole.out
-    assert "backward pass: 4 images x" in parts.out and "logits: 4 images x 3 x" in parts.out
+    assert "6 images x" in whole.out and "logits: 6 images x 6 x" in whole.out
+    assert "backward pass: 2 images x" in parts.out and "logits: 2 images x 3 x" in parts.out
     weights = [float(re.search(r"frozen ones too +([0-9.]+) MB", told.out)[1]) for told in (whole, parts)]
     encoder = sum(
         value.numel() * value.element_size() for value in IEFP("iresnet18_quarter").backbone_id.state_dict().values()
@@ -259,5 +260,5 @@ def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
     flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
              *SMALL, *SHORT, "--dry-run")  # fmt: skip
     told = run_program("train", 2, *flags).out
-    assert told.count("memory of a process") == 1 and "6 images x" in told
+    assert told.count("memory of a process") == 1 and "3 images x" in told
     assert list(files(tmp_path / "run")) == ["dry_run.png"]

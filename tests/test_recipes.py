@@ -51,6 +51,6 @@ def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, weights,
         small += ("--learning-rate-epochs", 1)
     if settings(path)["init_from"] is not None:
         small += ("--init-from", weights)
-    outcome = train_identity(tmp_path / "run", f"@{path}", *small, "--batch-size", 18)
+    outcome = train_identity(tmp_path / "run", f"@{path}", *small, "--batch-size", 9)
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "run" / "iefp.pth").is_file()

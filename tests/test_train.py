@@ -231,7 +231,7 @@ def test_the_frozen_branch_is_not_asked_again_for_what_the_cache_knows(train_ide
     compute = stage.age_features
     monkeypatch.setattr(stage, "age_features", lambda self, images: asked.append(len(images)) or compute(self, images))
     assert train_identity(tmp_path / "run", "--epochs", 4, "--cache-folder", tmp_path / "cache").status == 0
-    assert asked == [12] * 6  # both views of 36 pictures in the first epoch
+    assert asked == [6] * 6  # both views of 18 pictures in the first epoch
 
 
 def test_other_age_weights_drop_the_cache(train_identity, tmp_path):
