@@ -405,12 +405,13 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError("it is a folder or a device")
         with open(path, encoding="latin-1") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file, which has a sentence below
+            warnings.simplefilter("error", DeprecationWarning)  # older NumPy makes 1 of 1.5 and warns
             numbers = np.loadtxt(file, dtype=np.int64, comments=None, ndmin=2)
         if numbers.shape[1] != 2 or not len(numbers):
             raise ValueError("it has no lines of two numbers")
     except OSError as error:
         raise UserError(f"The index {str(path)!r} cannot be read, {error.strerror}: check who may read it.") from error
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, DeprecationWarning) as error:
         for number, line in numbered_lines(path, "index of records", expected):  # slow, and knows the line
             fields = line.split()
             if len(fields) != 2 or not all(field.isascii() and field.isdigit() and len(field) < 19 for field in fields):

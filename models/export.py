@@ -45,13 +45,13 @@ class Embedder(nn.Module):
             return embeddings
         probabilities = self.age_estimator(self.age_encoder(pixels)).to(embeddings.dtype).softmax(dim=1)  # (V N, 8)
         if self.num_views == 2:
-            probabilities = (probabilities[:num_images] + probabilities[num_images:]) / 2
+            probabilities = sum(_views(probabilities, num_images)) / 2
         return embeddings, probabilities
 
     def _joined(self, embeddings: Tensor, num_images: int) -> Tensor:  # (V N, 512) -> (N, V * 512)
         if self.num_views == 1:
             return embeddings
-        return _unit(torch.cat([embeddings[:num_images], embeddings[num_images:]], dim=1))
+        return _unit(torch.cat(_views(embeddings, num_images), dim=1))
 
     @property
     def num_outputs(self) -> int:
@@ -170,6 +170,11 @@ def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> 
 
 def _like(parameter: Tensor, values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.to(parameter.dtype), requires_grad=False)
+
+
+def _views(values: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+    """(2 N, D) -> the two halves; to slice them makes a batch of one another case to torch 2.6's export."""
+    return values.split([num_images, num_images])
 
 
 def _unit(features: Tensor) -> Tensor:
