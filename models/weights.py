@@ -33,6 +33,9 @@ MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
 MAX_SAFETENSORS_HEADER = 10_000_000  # bytes; iresnet200 with both branches has some 300,000
+# torch before 2.10 believes a tensor's length and reads what lies in memory behind its bytes. Where a file is mapped,
+# there is nothing but the file.
+BELIEVES_LENGTHS = torch.__version__ < (2, 10)
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,8 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def _read_archive(path: Path) -> Any:
-    _check_archive(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    is_archive = _check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive and BELIEVES_LENGTHS)
 
 
 def _safetensors_reader(path: Path) -> Callable[[Path], dict[str, Any]]:
@@ -241,13 +244,23 @@ def _safetensors_reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     return read
 
 
-def _check_archive(path: Path) -> None:
-    """Raises ValueError for an archive that unpacks to more than it is: a few megabytes could fill all memory."""
+def _check_archive(path: Path) -> bool:
+    """Whether it is an archive, and not the format of torch before 1.6.
+
+    Raises:
+        ValueError: it unpacks to more than it is, a few megabytes could fill all memory; or it is compressed.
+    """
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > os.path.getsize(path):  # torch.save does not compress
+            entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > os.path.getsize(path):
             raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the file has")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, as torch.save never does")
+    return is_archive
 
 
 def _reason(error: Exception) -> str:

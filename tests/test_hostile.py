@@ -17,12 +17,15 @@ import zipfile
 import pytest
 import torch
 
+import models.weights
+import utils.checkpoint
 from data.faces import index_identity_folders
 from data.filenames import parse_age
 from data.files import MAX_LINE_LENGTH
 from data.pairs import read_pair_list
 from data.transforms import decode_face
 from meta import FILENAME_PATTERNS, UserError
+from models.iefp import IEFP
 from models.weights import MAX_DESCRIPTION, read_weight_file
 from utils.checkpoint import checksum_path, load_checkpoint, save_checkpoint, sha256
 from utils.config import MAX_ARGUMENT_CHARACTERS, expand_argument_files, printable, run_script
@@ -286,8 +289,31 @@ def test_files_of_one_archive_that_share_their_bytes_are_refused(tmp_path):
     assert "it unpacks to" in refused(read_weight_file, write(tmp_path, content, "weights.pth"))
 
 
+@pytest.fixture(params=["as torch reads", "as for older torch"])
+def way(request, monkeypatch):
+    """Both ways to read an archive, whatever torch this is; the second is what older ones are given."""
+    if request.param == "as for older torch":
+        for module in (models.weights, utils.checkpoint):
+            monkeypatch.setattr(module, "BELIEVES_LENGTHS", True)
+
+
+def test_weights_and_checkpoints_are_read_either_way(tmp_path, way):
+    model = IEFP("iresnet18_quarter", 1, 3)
+    content = {"format": 2, "model": model.state_dict()}
+    checkpoint = checkpoint_of(tmp_path, torch_bytes(content))
+    for found in (read_weight_file(checkpoint).tensors, load_checkpoint(checkpoint)["model"]):
+        assert found.keys() == content["model"].keys()
+        assert all(torch.equal(found[key], value) for key, value in content["model"].items())
+
+
+def test_a_compressed_archive_is_refused_also_where_it_is_no_smaller(tmp_path):
+    noise = torch_bytes({"a": torch.randint(0, 256, (10_000,), dtype=torch.uint8)})
+    compressed = rewritten(noise, lambda _, part: part, zipfile.ZIP_DEFLATED)
+    refused(read_weight_file, write(tmp_path, compressed, "weights.pth"), match="it is compressed")
+
+
 @pytest.mark.parametrize("claim", [2**20, 2**31 - 1, -1])
-def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path, claim):
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path, way, claim):
     number = b"J" + struct.pack("<i", claim)
 
     def change(name, part):

@@ -24,6 +24,7 @@ from utils.config import write_text
 
 FORMAT = 2
 BEST = "best.pth"
+BELIEVES_LENGTHS = torch.__version__ < (2, 10)  # as in models.weights: then files are mapped
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -237,7 +238,7 @@ def _read_checked(path: Path, expected: list[str], mmap: bool = False) -> dict[s
     if found not in expected:
         raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one noted): it is not used.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or BELIEVES_LENGTHS)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
