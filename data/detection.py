@@ -44,7 +44,7 @@ def open_detector(path: str) -> Any:
         UserError: as `check_detector`, and for a file that is no such model.
     """
     cv2 = check_detector(path)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what goes wrong is said in the sentence below
+    be_silent(cv2)  # what goes wrong is said in the sentence below
     try:
         return cv2.FaceDetectorYN.create(path, "", (MAX_SIDE, MAX_SIDE), MIN_SCORE)
     except cv2.error as error:
@@ -53,6 +53,12 @@ def open_detector(path: str) -> Any:
             f"--detector {path} is no ONNX model that OpenCV can run ({reason}): give YuNet's, "
             "face_detection_yunet_2023mar.onnx."
         ) from None
+
+
+def be_silent(cv2: ModuleType) -> None:
+    """OpenCV logs nothing from now on."""
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4, of OpenCV 5
+    set_level(0)
 
 
 def find_faces(detector: Any, picture: Image.Image) -> np.ndarray:

@@ -82,7 +82,7 @@ class ShardedMarginLoss(nn.Module):
         """Own identities of this step, ascending: all in `present` (M,), others drawn up to the rate; one at least."""
         own, device = self.head.own, present.device
         seed = np.random.SeedSequence((self.seed, step, own.start)).generate_state(1, np.uint64)[0]
-        draws = torch.Generator(device).manual_seed(int(seed >> 1))
+        draws = torch.Generator(device).manual_seed(int(seed) >> 1)
         present = present.unique()
         order = torch.randperm(len(own), generator=draws, device=device)
         is_present = torch.zeros(len(own), dtype=torch.bool, device=device)

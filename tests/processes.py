@@ -60,7 +60,7 @@ def in_processes(count: int, work: Callable, *given: object) -> Ended:
 def run_program(name: str, count: int, *flags: object) -> Ended:
     """`name`.py as a program in `count` processes; it must come to its end."""
     ended = in_processes(count, _as_program, name, list(map(str, flags)))
-    assert ended.statuses == [0] * count, ended.err[-3000:]
+    assert ended.statuses == [0] * count, (ended.statuses, ended.err[-3000:])
     return ended
 
 

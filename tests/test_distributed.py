@@ -1,16 +1,21 @@
-"""utils/distributed.py in one process; two are in test_train.py."""
+"""utils/distributed.py in one process, and how two part; how they train is for test_two_processes.py."""
+
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import in_processes
 from torch import nn
 
 from meta import UserError
 from utils.distributed import (
+    JOINED,
     Process,
     average,
     choose_device,
     in_parallel,
+    leave,
     start_process,
     stop_process,
     wait_for_all,
@@ -98,3 +103,14 @@ def test_values_are_averaged_over_processes_and_left_as_they_were(monkeypatch):
     values = torch.tensor([1.0, 1.0])
     mean = average(values, Process(rank=0, world_size=2, device=torch.device("cpu")))
     assert mean.tolist() == [2.0, 3.0] and values.tolist() == [1.0, 1.0]
+
+
+def leave_the_group_and_forget_the_process() -> None:
+    stop_process(start_process("cpu"))
+    assert len(JOINED) == 1 and sys.getrefcount(JOINED[0]) <= 2  # the list's and getrefcount's: nothing else holds it
+    leave(0)
+
+
+def test_a_group_that_was_left_stays_until_the_process_ends():
+    ended = in_processes(2, leave_the_group_and_forget_the_process)
+    assert ended.statuses == [0, 0], ended.err

@@ -13,7 +13,7 @@ from scripts import load_script
 from torch.nn import functional as F
 
 from data.alignment import TEMPLATE
-from data.detection import find_faces, open_detector
+from data.detection import be_silent, find_faces, open_detector
 from data.feature_files import read_features
 from data.index_cache import CACHE_FOLDER
 from data.own_pictures import Aligner
@@ -423,6 +423,15 @@ def test_opencv_refuses_what_is_no_model(tmp_path):
     (tmp_path / "yunet.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match=r"yunet.onnx is no ONNX model that OpenCV can run"):
         open_detector(str(tmp_path / "yunet.onnx"))
+
+
+def test_opencv_4_and_5_are_each_silenced_their_way():
+    levels = []
+    be_silent(types.SimpleNamespace(setLogLevel=levels.append))
+    be_silent(
+        types.SimpleNamespace(utils=types.SimpleNamespace(logging=types.SimpleNamespace(setLogLevel=levels.append)))
+    )
+    assert levels == [0, 0]
 
 
 def test_pictures_that_do_not_look_aligned_are_told(run_embed, folder, tmp_path):

@@ -15,6 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from meta import UserError
 
+# Groups of gloo stay until the process ends (`leave`). To let go of one waits, with the interpreter locked, for its
+# thread, which may need the interpreter to let go of a tensor: the process would hang (seen with torch 2.6).
+JOINED: list[dist.ProcessGroup] = []
+
 
 @dataclass(frozen=True)
 class Process:
@@ -48,6 +52,7 @@ def start_process(device: str = "auto") -> Process:
     if not dist.is_initialized():
         join_group("nccl" if chosen.type == "cuda" else "gloo")
     cpu_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else dist.group.WORLD
+    JOINED.append(cpu_group)
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun gives every machine as many
     return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node, rank % of_node == 0)
 
