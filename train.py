@@ -13,9 +13,11 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from data.age_cache import AgeCache, cache_bytes, prepare_cache
 from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
 from data.faces import UNKNOWN, Faces, with_ages
-from data.index_cache import CACHE_FOLDER, open_index
+from data.index_cache import CACHE_FOLDER, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
 from data.picture_grid import draw_grid
 from data.transforms import mirror, random_changes, random_mirror, to_network_input
@@ -58,9 +60,21 @@ from models.weights import (
 from utils import dry_run
 from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
 from utils.averaging import MovingAverage
-from utils.checkpoint import BEST, list_checkpoints, load_checkpoint, load_newest, save_atomically, save_checkpoint
+from utils.checkpoint import (
+    BEST,
+    BestNotKept,
+    check_all_see,
+    differences,
+    find_best,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    save_atomically,
+    save_checkpoint,
+)
 from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, flag, parse_config, run_script, write_json
+from utils.device_errors import first_line
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
@@ -79,7 +93,7 @@ from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
 from utils.stopping import StopRequest
 from utils.tracking import Tracker, import_wandb
 from utils.train_config import FREE_TO_CHANGE, TrainConfig, check_needs
-from utils.validation import Validation, figures_of, higher_is_better
+from utils.validation import Validation, figures_of
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
@@ -152,12 +166,17 @@ class IdentityStage:
             model.margin_fc.rate = momentum_of_parts(model.margin_fc.rate, 1, num_parts)
 
     @property
-    def logged(self) -> list[str]:
-        """Names of the losses that a step gives."""
-        critic = self.critic
-        of_critic = [critic.objective_name, f"{critic.name}_gradient_norm", critic.penalty_name] if critic else []
-        of_age = ["age_loss"] if critic and critic.needs_age_features else []
-        return ["face_recognition_loss", *of_critic, *of_age, "gradient_norm"]
+    def logged(self) -> dict[str, bool]:
+        """The losses that a step gives, and whether each is better when higher."""
+        critic, logged = self.critic, {"face_recognition_loss": False}
+        if critic is not None:
+            logged |= {
+                critic.objective_name: critic.higher_objective_is_better,
+                f"{critic.name}_gradient_norm": False,
+                critic.penalty_name: critic.higher_penalty_is_better,
+            }
+            logged |= {"age_loss": False} if critic.needs_age_features else {}
+        return logged | {"gradient_norm": False}
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle).
@@ -271,11 +290,13 @@ class AgeStage:
         self.autocast, self.scaler = make_precision(config, process.device)
 
     @property
-    def logged(self) -> list[str]:
-        """Names of the losses and errors that a step gives."""
-        of_groups = ["age_group_mae", "age_group_accuracy_percent"]
-        of_years = ["year_loss", "age_mae_years", *(f"by_years_{name}" for name in of_groups)]
-        return ["age_loss", *of_groups, *(of_years if self.year_head is not None else []), "gradient_norm"]
+    def logged(self) -> dict[str, bool]:
+        """The losses and errors that a step gives, and whether each is better when higher."""
+        of_groups = {"age_group_mae": False, "age_group_accuracy_percent": True}
+        of_years = {f"by_years_{name}": higher_is_better for name, higher_is_better in of_groups.items()}
+        of_years = {"year_loss": False, "age_mae_years": False} | of_years
+        of_years = of_years if self.year_head is not None else {}
+        return {"age_loss": False} | of_groups | of_years | {"gradient_norm": False}
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives the losses as they were before."""
@@ -352,7 +373,9 @@ class Run:
     bad_images: BadImages | None = None
     time_left: TimeLeft | None = None
     profile: Profile | None = None
-    best: float | None = None  # of config.best_metric, so far
+    index_digests: dict[str, str | int] = dataclasses.field(default_factory=dict)  # of data.index_cache
+    higher_is_better: bool = False  # of config.best_metric
+    best: float | None = None  # value of config.best_metric that best.pth was kept for
     validation: Validation | None = None
     readings: list[dict[str, float]] = dataclasses.field(default_factory=list)  # log lines since the last checkpoint
 
@@ -378,13 +401,17 @@ def train(config: TrainConfig) -> int:
     make_repeatable(config)
     check_run_folder(config, process)
     benchmarks, index = open_benchmarks(config), open_pictures(config, process)
+    digests = compare_indices(config, index, process)
     model = make_model(config, index.num_identities, process)
     age_cache = None if config.dry_run else open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
     check_schedule(config, config.epochs * sampler.num_batches)
     stage = STAGES[config.stage](config, model, process)
-    check_best_metric(config, [*stage.logged, "images_per_second", *figures_of(benchmarks)])
-    position, best, is_validated = resume(config, stage, process)
+    higher_is_better = check_best_metric(config, stage.logged | figures_of(benchmarks))
+    content = load_run(config, stage, digests, process)
+    position = position_of(config, content, digests, sampler, process)
+    if position.epoch >= config.epochs:
+        tell(process, nothing_left(config, position))
     if config.dry_run:
         return tell_dry_run(Run(config, process, index, stage, None, loader, sampler), position, benchmarks)
     if process.is_first:
@@ -396,16 +423,21 @@ def train(config: TrainConfig) -> int:
     tell(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
          f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
          f"{position.step:,} steps done")  # fmt: skip
+    best = find_best_value(config, content, higher_is_better, process)
     bad_images = BadImages(config.run_folder / "bad_images.txt", len(index), config.max_bad_share, process)
     profile = Profile(config.profile, config.run_folder, process) if config.profile else None
     run = Run(config, process, index, stage, age_cache, loader, sampler, log, StopRequest(process), bad_images,
-              TimeLeft(config.epochs * sampler.num_batches), profile, best)  # fmt: skip
+              TimeLeft(config.epochs * sampler.num_batches), profile, digests, higher_is_better, best)  # fmt: skip
     try:
         run.validation = make_validation(run, benchmarks)
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
+        is_validated = content is not None and content.get("validated", False)
         if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
             validate(run, position)
-            save(run, position)
+            saved = save(run, position)
+            status = run.stop.status() or 0
+            if status:
+                tell_stopped(process, status, position, saved)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if not status:
@@ -466,11 +498,15 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
             if is_to_save or status or config.best_metric in figures_now(run, position):
                 saved = save(run, position)
             if status:
-                done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
-                tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
+                tell_stopped(process, status, position, saved)
                 return position, status
     tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
+
+
+def tell_stopped(process: Process, status: int, position: Position, saved: bool) -> None:
+    done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
+    tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
 
 
 def validate(run: Run, position: Position) -> None:
@@ -552,11 +588,18 @@ def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validatio
     return Validation(benchmarks, process, batches_of, to_network_input) if benchmarks else None
 
 
-def check_best_metric(config: TrainConfig, told: list[str]) -> None:
-    """Raises UserError for a --best-metric that is not among the values that this run tells."""
-    if config.best_metric is not None and config.best_metric not in told:
-        raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}: "
-                        f"give one of {', '.join(told)}.")  # fmt: skip
+def check_best_metric(config: TrainConfig, logged: dict[str, bool]) -> bool:
+    """Whether --best-metric is better when higher; `logged` has that of the values that this run logs.
+
+    Raises:
+        UserError: it is not among them, or says nothing about the weights, as the speed.
+    """
+    if config.best_metric is None:
+        return False
+    if config.best_metric not in logged:
+        raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}, or says nothing "
+                        f"about the weights: give one of {', '.join(logged)}.")  # fmt: skip
+    return logged[config.best_metric]
 
 
 def make_loader(
@@ -784,37 +827,132 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
                         f"--override-config to insist, or another --run-folder.")  # fmt: skip
 
 
-def resume(
-    config: TrainConfig, stage: IdentityStage | AgeStage, process: Process
-) -> tuple[Position, float | None, bool]:
-    """Puts the newest good checkpoint of the run, if any, into the stage.
+def compare_indices(config: TrainConfig, index: Faces, process: Process) -> dict[str, str | int]:
+    """The digests of the index (data.index_cache), which checkpoints keep.
 
-    Gives its position, the best value so far of --best-metric if that is still the same, and whether it was validated.
+    Raises:
+        UserError: processes have different indices: each would shuffle its own, or wait for steps that never come.
+    """
+    everyones = gather_lists([index_digests(index)], process)
+    first = everyones[0]
+    for rank, other in enumerate(everyones):
+        if other != first:
+            raise UserError(f"--train-data {config.train_data} is not the same for all processes: process 0 has "
+                            f"{first['num_pictures']:,} pictures of {first['num_people']:,} people, process {rank} "
+                            f"{other['num_pictures']:,} of {other['num_people']:,}, or under other names: give all "
+                            f"machines the same files.")  # fmt: skip
+    return first
+
+
+def load_run(
+    config: TrainConfig, stage: IdentityStage | AgeStage, digests: dict[str, str | int], process: Process
+) -> dict[str, Any] | None:
+    """Puts the newest good checkpoint of the run into the stage and returns its content, None where there is none.
+
+    Raises:
+        UserError: not all processes see it, it is of other people or of another model, or memory or a device fails.
     """
     folder, head = config.run_folder / "checkpoints", stage.model.margin_fc
     of_head = (None, 0) if head is None else (head.own, head.num_identities)
-    content = load_newest(
-        folder,
-        report=lambda sentence: tell(process, sentence),
-        load=lambda path: load_with_rows(path, *of_head, process),
-    )
-    if content is None:
-        return Position(0, 0, 0), None, False
+    check_all_see(folder, process)
     try:
-        stage.model.load_state_dict(content["model"])
-        for name, optimiser in stage.optimisers.items():
-            load_optimiser(optimiser, content["optimisers"][name])
-        if stage.averaged is not None:
-            stage.averaged.load_state_dict(content.get("averaged"))
-    except (RuntimeError, KeyError):
-        raise UserError(f"the checkpoints in {folder} are of another model than the data and flags ask for: give "
-                        f"another --run-folder, with --init-from to start from what fits.") from None  # fmt: skip
-    stage.scaler.load_state_dict(content["scaler"])
-    position = Position(**content["position"])
-    images_done = position.batch * content["config"]["batch_size"]  # another batch size goes on at the same image
-    position = dataclasses.replace(position, batch=images_done // config.batch_size)
-    best = content["best"] if content["config"].get("best_metric") == config.best_metric else None
-    return position, best, content.get("validated", False)
+        content = load_newest(
+            folder,
+            report=lambda sentence: tell(process, sentence),
+            load=lambda path: load_with_rows(path, *of_head, process),
+        )
+        if content is not None:
+            if head is not None:
+                check_people(config, content, digests)
+            put_into(stage, content, folder)
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"the newest checkpoint in {folder} could not be loaded on {process.device} "
+                        f"({first_line(error)}): make memory free or mend that device, and give the same command "
+                        f"again.") from error  # fmt: skip
+    return content
+
+
+def check_people(config: TrainConfig, content: dict[str, Any], digests: dict[str, str | int]) -> None:
+    """Raises UserError for a checkpoint of other people: the rows of its margin head are theirs."""
+    saved = content.get("index", digests)  # checkpoints of earlier versions have none
+    if saved["people"] == digests["people"]:
+        return
+    counts = f"{saved['num_people']:,} then, {digests['num_people']:,} now"
+    same = "their names or their order, or in a record file how many pictures each has"
+    raise UserError(f"--train-data {config.train_data} holds other people than the checkpoints in {config.run_folder} "
+                    f"({counts if saved['num_people'] != digests['num_people'] else same}): give the data as it was, "
+                    f"or another --run-folder, with --init-from to start from what fits.")  # fmt: skip
+
+
+def put_into(stage: IdentityStage | AgeStage, content: dict[str, Any], folder: Path) -> None:
+    """Puts a checkpoint of `folder` into the stage.
+
+    Raises:
+        UserError: it is of another model.
+        RuntimeError: of memory or of a device.
+    """
+    try:
+        different = differences(stage.model.state_dict(), content["model"])
+        if not different:
+            stage.model.load_state_dict(content["model"])
+            for name, optimiser in stage.optimisers.items():
+                load_optimiser(optimiser, content["optimisers"][name])
+            if stage.averaged is not None:
+                stage.averaged.load_state_dict(content.get("averaged"))
+            if content["scaler"]:  # else it was trained in another precision: fp16 begins with a fresh scale
+                stage.scaler.load_state_dict(content["scaler"])
+    except KeyError as error:
+        different = [f"{error} is missing there"]
+    if different:
+        raise UserError(f"the checkpoints in {folder} are of another model than the data and flags ask for "
+                        f"({different[0]}): give another --run-folder, with --init-from to start from what "
+                        f"fits.")  # fmt: skip
+
+
+def position_of(
+    config: TrainConfig,
+    content: dict[str, Any] | None,
+    digests: dict[str, str | int],
+    sampler: EpochSampler,
+    process: Process,
+) -> Position:
+    """Where the run goes on after a checkpoint: at the same image, or with the next epoch where there is none such."""
+    if content is None:
+        return Position(0, 0, 0)
+    position, saved = Position(**content["position"]), content.get("index", digests)
+    images_done = position.batch * content["config"]["batch_size"]
+    batch, reasons = images_done // config.batch_size, []
+    if saved["pictures"] != digests["pictures"]:
+        reasons.append(f"--train-data {config.train_data} holds other pictures than when this run was saved "
+                       f"({saved['num_pictures']:,} then, {digests['num_pictures']:,} now)")  # fmt: skip
+    elif batch >= sampler.num_batches:
+        reasons.append(f"{images_done:,} images of epoch {position.epoch + 1} are done, and it has "
+                       f"{sampler.num_batches * config.batch_size:,} now")  # fmt: skip
+    if reasons and position.batch:
+        tell(process, f"{reasons[0]}: the rest of epoch {position.epoch + 1} is left out")
+        return Position(position.epoch + 1, 0, position.step)
+    if reasons:
+        tell(process, f"{reasons[0]}: epoch {position.epoch + 1} begins with them")
+    return dataclasses.replace(position, batch=batch)
+
+
+def nothing_left(config: TrainConfig, position: Position) -> str:
+    batches_done = f" and {position.batch:,} batches" if position.batch else ""
+    return (f"{position.epoch} epochs{batches_done} are done and --epochs is {config.epochs}: nothing is left to "
+            f"train; to go on give --epochs above {position.epoch}, with --override-config")  # fmt: skip
+
+
+def find_best_value(
+    config: TrainConfig, content: dict[str, Any] | None, higher_is_better: bool, process: Process
+) -> float | None:
+    """The value of --best-metric that the best checkpoint of a resumed run has, None where there is none."""
+    if content is None or config.best_metric is None:
+        return None
+    found, report = [], functools.partial(tell, process)
+    if process.is_first:
+        folder = config.run_folder / "checkpoints"
+        found = [find_best(folder, content, config.best_metric, higher_is_better, report)]
+    return gather_lists(found, process)[0]
 
 
 def figures_now(run: Run, position: Position) -> dict[str, float]:
@@ -827,16 +965,21 @@ def save(run: Run, position: Position) -> bool:
 
     With --sharded-classes each also saves its own rows of the margin weight.
 
-    A disk that is full is told and the run goes on: what was saved before is untouched.
+    A disk that is full is reported and the run goes on: what was saved before is untouched.
+
+    Raises:
+        UserError: memory or a device failed.
     """
-    config, stage, saved, best_before = run.config, run.stage, [True], run.best
+    config, stage, written, kept = run.config, run.stage, True, True
     figures = figures_now(run, position)
-    is_best = update_best(run, figures)
+    best = new_best(run, figures)
     if run.process.is_first or config.sharded_classes:
         content = {
             "config": as_plain(config),
             "position": dataclasses.asdict(position),
-            "best": run.best,
+            "index": run.index_digests,
+            "best": run.best if best is None else best,
+            "is_best": best is not None,
             "validated": bool(figures),
             "model": stage.model.state_dict(),
             "branches": describe_branches(stage.model),
@@ -850,30 +993,38 @@ def save(run: Run, position: Position) -> bool:
             if config.sharded_classes:
                 save_shards(folder, position.step, content, run.process)
             if run.process.is_first:
-                save_checkpoint(folder, position.step, content, config.keep_checkpoints, is_best)
+                save_checkpoint(folder, position.step, content, config.keep_checkpoints, best is not None)
+        except BestNotKept as error:
+            kept = False
+            tell(run.process, f"checkpoint of step {position.step} could not be kept as {BEST} ({error}): the best one "
+                 f"before stays; make room in {folder}")  # fmt: skip
+            run.log.event("best_not_kept", position.step, reason=str(error))
         except OSError as error:
-            saved = [False]
+            written = False
             tell(run.process, f"checkpoint of step {position.step} could not be written ({error}): the ones before "
                  f"are untouched; make room in {folder}")  # fmt: skip
             run.log.event("checkpoint_failed", position.step, reason=str(error))
-    is_saved = all(gather_lists(saved, run.process))
-    if not is_saved:
-        run.best = best_before
+        except RuntimeError as error:
+            raise UserError(f"no checkpoint of step {position.step} could be made ({first_line(error)}): the ones "
+                            f"before are untouched; the same command goes on from them.") from error  # fmt: skip
+    outcomes = gather_lists([(written, kept)], run.process)
+    is_saved = all(written for written, _ in outcomes)
+    if is_saved:
+        run.readings = []
+        if best is not None and all(kept for _, kept in outcomes):
+            run.best = best
     return is_saved
 
 
-def update_best(run: Run, figures: dict[str, float]) -> bool:
-    """Whether --best-metric is the best so far: the figure of a validation, or the mean since the last checkpoint."""
-    metric, readings = run.config.best_metric, run.readings
-    run.readings = []
-    values = [told[metric] for told in (figures, *readings) if metric in told]
-    if not values:
-        return False
-    value, sign = sum(values) / len(values), 1 if higher_is_better(metric) else -1
-    if run.best is not None and sign * value <= sign * run.best:
-        return False
-    run.best = value
-    return True
+def new_best(run: Run, figures: dict[str, float]) -> float | None:
+    """The value of --best-metric, of a validation or the mean since the last checkpoint, where it is the best one."""
+    metric = run.config.best_metric
+    values = [given[metric] for given in (figures, *run.readings) if given.get(metric) is not None]
+    value = sum(values) / len(values) if values else math.nan
+    if not math.isfinite(value):
+        return None
+    is_better = run.best is None or (value > run.best if run.higher_is_better else value < run.best)
+    return value if is_better else None
 
 
 def finish(run: Run) -> None:

@@ -93,6 +93,25 @@ def open_index(
     return index
 
 
+def index_digests(index: FaceIndex | RecordIndex) -> dict[str, str | int]:
+    """SHA-256 of the people and of their pictures, in their order, and how many of both there are.
+
+    Sizes and times of picture files do not count. Labels of a record file say little about who is meant, so there
+    the people also differ where one of them has another number of pictures.
+    """
+    people = hashlib.sha256("\0".join(index.identity_names).encode("utf-8", "surrogateescape"))
+    if isinstance(index, RecordIndex):
+        people.update(np.bincount(index.identities, minlength=index.num_identities).astype("<i8"))
+    pictures = hashlib.sha256(index.fingerprint().encode())
+    pictures.update(np.ascontiguousarray(index.identities, "<i8"))
+    return {
+        "people": people.hexdigest(),
+        "pictures": pictures.hexdigest(),
+        "num_people": index.num_identities,
+        "num_pictures": len(index),
+    }
+
+
 def find_record_file(path: str | Path) -> str | None:
     """The record file that `path` is, or train.rec in the folder that it is; None where it is neither."""
     path = os.fspath(path)

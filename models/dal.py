@@ -26,6 +26,7 @@ class CanonicalCorrelation(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "canonical_correlation", "canonical_correlation_after"
+    higher_objective_is_better, higher_penalty_is_better = False, False
     updates, objective_weight, default_weight = 5, 1.0, 0.1
     needs_age_features, needs_age_groups = True, False
 

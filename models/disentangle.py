@@ -2,8 +2,8 @@
 
 A critic raises its objective (`forward`) on identity features that are held fixed; then the identity encoder lowers
 `penalty`, with the critic held fixed. Both take features before L2 normalisation. A critic names the two for the log,
-says how many updates it makes a step, by what weight of its objective (of CLUB the settings say both), which weight its
-penalty has unless told, and what it needs to know.
+says of each whether the embedding is better when it is higher, how many updates it makes a step, by what weight of its
+objective (of CLUB the settings say both), which weight its penalty has unless told, and what it needs to know.
 """
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class MutualInformation(nn.Module):
     """IEFP's critic is CLUB: it learns to predict identity from age. Source: Xie et al., TIFS 2022."""
 
     name, objective_name, penalty_name = "club", "log_likelihood", "mutual_information"
+    higher_objective_is_better, higher_penalty_is_better = False, False  # both: how much age and identity share
     needs_age_features, needs_age_groups = True, False
 
     def __init__(self, club: nn.Module):

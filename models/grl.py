@@ -34,6 +34,7 @@ class ReversedAgeClassifier(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_classifier_loss"
+    higher_objective_is_better, higher_penalty_is_better = False, True  # the worse age is found, the better
     updates, objective_weight, default_weight = 1, 0.1, 0.1
     needs_age_features, needs_age_groups = False, True
 

@@ -16,6 +16,7 @@ class AgeOfLength(nn.Module):
     """
 
     name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_of_length_loss"
+    higher_objective_is_better, higher_penalty_is_better = True, False  # age in the length leaves the direction alone
     updates, objective_weight, default_weight = 1, 0.1, 0.01
     needs_age_features, needs_age_groups = False, True
 

@@ -14,13 +14,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from meta import UserError
 from utils.config import write_text
+from utils.device_errors import is_device_error
+from utils.distributed import Process, gather_lists
 
 FORMAT = 2
 BEST = "best.pth"
@@ -39,9 +41,39 @@ def save_atomically(content: Any, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
+class BestNotKept(OSError):
+    """A checkpoint was written, but it could not be kept as best.pth."""
+
+
+class _Writer:
+    """A file that remembers the error of a write, of which torch.save makes a RuntimeError about positions."""
+
+    def __init__(self, file: BinaryIO):
+        self.flush, self._write, self.error = file.flush, file.write, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 def write_flushed(content: Any, path: Path) -> None:
+    """torch.save, flushed to disk.
+
+    Raises:
+        OSError: a write failed.
+        RuntimeError: a tensor could not be read, as after an error of its GPU.
+    """
     with open(path, "wb") as file:
-        torch.save(content, file)
+        writer = _Writer(file)
+        try:
+            torch.save(content, writer)
+        except RuntimeError:
+            if writer.error is not None:
+                raise writer.error from None
+            raise
         file.flush()
         os.fsync(file.fileno())
 
@@ -63,15 +95,19 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int,
 
     Raises:
         OSError: it could not be written, as on a full disk; what was there before is untouched.
+        BestNotKept: it was written, but could not be kept as best.pth, which is still the one before.
     """
     path = folder / f"step_{step:08d}.pth"
     _write_with_checksum({"format": FORMAT, "step": step, **content}, path)
-    if is_best:
-        keep_as_best(path)
     for older in list_checkpoints(folder)[:-keep]:
         older.unlink()
         checksum_path(older).unlink(missing_ok=True)
     _remove_lone_shards(folder)
+    if is_best:
+        try:
+            keep_as_best(path)
+        except OSError as error:
+            raise BestNotKept(str(error)) from error
     return path
 
 
@@ -90,10 +126,7 @@ def _write_with_checksum(content: dict[str, Any], path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, checksum_beside = path.with_name(path.name + ".part"), path.with_name(path.name + ".sha256.part")
     try:
-        try:
-            write_flushed(content, beside)
-        except RuntimeError as error:  # what torch makes of a failed write
-            raise OSError(str(error).splitlines()[0]) from error
+        write_flushed(content, beside)
         digest = sha256(beside)
         checksum_beside.write_text(f"{digest}  {path.name}\n")
         checksum_beside.replace(checksum_path(path))
@@ -106,30 +139,45 @@ def _write_with_checksum(content: dict[str, Any], path: Path) -> str:
 
 
 def keep_as_best(path: Path) -> None:
-    """Gives the checkpoint a second name that outlives its first; no second copy where the file system has links."""
+    """Gives the checkpoint a second name that outlives its first; no second copy where the file system has links.
+
+    Raises:
+        OSError: there is no room for copies; the best one before is untouched.
+    """
     best = path.with_name(BEST)
-    own = {shard: shard.name.replace(path.stem, best.stem, 1) for shard in _shards(path.parent, re.escape(path.stem))}
-    for shard, name in own.items():
-        _name_again(shard, shard.with_name(name))
+    shards = _shards(path.parent, re.escape(path.stem))
+    names = {shard: path.with_name(shard.name.replace(path.stem, best.stem, 1)) for shard in shards} | {path: best}
     checksums = checksum_path(best)
     checksum = checksum_path(path).read_text().replace(path.name, BEST)
     before = checksums.read_text() if checksums.exists() else ""
-    write_text(checksums, checksum + before)  # if the power goes now, either file has its checksum there
-    _name_again(path, best)
+    besides = []
+    try:
+        for each, name in names.items():  # first what may need room
+            besides.append(_link_beside(each, name))
+        write_text(checksums, checksum + before)  # if the power goes now, either file has its checksum there
+        for beside, name in zip(besides, names.values(), strict=True):
+            beside.replace(name)
+    finally:
+        for beside in besides:
+            beside.unlink(missing_ok=True)
     write_text(checksums, checksum)
     for shard in _shards(path.parent, best.stem):
-        if shard.name not in own.values():  # of a best one with another number of processes
+        if shard not in names.values():  # of a best one with another number of processes
             shard.unlink()
 
 
-def _name_again(path: Path, name: Path) -> None:
+def _link_beside(path: Path, name: Path) -> Path:
     beside = name.with_name(name.name + ".part")
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)
     except OSError:
-        shutil.copyfile(path, beside)
-    beside.replace(name)
+        try:
+            shutil.copyfile(path, beside)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+    return beside
 
 
 def _remove_lone_shards(folder: Path) -> None:
@@ -173,6 +221,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))  # names would put 10^8 before 99999999
 
 
+def check_all_see(folder: Path, process: Process) -> None:
+    """Compares the checkpoints and shards that each process sees.
+
+    Raises:
+        UserError: on all processes, when one of them sees others.
+    """
+    own = {path.name for path in folder.glob("step_*.pth")}
+    everyones = gather_lists([own], process)
+    for rank, seen in enumerate(everyones):
+        missing = sorted(set().union(*everyones) - seen)
+        if missing:
+            raise UserError(f"{folder / missing[0]} is seen by one process and not by process {rank}: give a "
+                            f"--run-folder on storage that all machines share.")  # fmt: skip
+
+
 def load_newest(
     folder: Path, report: Callable[[str], None], load: Callable[[Path], dict[str, Any]] | None = None
 ) -> dict[str, Any] | None:
@@ -195,8 +258,45 @@ def load_newest(
     return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of one checkpoint, tensors on the CPU.
+def find_best(
+    folder: Path, newest: dict[str, Any], metric: str, higher_is_better: bool, report: Callable[[str], None]
+) -> float | None:
+    """The value of `metric` that best.pth was kept for, None where there is none for this metric.
+
+    best.pth itself says its value. Where the run was stopped after `newest`, the checkpoint it goes on from, had been
+    written as the best and before it was kept as best.pth, that is done now.
+    """
+    best = None
+    if (folder / BEST).exists():
+        try:
+            best = _best_of(load_checkpoint(folder / BEST, mmap=True), metric)
+        except UserError as error:
+            report(str(error))
+    own = _best_of(newest, metric) if newest.get("is_best") else None
+    if own is not None and (best is None or (own > best if higher_is_better else own < best)):
+        try:
+            keep_as_best(folder / f"step_{newest['step']:08d}.pth")
+        except OSError as error:
+            report(f"the checkpoint of step {newest['step']:,} could not be kept as {folder / BEST} ({error}).")
+        else:
+            best = own
+    return best
+
+
+def _best_of(content: dict[str, Any], metric: str) -> float | None:
+    return content["best"] if content["config"].get("best_metric") == metric else None
+
+
+def differences(model: dict[str, Tensor], saved: dict[str, Tensor]) -> list[str]:
+    """How the tensors of a checkpoint differ from those of a model in names and shapes: a few words each."""
+    found = [f"{name} is missing there" for name in model if name not in saved]
+    found += [f"{name} is not asked for" for name in saved if name not in model]
+    shapes = {name: (tuple(model[name].shape), tuple(saved[name].shape)) for name in model if name in saved}
+    return found + [f"{name} is {there} there, {here} here" for name, (here, there) in shapes.items() if here != there]
+
+
+def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of one checkpoint, tensors on the CPU; with `mmap` only what is used of it comes into memory.
 
     Raises:
         UserError: damaged, of another format, or holding more than tensors and plain values.
@@ -205,7 +305,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         expected = checksum_path(path).read_text().split()[::2]  # of best.pth there may be two lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {path} has no readable checksum beside it ({error}): it is not used.") from None
-    return _read_checked(path, expected)
+    return _read_checked(path, expected, mmap)
 
 
 def read_rows(path: Path, shards: dict[str, list], own: range) -> dict[str, Tensor]:
@@ -241,7 +341,10 @@ def _read_checked(path: Path, expected: list[str], mmap: bool = False) -> dict[s
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or BELIEVES_LENGTHS)
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
+    except Exception as error:
+        if is_device_error(error):
+            raise  # it says nothing about the file
+        # torch raises a dozen kinds for a damaged file; each means the same to the user
         reason = ascii(re.split(r"\.\s|\n", f"{type(error).__name__}: {error}")[0][:200])[
             1:-1
         ]  # what follows is advice to load unsafely

@@ -90,7 +90,7 @@ def save_shards(folder: Path, step: int, content: dict[str, Any], process: Proce
 
     Raises:
         OSError: on all processes, when one could not write its file.
-        UserError: on the first process, when it can't see a file that another one wrote.
+        UserError: on all processes, when the first one can't see a file that another one wrote.
     """
     rows, digest, reason = _take_rows(content), None, None
     try:
@@ -103,8 +103,8 @@ def save_shards(folder: Path, step: int, content: dict[str, Any], process: Proce
         raise OSError(reasons[0])
     content["shards"] = {"sha256": [digest for digest, _, _ in told], "rows": [count for _, count, _ in told]}
     paths = [shard_path(folder / f"step_{step:08d}.pth", rank, process.world_size) for rank in range(len(told))]
-    missing = [path for path in paths if not path.is_file()]
-    if process.is_first and missing:
+    missing = gather_lists([path for path in paths if process.is_first and not path.is_file()], process)
+    if missing:
         raise UserError(f"{missing[0]} was written by another machine and is not to be seen on this one: give a "
                         f"--run-folder on storage that all machines share.")  # fmt: skip
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from utils.device_errors import is_device_error
+
 
 class Settings(Protocol):
     """What is asked of a script's settings here."""
@@ -63,13 +65,15 @@ def _start_momentum(optimiser: torch.optim.SGD) -> None:
     """
     for group in optimiser.param_groups:
         for parameter in group["params"] if group["momentum"] else []:
-            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if optimiser.state[parameter].get("momentum_buffer") is None:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Puts what a checkpoint remembers of each parameter into the optimiser; its settings stay those given now."""
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
+    _start_momentum(optimiser)  # of what was trained without
 
 
 class RowwiseSGD(torch.optim.SGD):
@@ -154,6 +158,8 @@ def translate(config: Settings, encoders: tuple[torch.nn.Module, ...]) -> None:
             try:
                 output = translated(*inputs)
             except RuntimeError as error:  # what all of torch.compile's errors are
+                if is_device_error(error):
+                    raise  # without translation it would come again
                 print(f"--compile: {type(error).__name__}, training goes on without", file=sys.stderr)
                 encoder._compiled_call_impl = None
                 return encoder(*inputs)

@@ -272,6 +272,7 @@ LABELS = {
         "tar_at_far_1e-2_percent": "TAR % at FAR 1e-2, all pairs",
     },
 }
+LOWER_IS_BETTER = {"eer_percent"}  # of these figures; the others are shares of what was found or recognised
 
 
 def make_rows(results: dict[str, Result]) -> list[Row]:

@@ -22,7 +22,7 @@ from utils.extraction import Extracted, TwoBranches, extract
 from utils.identification import probe_gallery_cmc
 from utils.protocols import pair_scores
 from utils.run_log import RunLog
-from utils.scoring import ANALYSED_JOIN, LABELS, OpenBenchmark, Options, Result, analysed, score
+from utils.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
 from utils.validation_plots import Curves, Panel, draw_curves
 from utils.verification import verification
 
@@ -115,14 +115,13 @@ class Validation:
             tell(self.process, f"validation at step {step:,}, {name}: {told}")
 
 
-def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> list[str]:
-    """What `Validation.run` tells: name of the benchmark and figure, such as fgnet_rank1_percent."""
-    return [f"{name}_{figure}" for name, benchmark in benchmarks.items() for _, figure in _figures_of(benchmark)]
-
-
-def higher_is_better(name: str) -> bool:
-    """Whether a logged value or a figure is better when higher; losses, errors and norms are not."""
-    return ("_percent" in name and "eer_percent" not in name) or name.endswith("log_likelihood")
+def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
+    """The figures of `Validation.run`, such as fgnet_rank1_percent, and whether each is better when higher."""
+    return {
+        f"{name}_{figure}": figure not in LOWER_IS_BETTER
+        for name, benchmark in benchmarks.items()
+        for _, figure in _figures_of(benchmark)
+    }
 
 
 @contextmanager
