@@ -23,7 +23,7 @@ from meta import UserError
 from models.iefp import IEFP
 from utils.distributed import Process
 from utils.run_log import RunLog
-from utils.validation import Validation, figures_of, higher_is_better, in_eval_mode
+from utils.validation import Validation, figures_of, in_eval_mode
 
 ALONE = Process(0, 1, torch.device("cpu"))
 ALL = ("fgnet", "morph2_3000", "cacd_vs", "calfw")
@@ -232,17 +232,7 @@ def test_another_best_metric_begins_anew(validated, tmp_path):
     assert best["best"] == max(told[step] for step in (4, 6)) != high
 
 
-@pytest.mark.parametrize(
-    ("name", "higher"),
-    [("calfw_eer_percent", False), ("calfw_pooled_eer_percent", False), ("fgnet_rank1_percent", True),
-     ("fgnet_cmc_percent_10", True), ("own_tar_at_far_1e-2_percent", True), ("age_group_mae", False),
-     ("log_likelihood", True), ("age_group_accuracy_percent", True), ("face_recognition_loss", False)],
-)  # fmt: skip
-def test_which_way_is_better(name, higher):
-    assert higher_is_better(name) == higher
-
-
-NO_LOSSES = {"event", "time", "step", "epoch", "learning_rate", "seconds_left"}
+NO_LOSSES = {"event", "time", "step", "epoch", "learning_rate", "seconds_left", "images_per_second"}
 
 
 @pytest.mark.parametrize("method", ["iefp", "none", "grl", "dal", "orthogonal"])
