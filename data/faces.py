@@ -145,8 +145,7 @@ class FaceIndex:
         """SHA-256 of the names, sizes and times of the files: changes where what is computed from the pixels may."""
         digest = hashlib.sha256(self.fingerprint().encode())
         for i in range(len(self)):
-            found = os.stat(self.path(i))
-            digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))
+            digest.update(struct.pack("<qq", *size_and_time(self.path(i))))
         return digest.hexdigest()
 
     def of_identities(self, kept: Iterable[int]) -> "FaceIndex":
@@ -309,6 +308,15 @@ def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for a picture: a known extension in any case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def size_and_time(path: str | Path) -> tuple[int, int]:
+    """Bytes and time of the last change (ns) of a file; (-1, -1) where there is none, which reading it has to say."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 class _PackedNames:
