@@ -341,7 +341,7 @@ class Ages:
             len(index),
             device,
             self._part_path(),
-            f"{file_sha256(self.weights)} {index.state()}",
+            f"{file_sha256(self.weights)} {index.state(progress)}",
         )
         for failure in labelled.failures[:5]:
             print(f"cannot be decoded: {printable(failure)}", file=sys.stderr)

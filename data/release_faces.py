@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from data.alignment import align, alignment_sheet, check_points
-from data.faces import is_image_name, size_and_time
+from data.faces import is_image_name
 from data.files import Progress, no_progress, written_beside
 from data.transforms import UnreadablePicture, decode_picture
 from meta import IMAGE_SIZE, UserError
@@ -137,7 +137,7 @@ def write_plan(
     """
     folder = Path(root) / plan.folder
     marker = f"{MARKER}{_fingerprint(plan, size)}"
-    states = {face.targets[0]: size_and_time(face.source) for face in plan.faces}  # before the sources are read
+    states = {face.targets[0]: _size_and_time(face.source) for face in plan.faces}  # before the sources are read
     if not force and (finished := _finished(plan, folder, folder / marker, states, allow_missing)):
         return finished
     _check_folder(plan, folder, force)
@@ -174,6 +174,15 @@ def _beside(folder: Path, name: str) -> Path:
 
 
 States = dict[str, tuple[int, int]]  # first target of a picture -> size and time of its source
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes of a file and when it was changed (ns); (-1, -1) where there is none: to read it is the error."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _as_line(target: str, states: States) -> str:

@@ -190,7 +190,7 @@ def test_bin_does_not_squash_photographs(run_main, tmp_path):
     refused = run_main("prepare", *flags, "--reencode")
     assert refused.status == 2 and "are photographs" in refused.err and not (tmp_path / "mine.bin").exists()
     unasked = run_main("prepare", *flags, "--assume-aligned")
-    assert unasked.status == 2 and "does nothing without --reencode" in unasked.err
+    assert unasked.status == 2 and "--assume-aligned does nothing" in unasked.err and "--reencode" in unasked.err
     plain = run_main("prepare", *flags)
     assert plain.status == 2 and "prepare.py align-" in plain.err and "--reencode" in plain.err
     insisted = run_main("prepare", *flags, "--reencode", "--assume-aligned")
@@ -200,15 +200,28 @@ def test_bin_does_not_squash_photographs(run_main, tmp_path):
 def test_no_age_is_estimated_on_photographs(run_main, age_weights, tmp_path):
     """15: prepare.py ages --weights shows pictures to a network as well, so it refuses them, in a dry run too."""
     folder = write(tmp_path / "photos", PHOTOGRAPHS)
-    flags = ("ages", "--data", folder, "--output", tmp_path / "ages.csv", "--workers", 0, "--device", "cpu")
+    flags = ("ages", "--data", folder, "--output", tmp_path / "ages.csv")
+    estimate = ("--weights", age_weights, "--workers", 0, "--device", "cpu")
     for dry_run in ((), ("--dry-run",)):
-        refused = run_main("prepare", *flags, "--weights", age_weights, *dry_run)
+        refused = run_main("prepare", *flags, *estimate, *dry_run)
         assert refused.status == 2 and "are photographs" in refused.err
-    assert run_main("prepare", *flags, "--weights", age_weights, "--assume-aligned").status == 0
+    assert run_main("prepare", *flags, *estimate, "--assume-aligned").status == 0
     from_names = ("--from-names", "ms1mv3", "--force")
     assert run_main("prepare", *flags, *from_names).status == 0  # no network, no question
     unasked = run_main("prepare", *flags, *from_names, "--assume-aligned")
-    assert unasked.status == 2 and "does nothing without --weights" in unasked.err
+    assert unasked.status == 2 and "--assume-aligned does nothing" in unasked.err and "--weights" in unasked.err
+
+
+def test_no_ranges_are_taken_from_photographs(run_main, weights, tmp_path):
+    """15: export.py shows pictures to the network too, to calibrate int8 and to measure what is lost."""
+    write(tmp_path / "photos", PHOTOGRAPHS)
+    write_fgnet(tmp_path / "face_dataset" / "ID_processed_FGNET", PHOTOGRAPHS)
+    of_pictures = ("--precision", "int8", "--calibration-pictures", tmp_path / "photos")
+    of_benchmark = ("--measure-on", "fgnet", "--face-dataset", tmp_path / "face_dataset")
+    for flags in (of_pictures, of_benchmark):
+        outcome = run_main("export", "--weights", weights, "-o", tmp_path / "x.onnx", *flags)
+        assert outcome.status == 2 and "are photographs" in outcome.err, outcome.err
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_check_calls_wrong_what_the_others_refuse(run_main, tmp_path):

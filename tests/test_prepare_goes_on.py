@@ -24,9 +24,9 @@ FGNET_FOLDER = BENCHMARKS["fgnet"].folders[0]
 
 @pytest.fixture
 def people(tmp_path) -> Path:
-    """Six grey faces, the i-th of 10 i + 5, with FG-NET's names."""
+    """Six grey pictures with FG-NET's names."""
     for i in range(NUM_PICTURES):
-        write_grey(tmp_path / "people" / f"{i // 3:03d}" / f"{i // 3:03d}A{20 + i}.png", 10 * i + 5)
+        write_grey(tmp_path / "people" / f"{i // 3:03d}" / f"{i // 3:03d}A{20 + i}.png", 10 * i)
     return tmp_path / "people"
 
 
@@ -48,30 +48,30 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def grey_ages(monkeypatch):
-    """Ages are grey values; call it with the number of batches after which to interrupt. Gives what was asked for."""
+def shown(monkeypatch):
+    """Call it with a number of batches after which to interrupt; gives the positions of pictures that are shown."""
+    script = load_script("prepare")
+    batches = script.batches
 
-    def install(stop_after: int | None = None) -> list[float]:
-        asked: list[float] = []
+    def install(stop_after: int | None = None) -> list[int]:
+        positions: list[int] = []
 
-        def predict(images):
-            if stop_after is not None and len(asked) == stop_after:
-                raise KeyboardInterrupt
-            years = images[:, 0, 0, 0].float()
-            asked.extend(years[: len(years) // 2].tolist())  # the other half are the mirror images
-            return years
+        def watched(loader):
+            for count, batch in enumerate(batches(loader)):
+                if count == stop_after:
+                    raise KeyboardInterrupt
+                positions.extend(batch.indices.tolist())
+                yield batch
 
-        monkeypatch.setattr(load_script("prepare"), "load_age_predictor", lambda path, device: predict)
-        return asked
+        monkeypatch.setattr(script, "batches", watched)
+        return positions
 
     return install
 
 
 @pytest.fixture
-def ages(run_main, people, tmp_path):
-    weights = tmp_path / "age.pth"
-    weights.write_bytes(b"weights")
-    estimate = ("--weights", weights, "--batch-size", 1, "--workers", 0, "--device", "cpu")
+def ages(run_main, people, age_weights, tmp_path):
+    estimate = ("--weights", age_weights, "--batch-size", 1, "--workers", 0, "--device", "cpu")
     table = tmp_path / "table.csv"
     names = sorted(path.relative_to(people).as_posix() for path in people.rglob("*.png"))
     table.write_text("".join(f"{name},{30 + i}\n" for i, name in enumerate(names)))
@@ -93,10 +93,10 @@ def ages(run_main, people, tmp_path):
      ("names", ("--histogram",))],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )  # fmt: skip
-def test_half_made_ages_outlive_dry_runs_and_histograms(ages, grey_ages, tmp_path, place, source, flags):
+def test_half_made_ages_outlive_dry_runs_and_histograms(ages, shown, tmp_path, place, source, flags):
     """5b: neither a dry run nor a run with only --histogram deletes the half-made result of ages --weights."""
     target = ("--rename",) if place == "rename" else ("--output", tmp_path / "ages.csv")
-    grey_ages(stop_after=4)
+    shown(stop_after=4)
     assert ages("weights", *target).status == 130
     before = snapshot(tmp_path)
     (part,) = (name for name in before if name.endswith(".ages.part"))
@@ -109,22 +109,22 @@ def test_half_made_ages_outlive_dry_runs_and_histograms(ages, grey_ages, tmp_pat
         after = {name: content for name, content in after.items() if ".iefp_cache" not in name}
     before = {name: content for name, content in before.items() if flags == ("--dry-run",) or ".iefp" not in name}
     assert after == before
-    asked = grey_ages()
+    positions = shown()
     assert ages("weights", *target).status == 0
-    assert asked == [45.0, 55.0]  # it went on
+    assert positions == [4, 5]  # it went on
     assert not (tmp_path / part).exists()
 
 
-def test_the_ages_of_a_histogram_are_kept_for_a_run_that_stores_them(ages, grey_ages, people, tmp_path):
+def test_the_ages_of_a_histogram_are_kept_for_a_run_that_stores_them(ages, shown, people, tmp_path):
     """5b: only the run that stored the ages lets go of them."""
-    grey_ages()
+    shown()
     outcome = ages("weights", "--histogram", tmp_path / "ages.png")
     part = tmp_path / "people.ages.part"
     assert outcome.status == 0 and part.exists() and str(part) in outcome.out
-    asked = grey_ages()
+    positions = shown()
     assert ages("weights", "--rename").status == 0
-    assert asked == [] and not part.exists()
-    assert [age_names.parse_age(name, age_names.PATTERN) for name in names_in(people)] == [5, 15, 25, 35, 45, 55]
+    assert positions == [] and not part.exists()
+    assert all("_age_" in name for name in names_in(people))
 
 
 def test_a_half_made_rename_outlives_dry_runs_and_histograms(ages, people, tmp_path, monkeypatch):
@@ -149,9 +149,9 @@ def test_a_half_made_rename_outlives_dry_runs_and_histograms(ages, people, tmp_p
     assert outcome.status == 0 and "4 got their names, 2 had them" in outcome.out
 
 
-def test_a_rename_that_goes_on_leaves_the_ages_of_another_run_alone(ages, grey_ages, people, tmp_path, monkeypatch):
+def test_a_rename_that_goes_on_leaves_the_ages_of_another_run_alone(ages, shown, people, tmp_path, monkeypatch):
     """5b: the rest of a --rename by a table does not delete ages that are being estimated."""
-    grey_ages(stop_after=4)
+    shown(stop_after=4)
     assert ages("weights", "--rename").status == 130
     monkeypatch.setattr(age_names.os, "rename", interrupt_now)
     assert ages("table", "--rename").status == 130
@@ -180,31 +180,28 @@ def test_a_dry_run_writes_nothing_at_all(run_main, people, tmp_path, command):
     assert snapshot(tmp_path) == before
 
 
-def test_ages_of_a_picture_that_was_replaced_are_estimated_anew(ages, grey_ages, people, tmp_path):
+def test_ages_of_a_picture_that_was_replaced_are_estimated_anew(ages, shown, people, tmp_path):
     """3b: half-made ages hold for the pictures' sizes and times, not for their names alone."""
-    grey_ages(stop_after=4)
+    shown(stop_after=4)
     assert ages("weights", "--output", tmp_path / "ages.csv").status == 130
-    other = tmp_path / "other.png"
-    write_grey(other, 77)
-    first = people / "000" / "000A20.png"
-    write_again(first, other.read_bytes())
-    asked = grey_ages()
+    write_grey(tmp_path / "other.png", 77)
+    write_again(people / "000" / "000A20.png", (tmp_path / "other.png").read_bytes())
+    positions = shown()
     outcome = ages("weights", "--output", tmp_path / "ages.csv")
     assert outcome.status == 0 and "other weights or other pictures" in outcome.out
-    assert asked == [77.0, 15.0, 25.0, 35.0, 45.0, 55.0]
-    assert (tmp_path / "ages.csv").read_text().splitlines()[1] == "000/000A20.png,77.0"
+    assert positions == [0, 1, 2, 3, 4, 5]
 
 
-def test_half_made_ages_go_on_past_a_link_without_an_end(ages, grey_ages, people, tmp_path):
+def test_half_made_ages_go_on_past_a_link_without_an_end(ages, shown, people, tmp_path):
     """3b: a picture whose size and time can't be seen is a broken picture, no traceback."""
     (people / "001" / "001A99.png").symlink_to("nowhere")
-    grey_ages(stop_after=4)
+    shown(stop_after=4)
     flags = ("--output", tmp_path / "ages.csv", "--on-bad-image", "skip")
     assert ages("weights", *flags).status == 130
-    asked = grey_ages()
+    positions = shown()
     outcome = ages("weights", *flags)
     assert outcome.status == 0 and "001A99.png': No such file" in outcome.err
-    assert set(asked[:2]) == {45.0, 55.0}
+    assert positions[:2] == [4, 5]
 
 
 # --------------------------------------------------------------------------------------------------- aligned pictures
