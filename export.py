@@ -25,6 +25,7 @@ import tyro
 
 from data.alignment import POINT_NAMES, TEMPLATE
 from data.benchmarks import open_benchmark, settings_of_benchmark
+from data.examination import check_shapes
 from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
 from meta import (
@@ -91,6 +92,8 @@ class ExportConfig:
     """A folder of aligned faces: int8 takes its ranges from them, and the loss is measured on them."""
     calibration_count: int = bounded(200, low=1)
     """How many of them to take, evenly spread over their sorted paths."""
+    assume_aligned: bool = False
+    """All pictures are aligned, also those that are not 112x112; they are only resized."""
     measure_on: tuple[Literal["fgnet", "morph2", "cacd_vs", "calfw"], ...] = ()
     """Benchmarks on which to compare the figures of PyTorch and of the file."""
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
@@ -356,6 +359,8 @@ def read_pictures(config: ExportConfig) -> np.ndarray | None:
     if config.calibration_pictures is None:
         return None
     faces = index_pictures(config.calibration_pictures, "calibration pictures")
+    if not config.assume_aligned:
+        check_shapes(faces, print)
     count = min(config.calibration_count, len(faces))
     rows = np.linspace(0, len(faces) - 1, count).astype(int).tolist()
     loader = evaluation_loader(faces, config.batch_size, config.workers, indices=rows)
@@ -393,6 +398,8 @@ def open_measure(config: ExportConfig, name: str) -> Measure:
     setting = settings_of_benchmark(config.face_dataset, BENCHMARKS[name])[0]
     opened = open_benchmark(setting, print)
     sides = tuple(faces for faces, _ in opened.sides)
+    for faces in () if config.assume_aligned else sides:
+        check_shapes(faces, print)
     if opened.pairs is not None:
         pairs = opened.pairs
 

@@ -30,6 +30,7 @@ from data.age_histogram import draw_age_histograms, group_shares
 from data.age_names import Named, continue_names, place_with_ages, rename_with_ages, undo_names
 from data.age_tables import read_age_table, read_ages, whole_years, write_age_table
 from data.doctor import check
+from data.examination import check_shapes
 from data.faces import UNKNOWN, FaceIndex, Faces, with_ages
 from data.files import check_is_new
 from data.findings import is_wrong, report_lines, write_findings
@@ -123,14 +124,20 @@ class Bin:
     """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
     reencode: bool = False
     """Resize pictures that are not 112x112, and store them and those that are no JPEG or PNG as PNG."""
+    assume_aligned: bool = False
+    """With --reencode: all pictures are aligned, also those that are not 112x112; they are only resized."""
     force: bool = False
     """Replace the output."""
 
     def run(self) -> None:
         check_is_new(self.output, self.force)
+        if self.assume_aligned and not self.reencode:
+            raise UserError("--assume-aligned does nothing without --reencode: leave it out, or give both.")
         pairs = read_pair_list(self.pairs, self.images, self.allow_missing)
         if pairs.num_pairs_dropped:
             print(f"left out: {pairs.num_pairs_dropped:,} pairs, {len(pairs.missing):,} pictures are missing")
+        if self.reencode and not self.assume_aligned:
+            check_shapes(pairs.images, print)
         told = write_verification_bin(pairs, self.output, self.force, self.reencode, progress)
         print(f"{told.num_pairs:,} pairs of {told.num_images:,} pictures, {told.num_reencoded:,} encoded again")
         print(f"written: {self.output}, SHA-256 {told.sha256}")
@@ -163,7 +170,8 @@ class Unpack:
     def run(self) -> None:
         if find_record_file(self.records) is None:
             raise UserError(f"--records {str(self.records)!r} is no .rec file and has no train.rec in it: give one.")
-        index = open_index(self.records, None, how_to_get=TRAINING_SETS["ms1mv3"].how_to_get, progress=progress)
+        index = open_index(self.records, None, how_to_get=TRAINING_SETS["ms1mv3"].how_to_get, progress=progress,
+                           cache=not self.dry_run)  # fmt: skip
         if self.ages is not None:
             index = with_ages(index, read_ages(self.ages, index, progress))
         all_known = index.ages is not None and bool((index.ages >= 0).all())
@@ -202,7 +210,7 @@ class Pack:
         if self.ages is not None and self.from_names is not None:
             raise UserError("--ages and --from-names were given: the ages can come from one of them.")
         pattern = FILENAME_PATTERNS[self.from_names] if self.from_names else None
-        index = open_index(self.data, pattern, progress=progress)
+        index = open_index(self.data, pattern, cache=not self.dry_run, progress=progress)
         if self.from_names and isinstance(index, RecordIndex):
             raise UserError(f"{index.root!r} is a record file, whose pictures have no names: leave out --from-names.")
         if self.ages is not None:
@@ -250,12 +258,14 @@ class Ages:
     """Leave out lines of --from-table about pictures that are not there, instead of stopping."""
     on_bad_image: Literal["error", "skip"] = "error"
     """skip: pictures that cannot be decoded get no line in --output, instead of stopping at the end."""
+    assume_aligned: bool = False
+    """With --weights: all pictures are aligned, also those that are not 112x112; they are only resized."""
     device: str = "auto"
     batch_size: int = bounded(256, low=1)
     workers: int = bounded(min(8, os.cpu_count() or 1), low=0)
     """Processes that decode pictures."""
     dry_run: bool = False
-    """Check and count, estimate and write nothing."""
+    """Check and count; estimate nothing, write nothing."""
     force: bool = False
     """Replace the files of --output and --histogram."""
 
@@ -276,7 +286,7 @@ class Ages:
         ages = self._ages(index)
         self._report(index, ages)
         self._write(index, ages, undo_file)
-        self._part_path().unlink(missing_ok=True)
+        self._let_go_of_part()
 
     def _check_flags(self) -> None:
         sources = ("weights", "from_table", "from_names")
@@ -286,6 +296,8 @@ class Ages:
             raise UserError("--data is missing: give the folder of the training set, or its record file.")
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} were given: the ages can come from one of them.")
+        if self.assume_aligned and self.weights is None:
+            raise UserError("--assume-aligned does nothing without --weights: leave it out, or give both.")
         if all(getattr(self, name) in (None, False) for name in places):
             raise UserError(f"nothing would be written: give one of {', '.join(flag(name) for name in places)}.")
         if self.on_bad_image == "skip" and (self.rename or self.link or self.copy):
@@ -296,9 +308,11 @@ class Ages:
 
     def _open(self) -> Faces:
         pattern = FILENAME_PATTERNS[self.from_names] if self.from_names else None
-        index = open_index(self.data, pattern, what="training images", progress=progress)
+        index = open_index(self.data, pattern, what="training images", cache=not self.dry_run, progress=progress)
         if (self.rename or self.link or self.copy or self.from_names) and not isinstance(index, FaceIndex):
             raise UserError(f"{index.root!r} is a record file, whose pictures have no names: use --output.")
+        if self.weights is not None and not self.assume_aligned:
+            check_shapes(index, print)
         return index
 
     def _ages(self, index: Faces) -> np.ndarray:
@@ -327,7 +341,7 @@ class Ages:
             len(index),
             device,
             self._part_path(),
-            f"{file_sha256(self.weights)} {index.fingerprint()}",
+            f"{file_sha256(self.weights)} {index.state(progress)}",
         )
         for failure in labelled.failures[:5]:
             print(f"cannot be decoded: {printable(failure)}", file=sys.stderr)
@@ -341,6 +355,15 @@ class Ages:
     def _part_path(self) -> Path:
         beside = self.output or self.link or self.copy or self.data
         return beside.with_name(beside.name + ".ages.part")
+
+    def _let_go_of_part(self) -> None:
+        """Removes the estimated ages once they are stored elsewhere; those of another run are not ours to remove."""
+        if self.weights is None:
+            return
+        if self.output or self.rename or self.link or self.copy:
+            self._part_path().unlink(missing_ok=True)
+        else:
+            print(f"the ages stay in {self._part_path()}: --histogram and --rename start from them")
 
     def _report(self, index: Faces, ages: np.ndarray) -> None:
         facts = group_shares(_whole(ages))
@@ -380,7 +403,7 @@ class Ages:
                 f"The --rename of {str(undo_file)!r} was finished before: move that file away to name further "
                 f"pictures, or go back with --undo."
             )
-        self._part_path().unlink(missing_ok=True)
+        self._let_go_of_part()
         print(f"{self.data}, going on after a stop: {_in_words(named)}")
 
 

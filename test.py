@@ -34,6 +34,7 @@ from data.benchmarks import (
     settings_of_folders,
     short_names,
 )
+from data.examination import check_shapes
 from data.faces import Faces, index_pictures
 from data.feature_files import Distractors, holds_features, match_names, open_distractors, read_features
 from data.index_cache import CACHE_FOLDER, find_record_file
@@ -98,6 +99,8 @@ class TestConfig:
     """Of resampling and of splits into folds."""
     allow_missing: bool = False
     """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
+    assume_aligned: bool = False
+    """All pictures are aligned, also those that are not 112x112; they are only resized."""
     keep_embeddings: bool = True
     """Keep embeddings on disk, so that a second test of the same weights and data takes seconds."""
     cache_folder: Path | None = None
@@ -185,6 +188,8 @@ class WeightsModel:
     def embed_distractors(self, faces: Faces) -> np.ndarray:
         """Joined embeddings (M, 1024) of strangers' pictures, piece by piece into a file where embeddings are kept."""
         process, what = self.process, f"distractors, {self.name}"
+        if not self.config.assume_aligned:
+            check_shapes(faces, functools.partial(tell, process))
         describes = self.of_model | {"pictures": faces.state(), "join": ANALYSED_JOIN}
         if self.cache is None:
             joined = np.empty((len(faces), 2 * EMBEDDING_SIZE), np.float32)
@@ -305,6 +310,8 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     for setting in settings:
         try:
             benchmark = open_benchmark(setting, functools.partial(tell, process), config.seed, config.allow_missing)
+            if config.weights or not config.embeddings:  # embeddings of others are not made from the pictures here
+                check_sides(config, benchmark, process)
         except UserError as error:
             failed(ran, setting, models, error, process)
             continue
@@ -326,6 +333,12 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
         if config.analysis:
             ran.comparisons += compare_all(setting, of_models, config.seed)
     return ran
+
+
+def check_sides(config: TestConfig, benchmark: OpenBenchmark, process: Process) -> None:
+    """Raises UserError for photographs, see `data.examination.check_shapes`."""
+    for faces, _ in () if config.assume_aligned else benchmark.sides:
+        check_shapes(faces, functools.partial(tell, process))
 
 
 def what_of(model: Model, models: list[Model], what: str) -> str:

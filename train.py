@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from data.age_cache import AgeCache, cache_bytes, prepare_cache
 from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
+from data.examination import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
@@ -402,6 +403,7 @@ def train(config: TrainConfig) -> int:
     check_run_folder(config, process)
     benchmarks, index = open_benchmarks(config), open_pictures(config, process)
     digests = compare_indices(config, index, process)
+    check_pictures(config, index, benchmarks, process)
     model = make_model(config, index.num_identities, process)
     age_cache = None if config.dry_run else open_age_cache(config, model, index, process)
     loader, sampler = make_loader(config, index, age_cache, process)
@@ -679,6 +681,13 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
         raise UserError(f"--train-data {config.train_data} has no picture with an age, which --disentangle "
                         f"{config.disentangle} needs: give --ages with a table of them.")  # fmt: skip
     return index
+
+
+def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, OpenBenchmark], process: Process) -> None:
+    """Raises UserError for photographs to train on or to validate on, see `data.examination.check_shapes`."""
+    sides = [faces for benchmark in benchmarks.values() for faces, _ in benchmark.sides]
+    for faces in () if config.assume_aligned else (index, *sides):
+        check_shapes(faces, functools.partial(tell, process))
 
 
 def why_no_age_cache(config: TrainConfig) -> str | None:

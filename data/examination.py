@@ -1,20 +1,30 @@
-"""What all pictures of a data set are like: whether they can be decoded, their sizes, and which are the same."""
+"""What the pictures of a data set are like: whether they can be decoded, their sizes, and which are the same."""
 
 import hashlib
-import io
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.faces import Faces
+from data.faces import FaceIndex, Faces
 from data.files import Progress
-from data.transforms import FORMATS, UnreadablePicture, decode_picture
+from data.transforms import UnreadablePicture, decode_picture, picture_size
+from meta import IMAGE_SIZE, UserError
 
 BATCH = 64  # pictures that a worker process hands over at once
 FEW = 500  # pictures for which no worker process is worth its start
 DIGEST_BYTES = 16  # of a SHA-256: enough that no two different pictures of any set have the same
+SAMPLE = 200  # pictures whose headers say whether a set is one of photographs
+MAX_ODD_SHARE = 0.1  # of pictures that may be unlike the others
+NUM_SHOWN = 3  # sizes, in a message
+MAX_STRETCH = 1.1  # longer to shorter side; a face crop that is less oblong is hardly squashed
+NUM_COMMON_SIZES = 2  # aligned pictures have the size that a program gave them; two such sets may have been joined
+HOW_TO_ALIGN = (
+    "`prepare.py align-...` aligns the released FG-NET, MORPH2, CALFW, CACD and AgeDB, `embed.py --detector` what it "
+    "embeds; others have to be brought to 112x112 by five points (docs/DATA.md, Alignment)"
+)
 
 
 class Examined(NamedTuple):
@@ -37,7 +47,7 @@ class _Pictures(Dataset):
     def __getitem__(self, i: int) -> tuple[bytes, int, int, str]:
         try:
             content = self.faces.read(i)
-            width, height = _size_told(content) if self.quick else decode_picture(content, self.faces.name(i)).size
+            width, height = picture_size(content) if self.quick else decode_picture(content, self.faces.name(i)).size
         except UnreadablePicture as error:
             return bytes(DIGEST_BYTES), 0, 0, error.reason
         return hashlib.sha256(content).digest()[:DIGEST_BYTES], width, height, ""
@@ -79,12 +89,47 @@ def shared(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
     return [(i, k) for i, k in found if k is not None]
 
 
-def _size_told(content: bytes) -> tuple[int, int]:
-    """Width and height as the header says, for bytes that begin like a picture."""
+# ------------------------------------------------------------------------------------------------------ photographs
+
+
+def check_shapes(faces: Faces, report: Callable[[str], object]) -> None:
+    """Refuses a set of photographs by the headers of 200 pictures, evenly spread; `report` gets a warning.
+
+    The networks take squares, to which everything else is squashed. The warning is about pictures that are not square
+    but of one size, as other programs may have aligned them. Broken pictures are left to those who decode them.
+
+    Raises:
+        UserError: the pictures are not square and of many sizes, so nobody has aligned them.
+    """
+    count = min(len(faces), SAMPLE)
+    # One out of each of as many equal ranges: an even step could meet the same camera of every person.
+    rows = ((np.arange(count) + np.random.default_rng(0).random(count)) * len(faces) / max(count, 1)).astype(int)
+    sizes = Counter(size for i in rows.tolist() if (size := _size_in_header(faces, i)) is not None)
+    not_square = Counter({(width, height): count for (width, height), count in sizes.items() if width != height})
+    shown = ", ".join(f"{width}x{height}" for (width, height), _ in not_square.most_common(NUM_SHOWN))
+    which = f"{not_square.total():,} of {sizes.total():,} pictures looked at in {faces.root!r}"
+    if are_photographs(sizes):
+        raise UserError(
+            f"{which} are not square and of many sizes ({shown}, ...), so they are photographs and no aligned faces: "
+            f"align them ({HOW_TO_ALIGN}), or give --assume-aligned to have them resized as they are."
+        )
+    if not_square.total() > MAX_ODD_SHARE * sizes.total():
+        report(
+            f"{which} are not square ({shown}) and get squashed to {IMAGE_SIZE}x{IMAGE_SIZE}: check that they are "
+            "aligned faces, and give --assume-aligned if they are."
+        )
+
+
+def are_photographs(sizes: Counter[tuple[int, int]]) -> bool:
+    """Whether pictures of these (width, height) are as no program writes aligned faces: oblong and of many sizes."""
+    oblong = Counter({size: count for size, count in sizes.items() if max(size) > MAX_STRETCH * min(size)})
+    common = sum(count for _, count in oblong.most_common(NUM_COMMON_SIZES))
+    return oblong.total() > MAX_ODD_SHARE * sizes.total() and oblong.total() - common > MAX_ODD_SHARE * oblong.total()
+
+
+def _size_in_header(faces: Faces, i: int) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return picture.size
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL raises almost anything on broken files
-        raise UnreadablePicture("", f"its header is broken or of no known format ({type(error).__name__})") from error
+        # Of a file PIL reads the first bytes alone.
+        return picture_size(faces.path(i) if isinstance(faces, FaceIndex) else faces.read(i))
+    except UnreadablePicture:
+        return None

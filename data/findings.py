@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.examination import Examined, examine
+from data.examination import HOW_TO_ALIGN, Examined, are_photographs, examine
 from data.faces import Faces
 from data.files import Progress, check_is_new, written_beside
 from meta import IMAGE_SIZE
@@ -84,17 +84,18 @@ class Visit:
 
     def _tell_sizes(self, name: str, faces: Faces, examined: Examined) -> None:
         sizes = Counter(map(tuple, examined.sizes[examined.sizes.any(axis=1)].tolist()))
+        refused = are_photographs(sizes)
         sizes.pop((IMAGE_SIZE, IMAGE_SIZE), None)
         if not sizes:
             return
         kinds = [f"{width}x{height}: {count:,}" for (width, height), count in sizes.most_common()]
         shown = ", ".join(kinds[:NUM_SHOWN]) + (", ..." if len(kinds) > NUM_SHOWN else "")
         count = f"{sum(sizes.values()):,} of {len(faces):,} pictures"
-        self.note(
-            name,
-            f"{Path(faces.root).name}: {count} are not {IMAGE_SIZE}x{IMAGE_SIZE} ({shown})",
-            "they are resized when read; faces that are not aligned give poor figures",
-        )
+        what = f"{Path(faces.root).name}: {count} are not {IMAGE_SIZE}x{IMAGE_SIZE} ({shown})"
+        if refused:
+            self.wrong(name, what, f"these are photographs and no aligned faces: align them ({HOW_TO_ALIGN})")
+        else:
+            self.note(name, what, "they are resized when read; faces that are not aligned give poor figures")
 
 
 def is_wrong(findings: Iterable[Finding]) -> bool:

@@ -140,7 +140,7 @@ def unpack_record_file(
     """Writes the pictures as identity folders: 00000007/00000171.jpg, or 00000007/00000171_age_39.jpg `with_ages`.
 
     The folder's name is the label, the file's the key; the ending is that of the picture's format. A run that was
-    stopped goes on: what has the right size is kept.
+    stopped goes on as long as the record file has its size and time: what has the right size is kept.
 
     Raises:
         UserError: for ages that are not known, a folder that holds anything else, or files of another size (which
@@ -213,7 +213,7 @@ def _write_all(index: Faces, writer: RecordWriter, what: str, progress: Progress
 
 def _check_origin(index: RecordIndex, folder: Path, with_ages: bool, dry_run: bool) -> None:
     """Raises UserError unless the folder is new, or was begun with the same records and names; notes which."""
-    origin = index.fingerprint() + " "
+    origin = index.state() + " "
     origin += hashlib.sha256(np.ascontiguousarray(index.ages, "<i2")).hexdigest() if with_ages else "plain"
     note = folder / ORIGIN_NAME
     if folder.exists():
@@ -225,8 +225,8 @@ def _check_origin(index: RecordIndex, folder: Path, with_ages: bool, dry_run: bo
                     return
         if any(folder.iterdir()):
             raise UserError(
-                f"The folder {str(folder)!r} is not empty and was not begun with {index.root!r} and the same names: "
-                "give a new folder."
+                f"The folder {str(folder)!r} is not empty and was not begun with {index.root!r} as it is now and the "
+                "same names: give a new folder."
             )
     if not dry_run:
         with written_beside(note, "w", encoding="ascii") as file:

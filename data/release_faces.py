@@ -1,13 +1,16 @@
 """Raw pictures with landmarks -> a folder of aligned faces: the part that is the same for every data set.
 
 A plan says which picture goes where; nothing is written before it is whole. A folder is filled under a hidden name
-beside its own, and takes its name when it is complete: started again, the work goes on with what is missing.
+beside its own, and takes its name when it is complete: started again, the work goes on with what is missing. Beside the
+aligned pictures stands of which size and time their sources were: one that was replaced since is aligned anew.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -39,7 +42,7 @@ SAVE_OPTIONS = {
 NUM_SHOWN = 3  # of pictures left out, in a message
 SEARCH_DEPTH = 3  # folders below the one given: releases unpack into folders of folders
 PICTURES_A_CHUNK = 16  # to a process at a time
-MARKER = ".aligned-"  # a hidden file in a finished folder, that says what it was made from
+MARKER = ".aligned-"  # a hidden file among the pictures: a JSON list [first target, source's size, its time] a line
 LEFT_OUT = "left_out.csv"  # beside the folder, after its name
 AS_BEFORE = "left out when the folder was written"
 
@@ -123,7 +126,8 @@ def write_plan(
 ) -> Written:
     """Aligns the pictures of a plan into `plan.folder` below `root`, with its lists, and a sheet to look at beside it.
 
-    Where the folder was written from the same pictures and points before, nothing is done.
+    Where the folder was written from the same pictures and points before, nothing is done. The same pictures are those
+    of the same size and time: of an unfinished folder others are aligned anew, a finished one is refused.
     JPEG files have quality 95 and full chroma; a picture that is aligned already and has the size is copied as it is.
     Pictures that can't be used are named in `FOLDER_left_out.csv` beside the folder.
 
@@ -132,21 +136,24 @@ def write_plan(
             would have one name; and for pictures that can't be used where `allow_missing` is not given.
     """
     folder = Path(root) / plan.folder
-    fingerprint = _fingerprint(plan, size)
-    if not force and (finished := _finished(plan, folder, fingerprint, allow_missing)):
+    marker = f"{MARKER}{_fingerprint(plan, size)}"
+    states = {face.targets[0]: _size_and_time(face.source) for face in plan.faces}  # before the sources are read
+    if not force and (finished := _finished(plan, folder, folder / marker, states, allow_missing)):
         return finished
     _check_folder(plan, folder, force)
     _settle(plan, plan.left_out, folder, allow_missing)
-    partial = folder.with_name(f".{folder.name}.unfinished-{fingerprint}")
-    for parent in {(partial / target).parent for face in plan.faces for target in face.targets}:
+    partial = folder.with_name(f".{folder.name}.unfinished-{marker.removeprefix(MARKER)}")
+    for parent in {partial, *((partial / target).parent for face in plan.faces for target in face.targets)}:
         parent.mkdir(parents=True, exist_ok=True)
+    missing = _missing(plan, partial, partial / marker, states)
     work = functools.partial(write_face, folder=str(partial), size=size)
-    outcomes = list(progress(_in_processes(work, plan.faces, workers), len(plan.faces), plan.title))
-    failed = [(face.source, outcome) for face, outcome in zip(plan.faces, outcomes, strict=True) if outcome]
-    left_out = plan.left_out + failed
+    outcomes = progress(_in_processes(work, missing, workers), len(missing), plan.title)
+    failed = _noting(zip(missing, outcomes, strict=True), partial / marker, states)
+    left_out = plan.left_out + [(face.source, reason) for face, reason in failed]
     left_out_path = _settle(plan, left_out, folder, allow_missing)
 
-    written = replace(plan, faces=[face for face, outcome in zip(plan.faces, outcomes, strict=True) if not outcome])
+    lost = {face.targets[0] for face, _ in failed}
+    written = replace(plan, faces=[face for face in plan.faces if face.targets[0] not in lost])
     if not written.faces:
         raise UserError(f"{plan.title} has no picture that can be used: check the folder and its landmarks.")
     for name, text in plan.lists.items():
@@ -154,9 +161,11 @@ def write_plan(
             file.write(text)
     sheet = _beside(folder, "alignment.png")
     alignment_sheet([partial / target for target in sorted(face.targets[0] for face in written.faces)], sheet)
-    (partial / f"{MARKER}{fingerprint}").touch()
+    with written_beside(partial / marker, "w", encoding="ascii") as file:  # anew: a kill may have cut a line off
+        file.writelines(_as_line(target, states) for target in states)
     _put_in_place(partial, folder)
-    return Written(folder, written.counts(), outcomes.count(None), left_out, left_out_path, sheet)
+    num_kept = len(plan.faces) - len(missing)
+    return Written(folder, written.counts(), num_kept, left_out, left_out_path, sheet)
 
 
 def _beside(folder: Path, name: str) -> Path:
@@ -164,10 +173,67 @@ def _beside(folder: Path, name: str) -> Path:
     return folder.with_name(f"{folder.name}_{name}")
 
 
-def _finished(plan: Plan, folder: Path, fingerprint: str, allow_missing: bool) -> Written | None:
-    """What there is where the same work was done before, else None."""
-    if not (folder / f"{MARKER}{fingerprint}").exists():
+States = dict[str, tuple[int, int]]  # first target of a picture -> size and time of its source
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes of a file and when it was changed (ns); (-1, -1) where there is none: to read it is the error."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _as_line(target: str, states: States) -> str:
+    return json.dumps([target, *states[target]]) + "\n"
+
+
+def _noting(outcomes: Iterable[tuple[Face, str | None]], notes: Path, states: States) -> list[tuple[Face, str]]:
+    """Notes of each picture what its source was like; gives those that failed, with the reason."""
+    failed = []
+    with open(notes, "a", encoding="ascii") as file:
+        for face, reason in outcomes:
+            file.write(_as_line(face.targets[0], states))
+            file.flush()
+            if reason is not None:
+                failed.append((face, reason))
+    return failed
+
+
+def _noted(notes: Path) -> States:
+    """What stands in the notes; nothing where there are none."""
+    states: States = {}
+    for line in notes.read_text(encoding="ascii", errors="replace").splitlines() if notes.exists() else ():
+        with contextlib.suppress(ValueError, TypeError):  # cut off where a process was killed
+            target, size, time = json.loads(line)
+            states[target] = size, time
+    return states
+
+
+def _missing(plan: Plan, partial: Path, notes: Path, states: States) -> list[Face]:
+    """The pictures that were not aligned yet, or when their sources were other files."""
+    noted = _noted(notes)
+    return [
+        face
+        for face in plan.faces
+        if noted.get(face.targets[0]) != states[face.targets[0]]
+        or not all((partial / target).exists() for target in face.targets)
+    ]
+
+
+def _finished(plan: Plan, folder: Path, notes: Path, states: States, allow_missing: bool) -> Written | None:
+    """What there is where the same work was done before, else None; raises UserError for sources replaced since."""
+    if not notes.exists():
         return None
+    noted = _noted(notes)
+    replaced = [face.source for face in plan.faces if noted.get(face.targets[0]) != states[face.targets[0]]]
+    if replaced:
+        raise UserError(
+            f"{str(folder)!r} exists, and {len(replaced):,} of its pictures were made when their sources had another "
+            f"size or time ({replaced[0]!r}), or by a version that did not note these: give another --output, or "
+            "--force to replace all of it."
+        )
     present, left_out = [], list(plan.left_out)
     for face in plan.faces:
         if all((folder / target).exists() for target in face.targets):
@@ -183,10 +249,10 @@ def _finished(plan: Plan, folder: Path, fingerprint: str, allow_missing: bool) -
 
 
 def write_face(face: Face, folder: str, size: int) -> str | None:
-    """Writes the targets of one picture that are not there: "" when done, None when all were, else why it can't."""
+    """Writes the targets of one picture: None when done, else why it can't."""
     targets = [Path(folder, target) for target in face.targets]
-    if all(target.exists() for target in targets):  # each was written whole
-        return None
+    for target in targets:  # made of what the source was before: must not stay where it can't be read any more
+        target.unlink(missing_ok=True)
     try:
         picture = decode_picture(face.source)
         if face.points is not None:
@@ -204,11 +270,10 @@ def write_face(face: Face, folder: str, size: int) -> str | None:
     return _write_all(targets, buffer.getvalue())
 
 
-def _write_all(targets: list[Path], content: bytes) -> str:
+def _write_all(targets: list[Path], content: bytes) -> None:
     for target in targets:
         with written_beside(target) as file:
             file.write(content)
-    return ""
 
 
 def _in_processes(work: Callable[[Face], str | None], faces: list[Face], workers: int) -> Iterator[str | None]:

@@ -75,6 +75,23 @@ def decode_picture(source: str | Path | bytes | BinaryIO, name: str = "", at_lea
         raise UnreadablePicture(shown, _reason(error)) from error
 
 
+def picture_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Width and height in pixels as the header says; nothing is decoded.
+
+    Raises:
+        UnreadablePicture: for a file that is missing or no image.
+    """
+    try:
+        with Image.open(_checked_source(source), formats=FORMATS) as picture:
+            return picture.size
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL raises almost anything on broken files
+        shown = "an image in memory" if isinstance(source, bytes) else os.fspath(source)
+        reason = f"its header is broken or of no known format ({type(error).__name__})"
+        raise UnreadablePicture(shown, reason) from error
+
+
 def _checked_source(source: str | Path | bytes | BinaryIO) -> str | Path | BinaryIO:
     """What PIL can open without waiting for ever: of paths only those of files."""
     if isinstance(source, bytes):

@@ -40,8 +40,8 @@ def label_ages(
     about pictures that could not be decoded, in whose place another one of the data set comes. One broken picture so
     does not end the work of hours.
     What is known so far stands in the file `part_path`, written every `flush_every` batches. It is thrown away, and
-    `tell` says so, where its `fingerprint` (of the weights and of the data) is another. The caller removes it once the
-    ages are stored.
+    `tell` says so, where its `fingerprint` (of the weights, and of the pictures' names, sizes and times) is another.
+    The caller removes it once the ages are stored.
 
     Raises:
         UserError: for a `part_path` that holds something else, or ages that are none.

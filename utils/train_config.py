@@ -21,6 +21,8 @@ class TrainConfig:
     """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't tell it."""
     names: Literal["ms1mv3", "fgnet", "morph2"] = "ms1mv3"
     """How the file names hold the age."""
+    assume_aligned: bool = False
+    """All pictures are aligned, also those that are not 112x112; they are only resized."""
     run_folder: Path = Path("runs/iefp")
     """Folder of this run; an unfinished run in it is resumed."""
     age_weights: Path = Path(WEIGHT_FILES["age"].path)
@@ -145,13 +147,13 @@ class TrainConfig:
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     dry_run: bool = False
-    """Train nothing: tell the settings, the data, and what memory, time and disk the run needs; draw its first batch
-    as dry_run.png in the run folder."""
+    """Train nothing: tell the settings, the data, and what memory, time and disk the run needs. Written are its first
+    batch, drawn as dry_run.png in the run folder, and the list of pictures that every run keeps (--cache-folder)."""
 
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
-                  "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
+                  "assume_aligned", "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
                   "best_metric", "profile", "wandb", "validate_every", "validate_on", "face_dataset",
                   "dry_run", "sharded_classes"}  # fmt: skip
 
