@@ -4,7 +4,6 @@ It changes nothing. A scaled-down set has other counts than the published one; t
 """
 
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from data.examination import shared
 from data.files import Progress, no_progress
 from data.findings import Finding, ReadWeights, Visit
 from data.verification_bins import file_sha256, find_verification_bins
-from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile
+from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile, wrong_file
 
 BENCHMARK_CHECKS = {
     "leave_one_out": check_identity_benchmark,
@@ -123,15 +122,10 @@ def _check_weights(visit: Visit, name: str, weights: WeightFile) -> None:
         return
     try:
         with open(path, "rb") as file:
-            start = file.read(512)
-        if not start:
-            visit.wrong(name, f"{shown} is empty", again)
-        elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-            advice = f"open {weights.source} in a browser: the host asks before it gives a large file away"
-            visit.wrong(name, f"{shown} is a web page, no weight file", advice)
-        elif start.startswith(b"PK") and not zipfile.is_zipfile(path):  # its table of contents stands at the end
-            visit.wrong(name, f"{shown} has no end, the download stopped early", again)
-        elif not start.startswith((b"PK", b"\x80\x02")):  # torch's archive, and its format before version 1.6
+            start = file.read(2)
+        if wrong := wrong_file(path, "weight file", zip_based=True):
+            visit.wrong(name, f"{shown} {wrong[0]}", f"{wrong[1]}; it is at {weights.source}")
+        elif start not in (b"PK", b"\x80\x02"):  # torch's archive, and its format before version 1.6
             visit.wrong(name, f"{shown} is no weight file", again)
         else:
             holds = f"{visit.read_weights(path)}, " if visit.read_weights else ""
