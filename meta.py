@@ -111,6 +111,11 @@ class Benchmark:
     num_pairs: int = 0
     notes: str = ""
 
+    @property
+    def align_command(self) -> str:
+        """What makes its folders of the pictures as they were released."""
+        return f"python prepare.py align-{self.name.replace('_', '-')}"
+
 
 BENCHMARKS = MappingProxyType(
     {

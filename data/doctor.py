@@ -14,6 +14,7 @@ from data.doctor_pairs import check_bin, check_pairs
 from data.examination import shared
 from data.files import Progress, no_progress
 from data.findings import Finding, ReadWeights, Visit
+from data.layout import no_such_folder
 from data.verification_bins import file_sha256, find_verification_bins
 from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile, wrong_file
 
@@ -42,7 +43,7 @@ def check(
         UserError: `root` is no folder, or a name is not known.
     """
     if not os.path.isdir(root):
-        raise UserError(f"The folder {str(root)!r} of data sets does not exist: make it or give another one.")
+        raise UserError(no_such_folder(root, "data sets", "make it or give another one"))
     checks = _checks(Path(root))
     unknown = [name for name in names if name not in checks]
     if unknown:

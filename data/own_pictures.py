@@ -21,9 +21,10 @@ from data import detection
 from data.alignment import align
 from data.faces import index_pictures
 from data.landmarks import PointTable
+from data.layout import is_image_name, packed
 from data.looks import looks_aligned
 from data.transforms import decode_picture
-from meta import IMAGE_SIZE, UserError
+from meta import IMAGE_SIZE, UserError, wrong_file
 
 Source: TypeAlias = str | Path | Image.Image
 
@@ -127,8 +128,12 @@ def list_pictures(paths: Sequence[Path]) -> NamedSources:
             above = "" if len(paths) == 1 else f"{path.as_posix()}/"
             names += [above + index.key(i) for i in range(len(index))]
         elif path.exists():
+            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture")):
+                raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}.")
             sources.append(path)
             names.append(path.as_posix())
+        elif archive := packed(path):
+            raise UserError(f"{str(path)!r} does not exist, but its archive {archive!r} does: unpack it.")
         else:
             raise UserError(f"{str(path)!r} does not exist: give pictures or folders of pictures.")
     seen: dict[str, str] = {}

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from data.alignment import HOW_TO_ALIGN
 from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
 from data.files import Progress, check_is_new, no_progress, written_beside
@@ -170,7 +171,8 @@ def write_verification_bin(
     if unfit and not reencode:
         raise UserError(
             f"{len(unfit):,} of {len(pairs.images):,} pictures are no JPEG or PNG of {IMAGE_SIZE}x{IMAGE_SIZE} pixels "
-            f"({unfit[0]}): align them first, or give --reencode to have them resized and stored as PNG."
+            f"({unfit[0]}): if their faces are aligned, give --reencode to have them resized and stored as PNG; if "
+            f"not, {HOW_TO_ALIGN}."
         )
     # Of a picture of several pairs the pickle holds one copy and refers to it.
     images = [pictures[i] for pair in zip(pairs.first, pairs.second, strict=True) for i in pair]

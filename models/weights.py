@@ -302,10 +302,10 @@ def _is_plain(value: object) -> bool:
 
 
 def _give_one_inside(folder: Path) -> str:
-    """What to give instead of a folder: the weight files in it, checkpoints of train.py too."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS)]
+    """What to give instead of a folder: the weight files in it."""
+    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS)]
     if not found:
-        return "no .pth or .safetensors file lies in it, so give the path of one"
+        return "it holds no .pth or .safetensors file, so give the path of one"
     return f"give one of the files in it, such as {_first(found)}"
 
 
