@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from data.detection import check_detector
+from data import detection
 from data.feature_files import Features
 from data.gallery_files import check_gallery_path, read_gallery, write_gallery
 from data.landmarks import read_point_table
@@ -220,8 +220,13 @@ class Seen:
         self.aligned_by: list[str] = []
 
     def passing(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The pieces; raises UserError for the first picture that failed, unless those are skipped."""
+        """The pieces; raises UserError for the first picture that failed, unless those are skipped.
+
+        A detector that can't be used is never skipped: it would be said again for each picture.
+        """
         for piece in pieces:
+            if piece.detector_failure:
+                raise UserError(piece.detector_failure)
             if piece.failures and self.on_bad_picture == "error":
                 raise UserError(next(iter(piece.failures.values())))
             self.failures |= piece.failures
@@ -292,7 +297,7 @@ def check_flags(config: EmbedConfig) -> None:
 
 def aligner_of(config: EmbedConfig) -> Aligner:
     if config.detector is not None:
-        check_detector(str(config.detector))
+        detection.open_detector(str(config.detector))  # what is wrong with it is found before the work
     return Aligner(
         None if config.landmarks is None else read_point_table(config.landmarks),
         None if config.detector is None else str(config.detector),

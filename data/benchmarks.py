@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.faces import FaceIndex, Faces, index_identity_folders
+from data.layout import no_such_folder
 from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, Benchmark, UserError
@@ -225,6 +226,7 @@ def _index_identities(setting: Setting, folder: Path) -> FaceIndex:
         min_identities=2,
         what=f"{setting.title} images ({setting.benchmark.notes})",
         how_to_get=setting.how_to_get,
+        align_command=setting.benchmark.align_command if setting.benchmark.source else "",
     )
 
 
@@ -236,8 +238,7 @@ def _read_pairs(setting: Setting, report: Report, allow_missing: bool) -> PairLi
         return pairs
     benchmark, images = setting.benchmark, setting.folders[0]
     if not images.is_dir():
-        raise UserError(f"folder {images} does not exist: it should hold {setting.title} images "
-                        f"({benchmark.notes}); {setting.how_to_get}.")  # fmt: skip
+        raise UserError(no_such_folder(images, f"{setting.title} images ({benchmark.notes})", setting.how_to_get))
     list_path = find_pair_list(setting.face_dataset, benchmark)
     first_place = setting.face_dataset / benchmark.pair_lists[0]
     if list_path is not None:

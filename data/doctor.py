@@ -4,7 +4,6 @@ It changes nothing. A scaled-down set has other counts than the published one; t
 """
 
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,9 @@ from data.doctor_pairs import check_bin, check_pairs
 from data.examination import shared
 from data.files import Progress, no_progress
 from data.findings import Finding, ReadWeights, Visit
+from data.layout import no_such_folder
 from data.verification_bins import file_sha256, find_verification_bins
-from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile
+from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile, wrong_file
 
 BENCHMARK_CHECKS = {
     "leave_one_out": check_identity_benchmark,
@@ -43,7 +43,7 @@ def check(
         UserError: `root` is no folder, or a name is not known.
     """
     if not os.path.isdir(root):
-        raise UserError(f"The folder {str(root)!r} of data sets does not exist: make it or give another one.")
+        raise UserError(no_such_folder(root, "data sets", "make it or give another one"))
     checks = _checks(Path(root))
     unknown = [name for name in names if name not in checks]
     if unknown:
@@ -123,15 +123,10 @@ def _check_weights(visit: Visit, name: str, weights: WeightFile) -> None:
         return
     try:
         with open(path, "rb") as file:
-            start = file.read(512)
-        if not start:
-            visit.wrong(name, f"{shown} is empty", again)
-        elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-            advice = f"open {weights.source} in a browser: the host asks before it gives a large file away"
-            visit.wrong(name, f"{shown} is a web page, no weight file", advice)
-        elif start.startswith(b"PK") and not zipfile.is_zipfile(path):  # its table of contents stands at the end
-            visit.wrong(name, f"{shown} has no end, the download stopped early", again)
-        elif not start.startswith((b"PK", b"\x80\x02")):  # torch's archive, and its format before version 1.6
+            start = file.read(2)
+        if wrong := wrong_file(path, "weight file", zip_based=True):
+            visit.wrong(name, f"{shown} {wrong[0]}", f"{wrong[1]}; it is at {weights.source}")
+        elif start not in (b"PK", b"\x80\x02"):  # torch's archive, and its format before version 1.6
             visit.wrong(name, f"{shown} is no weight file", again)
         else:
             holds = f"{visit.read_weights(path)}, " if visit.read_weights else ""

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.examination import Examined, equal_groups
-from data.faces import FaceIndex, index_identity_folders, is_image_name
+from data.faces import FaceIndex, index_identity_folders
 from data.filenames import parse_age
 from data.findings import MAX_EXAMPLES, OTHER_COUNT, Visit
+from data.layout import layout_faults, packed
 from meta import FILENAME_PATTERNS, Benchmark, FilenamePattern, TrainingSet, UserError
 
 # Identities and images of the published sets.
@@ -22,7 +23,7 @@ NUM_NAMED_COPIES = 10  # of one picture
 def check_training_set(visit: Visit, training: TrainingSet) -> None:
     name, folder = training.name, visit.root / training.folder
     if not folder.is_dir():
-        visit.missing(name, f"there is no folder {str(folder)!r}", f"{training.how_to_get}; see {training.source}")
+        tell_no_folder(visit, name, folder, "", f"{training.how_to_get}; see {training.source}")
         return
     faces = _index(visit, name, folder)
     if faces is None:
@@ -39,7 +40,7 @@ def check_identity_benchmark(visit: Visit, benchmark: Benchmark) -> None:
     if not folder.is_dir():
         tell_missing(visit, benchmark, folder)
         return
-    faces = _index(visit, name, folder)
+    faces = _index(visit, name, folder, benchmark.align_command)
     if faces is None:
         return
     _tell_counts(visit, name, faces, PUBLISHED_COUNTS.get(name))
@@ -64,18 +65,28 @@ def check_probe_gallery(visit: Visit, benchmark: Benchmark) -> None:
             what = f"there is no folder {str(lost[0])!r}, the other side of this set"
             visit.wrong(name, what, f"get {benchmark.source}")
         else:
-            _check_sides(visit, name, folders, FILENAME_PATTERNS[benchmark.pattern], count)
+            _check_sides(visit, name, folders, FILENAME_PATTERNS[benchmark.pattern], count, benchmark.align_command)
 
 
 def tell_missing(visit: Visit, benchmark: Benchmark, path: Path, name: str = "") -> None:
-    what = f"there is no {str(path)!r} ({benchmark.notes})"
-    into = str(visit.root / benchmark.unpacked_into)
-    visit.missing(name or benchmark.name, what, f"get {benchmark.source} and unpack it into {into!r}")
+    advice = f"get {benchmark.source} and unpack it into {str(visit.root / benchmark.unpacked_into)!r}"
+    tell_no_folder(visit, name or benchmark.name, path, f" ({benchmark.notes})", advice)
 
 
-def _index(visit: Visit, name: str, folder: Path) -> FaceIndex | None:
+def tell_no_folder(visit: Visit, name: str, folder: Path, notes: str, advice: str) -> None:
+    archive = packed(folder)
+    if archive is None:
+        visit.missing(name, f"there is no folder {str(folder)!r}{notes}", advice)
+    else:
+        what = f"there is no folder {str(folder)!r}, but its archive {archive!r} is there{notes}"
+        visit.missing(name, what, "unpack it, so that the folder is there")
+
+
+def _index(visit: Visit, name: str, folder: Path, align_command: str = "") -> FaceIndex | None:
     """The index of identity folders after a look at their layout; None where there is nothing to go on with."""
-    _tell_layout(visit, name, folder)
+    looking = f"{name}: looking into folders"
+    for fault in layout_faults(folder, repr(str(folder)), align_command, visit.progress, looking):
+        visit.tell(name, "wrong" if fault.is_wrong else "note", fault.what, fault.advice, fault.examples)
     try:
         faces = index_identity_folders(folder, None, what=f"{name} images", progress=visit.progress)
     except UserError as error:
@@ -83,55 +94,6 @@ def _index(visit: Visit, name: str, folder: Path) -> FaceIndex | None:
         return None
     visit.people.setdefault(name, set()).update(faces.identity_names)
     return faces
-
-
-# ---------------------------------------------------------------------------------------------------------- layout
-
-
-def _tell_layout(visit: Visit, name: str, folder: Path) -> None:
-    """What lies where no picture is looked for."""
-    identities, files = _entries(folder)
-    loose = [file for file in files if is_image_name(file)]
-    empty, deeper, others = [], [], []
-    for identity in visit.progress(identities, len(identities), f"{name}: looking into folders"):
-        below, inside = _entries(folder / identity)
-        others += [f"{identity}/{file}" for file in inside if not is_image_name(file)]
-        if not any(map(is_image_name, inside)):
-            has_deeper = any(is_image_name(file) for one in below for file in _entries(folder / identity / one)[1])
-            (deeper if has_deeper else empty).append(identity)
-    where = repr(str(folder))
-    if loose:
-        what = f"{len(loose):,} pictures lie directly in {where} and are not used"
-        visit.wrong(name, what, "put each into the folder of its identity", loose)
-    if deeper:
-        what = f"{len(deeper):,} folders in {where} hold their pictures a folder too deep"
-        visit.wrong(name, what, "move their content up by one folder", deeper)
-    if empty:
-        what = f"{len(empty):,} folders in {where} hold no pictures and are no identities"
-        visit.note(name, what, "remove them, or get their pictures again", empty)
-    if others:
-        what = f"{len(others):,} files in {where} are no pictures by their names and are not used"
-        visit.note(name, what, "rename those that are pictures", others)
-
-
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the visible folders and of all else; nothing where it can't be read, which the index tells."""
-    folders, others = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if _is_folder(entry) else others).append(entry.name)
-    except OSError:
-        return [], []
-    return sorted(folders), sorted(others)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link round in a circle
-        return False
 
 
 def _tell_counts(visit: Visit, name: str, faces: FaceIndex, published: tuple[int, int] | None) -> None:
@@ -184,8 +146,10 @@ def _ages_by_subject(side: FaceIndex, pattern: FilenamePattern, choose: Callable
 # ---------------------------------------------------------------------------------------------- probes and gallery
 
 
-def _check_sides(visit: Visit, name: str, folders: list[Path], pattern: FilenamePattern, count: int) -> None:
-    sides = [_index(visit, name, folder) for folder in folders]
+def _check_sides(
+    visit: Visit, name: str, folders: list[Path], pattern: FilenamePattern, count: int, align_command: str
+) -> None:
+    sides = [_index(visit, name, folder, align_command) for folder in folders]
     if None in sides:
         return
     for side in sides:

@@ -8,6 +8,7 @@ from data.doctor_folders import named_groups, tell_missing
 from data.examination import Examined, equal_groups
 from data.files import numbered_lines
 from data.findings import OTHER_COUNT, Severity, Visit
+from data.layout import packed
 from data.pairs import EXPECTED, PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
 from data.verification_bins import read_verification_bin
 from meta import Benchmark, UserError
@@ -25,8 +26,9 @@ def check_pairs(visit: Visit, benchmark: Benchmark) -> None:
         if list_path is None:
             tell_missing(visit, benchmark, folder)
         else:
+            archive = packed(folder)
             what = f"there is a list {str(list_path)!r} and no folder {str(folder)!r}"
-            visit.wrong(name, what, f"get {benchmark.source}")
+            visit.wrong(name, what, f"get {benchmark.source}" if archive is None else f"unpack {archive!r}")
         return
     pairs = _read_list(visit, benchmark, list_path, folder)
     if pairs is None:

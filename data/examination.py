@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from data.alignment import HOW_TO_ALIGN
 from data.faces import FaceIndex, Faces
 from data.files import Progress
 from data.transforms import UnreadablePicture, decode_picture, picture_size
@@ -21,10 +22,6 @@ MAX_ODD_SHARE = 0.1  # of pictures that may be unlike the others
 NUM_SHOWN = 3  # sizes, in a message
 MAX_STRETCH = 1.1  # longer to shorter side; a face crop that is less oblong is hardly squashed
 NUM_COMMON_SIZES = 2  # aligned pictures have the size that a program gave them; two such sets may have been joined
-HOW_TO_ALIGN = (
-    "`prepare.py align-...` aligns the released FG-NET, MORPH2, CALFW, CACD and AgeDB, `embed.py --detector` what it "
-    "embeds; others have to be brought to 112x112 by five points (docs/DATA.md, Alignment)"
-)
 
 
 class Examined(NamedTuple):

@@ -18,6 +18,7 @@ import numpy as np
 
 from data.filenames import parse_age
 from data.files import Progress, no_progress
+from data.layout import is_image_name, layout_faults, no_such_folder
 from meta import AGE_GROUP_UPPER_EDGES, IMAGE_EXTENSIONS, MAX_AGE, MIN_AGE, FilenamePattern, UserError
 
 if TYPE_CHECKING:
@@ -218,11 +219,12 @@ def index_identity_folders(
     what: str = "images",
     how_to_get: str = "",
     progress: Progress = no_progress,
+    align_command: str = "",
 ) -> FaceIndex:
     """Index of a folder that has one folder per identity, in the order of the sorted folder and file names.
 
     Only names ending in `meta.IMAGE_EXTENSIONS` count, hidden ones never; a folder without images is no identity.
-    `pattern` None leaves the ages unknown. `what` and `how_to_get` are words for the messages.
+    `pattern` None leaves the ages unknown. `what`, `how_to_get` and `align_command` are words for the messages.
 
     Raises:
         UserError: for a missing folder, no images, fewer than `min_identities`, or a file name without an age.
@@ -230,7 +232,7 @@ def index_identity_folders(
     root = os.path.abspath(folder)
     help_text = f"; how to get it: {how_to_get}" if how_to_get else ""
     if not os.path.isdir(root):  # False for a name with a NUL byte too
-        raise UserError(f"The folder {root!r} of {what} does not exist: make it or give another one{help_text}.")
+        raise UserError(no_such_folder(root, what, f"make it or give another one{help_text}"))
 
     packed, identities, ages = _PackedNames(), array("q"), array("h")
     identity_names = []
@@ -248,10 +250,7 @@ def index_identity_folders(
         identity_names.append(identity_name)
 
     if not identity_names:
-        raise UserError(
-            f"The folder {root!r} of {what} holds no images: put one folder per identity into it, with files that end "
-            f"in {', '.join(IMAGE_EXTENSIONS)}{help_text}."
-        )
+        raise UserError(_no_images(root, what, help_text, align_command))
     index = FaceIndex(
         root=root,
         path_bytes=packed.path_bytes(),
@@ -262,6 +261,16 @@ def index_identity_folders(
     )
     check_enough_identities(index, min_identities, what, how_to_get)
     return index
+
+
+def _no_images(root: str, what: str, help_text: str, align_command: str) -> str:
+    """The sentence for a folder without pictures in folders of identities: it may hold them elsewhere."""
+    fault = next((fault for fault in layout_faults(root, "it", align_command) if fault.is_wrong), None)
+    if fault is None:
+        return (f"The folder {root!r} of {what} holds no images: put one folder per identity into it, with files that "
+                f"end in {', '.join(IMAGE_EXTENSIONS)}{help_text}.")  # fmt: skip
+    return (f"The folder {root!r} of {what} holds no images where they are looked for, {fault.what} (such as "
+            f"{fault.examples[0]!r}): {fault.advice}.")  # fmt: skip
 
 
 def check_enough_identities(index: Faces, min_identities: int, what: str, how_to_get: str) -> None:
@@ -310,11 +319,6 @@ def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
         raise UserError(f"The folder {str(folder)!r} of {what} holds no picture: give one with files that end in "
                         f"{', '.join(IMAGE_EXTENSIONS)}.")  # fmt: skip
     return index_names(folder, names)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture: a known extension in any case."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 class _PackedNames:

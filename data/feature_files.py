@@ -27,11 +27,12 @@ import numpy as np
 
 from data.faces import Faces
 from data.files import Progress, check_is_new, no_progress, numbered_lines, written_beside
-from meta import IMAGE_EXTENSIONS, NUM_AGE_GROUPS, UserError
+from meta import IMAGE_EXTENSIONS, NUM_AGE_GROUPS, UserError, wrong_file
 
 EXPECTED_NPZ = "'names' (N,) text and 'embeddings' (N,D) floating point are expected, written by numpy.savez"
 EXPECTED_NPY = "floating point numbers (N,D) are expected, written by numpy.save"
 EXPECTED_BIN = "four int32 (rows, columns, bytes a row, 5) and then rows x columns float32 are expected"
+WANTED = "file of embeddings"
 FLOATS = (np.float16, np.float32, np.float64)
 MEGAFACE_HEADER = struct.Struct("<4i")
 FLOAT32_IN_OPENCV = 5  # CV_32FC1
@@ -429,10 +430,12 @@ def _matrix_shape(file: BinaryIO, path: str) -> tuple[int, int]:
     """(N,D) as the header says, which has to agree with the size of the file; raises UserError."""
     size, header = os.fstat(file.fileno()).st_size, file.read(MEGAFACE_HEADER.size)
     if len(header) < MEGAFACE_HEADER.size:
+        _check_is_wanted(path)
         raise _refused(repr(path), f"it has {size} bytes", EXPECTED_BIN)
     rows, columns, bytes_a_row, kind = MEGAFACE_HEADER.unpack(header)
     # Some write the bytes of a number where those of a row belong: with one column they are the same.
     if min(rows, columns) < 1 or kind != FLOAT32_IN_OPENCV or bytes_a_row not in (4, 4 * columns):
+        _check_is_wanted(path)
         raise _refused(repr(path), f"it begins with {rows}, {columns}, {bytes_a_row}, {kind}", EXPECTED_BIN)
     claimed = MEGAFACE_HEADER.size + 4 * rows * columns
     if claimed != size:
@@ -500,6 +503,9 @@ def picture_name(file_name: str) -> str:
 
 def _opened(path: str) -> BinaryIO:
     """A regular file to read; raises UserError."""
+    # A .bin begins with a count, which may be any bytes: its reader looks for what it is where its header is none.
+    if not path.lower().endswith(".bin"):
+        _check_is_wanted(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a device may have no end
             raise ValueError("it is a folder or a device")
@@ -507,6 +513,12 @@ def _opened(path: str) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError for a NUL byte in the path too
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"The file of embeddings {path!r} cannot be read, {reason}: check its path.") from error
+
+
+def _check_is_wanted(path: str) -> None:
+    """Raises UserError for a web page, an archive and the like."""
+    if wrong := wrong_file(path, WANTED, zip_based=path.lower().endswith(".npz")):
+        raise UserError(f"{path!r} {wrong[0]}: {wrong[1]}.")
 
 
 def check_features(features: Features) -> None:

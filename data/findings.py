@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.examination import HOW_TO_ALIGN, Examined, are_photographs, examine
+from data.alignment import HOW_TO_ALIGN
+from data.examination import Examined, are_photographs, examine
 from data.faces import Faces
 from data.files import Progress, check_is_new, written_beside
 from meta import IMAGE_SIZE

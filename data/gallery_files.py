@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.feature_files import Features, check_features, read_features, read_made_by, write_embeddings
+from data.feature_files import WANTED, Features, check_features, read_features, read_made_by, write_embeddings
 from data.files import check_is_new, written_beside
-from meta import UserError
+from meta import UserError, wrong_file
 
 PARQUET = ".parquet"
 ENDINGS = (".npz", PARQUET)
@@ -100,6 +100,8 @@ def _list_column(arrow: Any, rows: np.ndarray) -> Any:
 
 def _read_parquet(path: Path) -> Features:
     arrow = _pyarrow()
+    if wrong := wrong_file(path, WANTED):
+        raise UserError(f"The gallery {str(path)!r} {wrong[0]}: {wrong[1]}.")
     try:
         table = arrow.parquet.read_table(str(path))
         names = np.array(table.column("name").to_pylist(), dtype=np.str_)

@@ -18,6 +18,7 @@ import numpy as np
 
 from data.faces import FaceIndex, check_enough_identities, index_identity_folders
 from data.files import Progress, no_progress, written_beside
+from data.layout import packed
 from data.records import (
     RECORD_EXTENSION,
     TRAINING_RECORDS,
@@ -71,6 +72,8 @@ def open_index(
         state_of = functools.partial(records_state, root)
         build = functools.partial(index_record_file, root, **words, progress=progress)
     elif os.path.exists(root) and not os.path.isdir(root):
+        if packed(root):
+            raise UserError(f"{root!r} is an archive: unpack it and give the folder of {what} that is in it.")
         raise UserError(f"{root!r} is no folder of {what} and no record file (*{RECORD_EXTENSION}): give one of these.")
     else:
         state_of = functools.partial(folder_state, root, pattern)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.files import numbered_lines
-from meta import UserError
+from meta import UserError, wrong_file
 
 # Which of 68 points make the five: the mean of each group, counted from 0.
 # FG-NET has an order of its own: pupils, nose tip, mouth corners (checked by drawing them on its pictures).
@@ -148,6 +148,8 @@ def read_point_table(path: str | Path) -> PointTable:
         ".csv": _read_csv, ".json": _read_json, ".lst": _read_lst, ".txt": _read_lst,
     }  # fmt: skip
     path = Path(path)
+    if wrong := wrong_file(path, "landmark file"):
+        raise UserError(f"--landmarks {str(path)!r} {wrong[0]}: {wrong[1]}.")
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"The landmark file {str(path)!r} has no extension of {', '.join(readers)}: rename it.")

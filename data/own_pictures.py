@@ -21,9 +21,10 @@ from data import detection
 from data.alignment import align
 from data.faces import index_pictures
 from data.landmarks import PointTable
+from data.layout import is_image_name, packed
 from data.looks import looks_aligned
 from data.transforms import decode_picture
-from meta import IMAGE_SIZE, UserError
+from meta import IMAGE_SIZE, UserError, wrong_file
 
 Source: TypeAlias = str | Path | Image.Image
 
@@ -50,6 +51,7 @@ class Aligner:
 
         Raises:
             UserError: for a picture that can't be decoded, has no face, or has to be aligned and can't be.
+            DetectorError: the detector is at fault and no picture.
         """
         # The published loader does not turn pictures by EXIF, and landmark files are of pictures as they are stored.
         picture = source.convert("RGB") if isinstance(source, Image.Image) else decode_picture(source, name)
@@ -70,7 +72,14 @@ class Aligner:
         )
 
     def _detected(self, picture: Image.Image, name: str) -> AlignedFace:
-        faces = detection.find_faces(detection.open_detector(self.detector_path), picture)
+        detector = detection.open_detector(self.detector_path)
+        try:
+            faces = detection.find_faces(detector, picture)
+        except detection.DetectorError:
+            raise
+        except UserError as error:
+            raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
+                            "leave it out.") from None  # fmt: skip
         if not len(faces):
             raise UserError(f"no face was found in {name!r}: give a picture that shows one from the front, or its five "
                             "points by --landmarks.")  # fmt: skip
@@ -119,8 +128,12 @@ def list_pictures(paths: Sequence[Path]) -> NamedSources:
             above = "" if len(paths) == 1 else f"{path.as_posix()}/"
             names += [above + index.key(i) for i in range(len(index))]
         elif path.exists():
+            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture")):
+                raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}.")
             sources.append(path)
             names.append(path.as_posix())
+        elif archive := packed(path):
+            raise UserError(f"{str(path)!r} does not exist, but its archive {archive!r} does: unpack it.")
         else:
             raise UserError(f"{str(path)!r} does not exist: give pictures or folders of pictures.")
     seen: dict[str, str] = {}
@@ -141,6 +154,7 @@ class Piece(NamedTuple):
     notes: tuple[str, ...]
     odd: tuple[int, ...]  # indices of pictures that do not look aligned
     failures: dict[int, str]  # index -> why there is no face
+    detector_failure: str = ""  # why there is none in any picture; words, for an exception of a worker loses its own
 
 
 class _AlignedFaces(Dataset):
@@ -153,6 +167,8 @@ class _AlignedFaces(Dataset):
     def __getitem__(self, i: int) -> "_Item":
         try:
             face = self.aligner.face(self.pictures.sources[i], self.pictures.names[i])
+        except detection.DetectorError as error:
+            return _Item(i, None, False, str(error), is_detectors=True)
         except UserError as error:
             return _Item(i, None, False, str(error))
         return _Item(i, face, not looks_aligned(face.pixels[None].numpy())[0], "")
@@ -163,6 +179,7 @@ class _Item(NamedTuple):
     face: AlignedFace | None
     is_odd: bool
     failure: str
+    is_detectors: bool = False  # the failure
 
 
 def _collate(items: list[_Item]) -> Piece:
@@ -175,6 +192,7 @@ def _collate(items: list[_Item]) -> Piece:
         tuple(note for face in faces for note in face.notes),
         tuple(item.index for item in items if item.is_odd),
         {item.index: item.failure for item in items if item.face is None},
+        next((item.failure for item in items if item.is_detectors), ""),
     )
 
 

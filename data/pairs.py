@@ -10,6 +10,7 @@ import numpy as np
 
 from data.faces import FaceIndex, index_names, is_image_name
 from data.files import numbered_lines, written_beside
+from data.layout import no_such_folder
 from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
 
 NUM_NAMES_SHOWN = 3  # of missing images, in a message
@@ -116,7 +117,7 @@ def _parse_line(line: str, where: str) -> Pair:
 
 def _checked_folder(images_folder: str | Path) -> str:
     if not os.path.isdir(images_folder):
-        raise UserError(f"The folder {str(images_folder)!r} of images does not exist: make it or give another one.")
+        raise UserError(no_such_folder(images_folder, "images", "make it or give another one"))
     return str(images_folder)
 
 

@@ -17,7 +17,7 @@ NUM_CHARACTERS_SHOWN = 80
 EXPECTED_CALFW = (
     "a pair is two lines 'Name_0001.jpg tag', the tag 1 to 10 for the same person (the fold) or 0 for two people"
 )
-EXPECTED_PAIR = "one 'name_a name_b 1|0' per line is expected"
+EXPECTED_PAIR = "one 'name_a name_b 1|0' per line is expected, names or paths without spaces below the pictures' folder"
 EXPECTED_MAT = "'splits' with ten cells of names and labels is expected, as in 04_FINAL_protocol_30_years.mat"
 EXPECTED_MORPH2 = "the columns photo and age of morph_2008_nonCommercial.csv are expected"
 SUBJECT_COLUMNS = ("subject", "gallery", "probe", "setting")
@@ -74,16 +74,16 @@ class _CalfwLine(NamedTuple):
 
 def _calfw_line(number: int, line: str, path: str | Path) -> _CalfwLine:
     fields = line.split()
-    if len(fields) != 2 or fields[1] not in [str(tag) for tag in range(NUM_FOLDS + 1)] or not is_plain_name(fields[0]):
+    if len(fields) != 2 or fields[1] not in [str(tag) for tag in range(NUM_FOLDS + 1)] or not is_inner_path(fields[0]):
         raise _unexpected(f"{str(path)!r}, line {number}", line, EXPECTED_CALFW)
     return _CalfwLine(number, fields[0], int(fields[1]))
 
 
 def read_agedb_pairs(path: str | Path) -> list[Pair]:
-    """AgeDB's protocol: ten folds of equal size in their order, half of each fold genuine; names without folders.
+    """AgeDB's protocol: ten folds of equal size in their order, half of each fold genuine.
 
     Either the official `04_FINAL_protocol_30_years.mat` (whose names have no extension) or a text file of
-    `name_a name_b 1|0` per line.
+    `name_a name_b 1|0` per line, where a name may have folders before it.
 
     Raises:
         UserError: for a list that can't be read, isn't of its form, or has no such folds.
@@ -103,7 +103,7 @@ def _read_general(path: str | Path) -> list[Pair]:
     pairs = []
     for number, line in numbered_lines(path, "pair list", EXPECTED_PAIR):
         fields = line.split()
-        if len(fields) != 3 or fields[2] not in ("0", "1") or not all(map(is_plain_name, fields[:2])):
+        if len(fields) != 3 or fields[2] not in ("0", "1") or not all(map(is_inner_path, fields[:2])):
             raise _unexpected(f"{str(path)!r}, line {number}", line, EXPECTED_PAIR)
         pairs.append(Pair(fields[0], fields[1], fields[2] == "1"))
     return pairs
@@ -207,6 +207,11 @@ def read_subjects(path: str | Path, settings: Sequence[int]) -> list[Subject]:
 def is_plain_name(name: str) -> bool:
     """Whether it is the name of a file that stands in a list: no folders, no white space, not hidden."""
     return bool(name) and not name.startswith(".") and not any(c in "/\\\0" or c.isspace() for c in name)
+
+
+def is_inner_path(path: str) -> bool:
+    """Whether it is a name, or a path of folders and a name, that stays below the folder it is looked for in."""
+    return all(map(is_plain_name, path.removeprefix("./").split("/")))
 
 
 def is_whole_number(text: str) -> bool:

@@ -277,22 +277,35 @@ def _places(benchmark: Benchmark) -> tuple[str, str]:
 def _add_pairs(
     plan: Plan, pictures: Path, pairs: list[Pair], folder: str, list_name: str, find_points: PointFinder | None
 ) -> None:
-    """The pictures that the pairs name, each once, and the list; a name in it may lack its extension."""
+    """The pictures that the pairs name, each once, and the list; a name in it may lack its extension.
+
+    Folders before a name have to be those of its picture; in the new list all names stand without.
+    """
     by_name, by_stem = _pictures_by_name(pictures)
     new_names: dict[str, str] = {}
-    num_found = 0
+    found: set[str] = set()
     for name in dict.fromkeys(name for pair in pairs for name in (pair.name_a, pair.name_b)):
-        stem, suffix = os.path.splitext(name) if is_image_name(name) else (name, "")
-        path = by_name.get(name.lower()) or by_stem.get(stem.lower())
-        new_names[name] = stem + (suffix or (PurePosixPath(path).suffix if path else ".jpg"))
+        folders, _, base = name.removeprefix("./").rpartition("/")
+        stem, suffix = os.path.splitext(base) if is_image_name(base) else (base, "")
+        path = by_name.get(base.lower()) or by_stem.get(stem.lower())
+        if path is not None and not _lies_in(folders, pictures / path):
+            path = None
         if path is None:
+            new_names[name] = f"{name.removesuffix(suffix)}{suffix or '.jpg'}"
             plan.left_out.append((name, "in the pair list, but no picture has this name"))
         else:
-            num_found += 1
-            plan.add(pictures / path, path, [f"{folder}/{new_names[name]}"], find_points)
+            new_names[name] = stem + (suffix or PurePosixPath(path).suffix)
+            if path not in found:
+                plan.add(pictures / path, path, [f"{folder}/{new_names[name]}"], find_points)
+            found.add(path)
     plan.lists[list_name] = pair_lines(Pair(new_names[a], new_names[b], genuine) for a, b, genuine in pairs)
-    if num_found < len(by_name):
-        plan.notes.append(f"{len(by_name) - num_found:,} pictures of the release are in no pair and are not taken")
+    if len(found) < len(by_name):
+        plan.notes.append(f"{len(by_name) - len(found):,} pictures of the release are in no pair and are not taken")
+
+
+def _lies_in(folders: str, picture: Path) -> bool:
+    """Whether these are the last of the folders that the picture lies in."""
+    return f"/{picture.parent.absolute().as_posix()}".lower().endswith(f"/{folders}".lower()) if folders else True
 
 
 def _pictures_by_name(pictures: Path) -> tuple[dict[str, str], dict[str, str]]:

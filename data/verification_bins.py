@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.examination import HOW_TO_ALIGN
+from data.alignment import HOW_TO_ALIGN
 from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
 from data.files import Progress, check_is_new, no_progress, written_beside
 from data.pairs import PairList
 from data.restricted_pickle import Array, read_pickle
 from data.transforms import FORMATS, decode_face
-from meta import IMAGE_SIZE, UserError
+from meta import IMAGE_SIZE, UserError, wrong_file
 
 MAX_FILE_BYTES = 4 << 30  # the largest that circulate have some 200 MB; all of it has to be in memory
 PROTOCOL = 4  # of the pickles written here: Python 3.4 and newer read it
@@ -113,6 +113,8 @@ def read_verification_bin(path: str | Path) -> VerificationBin:
     Raises:
         UserError: for a file that can't be read, is no such pickle, or holds no pairs.
     """
+    if wrong := wrong_file(path, "verification set"):
+        raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}; {EXPECTED}.")
     try:
         pictures, answers, sha256 = _read_content(path)
         genuine = _genuine(answers)
@@ -169,7 +171,8 @@ def write_verification_bin(
     if unfit and not reencode:
         raise UserError(
             f"{len(unfit):,} of {len(pairs.images):,} pictures are no JPEG or PNG of {IMAGE_SIZE}x{IMAGE_SIZE} pixels "
-            f"({unfit[0]}): align them ({HOW_TO_ALIGN}), or give --reencode to have them resized and stored as PNG."
+            f"({unfit[0]}): if their faces are aligned, give --reencode to have them resized and stored as PNG; if "
+            f"not, {HOW_TO_ALIGN}."
         )
     # Of a picture of several pairs the pickle holds one copy and refers to it.
     images = [pictures[i] for pair in zip(pairs.first, pairs.second, strict=True) for i in pair]

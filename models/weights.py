@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta import WEIGHT_FILES, UserError
+from meta import WEIGHT_FILES, UserError, wrong_file
 from models.iefp import IEFP
 from models.iresnet import BACKBONES
 from models.purification import formula, parse_purification
@@ -201,8 +201,12 @@ def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, no weight file: {_give_one_inside(path)}. {ACCEPTED}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise UserError(f"weight file {path} does not exist. {_where_to_get(path)}")
+    if wrong := wrong_file(path, "weight file", zip_based=True):
+        raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
     read = _safetensors_reader(path) if path.suffix.lower() == SAFETENSORS else _read_archive
     try:
         content = read(path)
@@ -295,6 +299,14 @@ def _is_plain(value: object) -> bool:
         and value.device.type == "cpu"  # a tensor on "meta" has no values
         and not (value.is_nested or value.is_quantized or value.is_complex())
     )
+
+
+def _give_one_inside(folder: Path) -> str:
+    """What to give instead of a folder: the weight files in it."""
+    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS)]
+    if not found:
+        return "it holds no .pth or .safetensors file, so give the path of one"
+    return f"give one of the files in it, such as {_first(found)}"
 
 
 def _where_to_get(path: Path) -> str:
@@ -402,7 +414,7 @@ def _lacks(weights: WeightFile, branch: str) -> UserError:
 
 def _first(keys) -> str:
     keys = list(keys)
-    return ", ".join(map(_shown, keys[:MAX_NAMED])) + (", ..." if len(keys) > MAX_NAMED else "")
+    return ", ".join(_shown(str(key)) for key in keys[:MAX_NAMED]) + (", ..." if len(keys) > MAX_NAMED else "")
 
 
 def _shown(text: str) -> str:

@@ -181,7 +181,7 @@ def no_pictures_at_all(root):
 
 FGNET_FAULTS = [
     (loose_picture, "wrong", "1 pictures lie directly in ", "001A99.JPG"),
-    (a_folder_too_deep, "wrong", "1 folders in ", "inner"),
+    (a_folder_too_deep, "wrong", "1 folders in '", "inner"),
     (a_folder_too_deep, "wrong", "holds no images", None),
     (no_pictures_at_all, "wrong", "holds no images", None),
     (other_files, "note", "1 files in ", "001/Thumbs.db"),

@@ -124,10 +124,15 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
         index_identity_folders(tmp_path / "file", None)
 
 
-@pytest.mark.parametrize("names", [(), ("a/notes.txt",), ("loose.jpg",), ("too/deep/x.jpg",)])
-def test_a_folder_without_images_of_identities_is_refused(tmp_path, names):
+@pytest.mark.parametrize(("names", "words"), [
+    ((), "holds no images: put one folder per identity"),
+    (("a/notes.txt",), "holds no images: put one folder per identity"),
+    (("loose.jpg",), "holds no images where .* 1 pictures lie directly in it .*: put each into the folder"),
+    (("too/deep/x.jpg",), "holds no images where .* 1 folders in it hold their pictures a folder too deep .*: move"),
+])  # fmt: skip
+def test_a_folder_without_images_of_identities_is_refused(tmp_path, names, words):
     touch(tmp_path, *names)
-    with pytest.raises(UserError, match="holds no images: put one folder per identity") as caught:
+    with pytest.raises(UserError, match=words) as caught:
         index_identity_folders(tmp_path, None)
     assert str(tmp_path) in str(caught.value)
 

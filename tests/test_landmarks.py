@@ -94,11 +94,15 @@ def test_a_file_that_is_no_68_points_is_refused_with_its_line(tmp_path, text, wo
     refused(lambda: read_pts(path, "fgnet"), repr(str(path)), words)
 
 
-@pytest.mark.parametrize("read", [lambda path: read_pts(path, "fgnet"), read_five_lines, read_point_table])
-def test_missing_files_and_folders_are_refused(tmp_path, read):
+@pytest.mark.parametrize("read, words_of_folder", [
+    (lambda path: read_pts(path, "fgnet"), "cannot be read"),
+    (read_five_lines, "cannot be read"),
+    (read_point_table, "is a folder: give the landmark file itself"),
+])  # fmt: skip
+def test_missing_files_and_folders_are_refused(tmp_path, read, words_of_folder):
     (tmp_path / "folder.json").mkdir()
-    for name in ("gone.csv", "folder.json"):
-        refused(lambda name=name: read(tmp_path / name), name, "cannot be read")
+    for name, words in (("gone.csv", "cannot be read"), ("folder.json", words_of_folder)):
+        refused(lambda name=name: read(tmp_path / name), name, words)
 
 
 # ------------------------------------------------------------------------------------------------------- five lines
@@ -172,7 +176,7 @@ HEADER = ",".join(COLUMNS)
     ("a.csv", "a.jpg," + ROW, "line 1, has the column 'path' 0 times"),
     ("a.csv", HEADER.replace("x3", "x2"), "the column 'x2' 2 times"),
     ("a.csv", HEADER, "holds points of no picture"),
-    ("a.csv", "", "holds points of no picture"),
+    ("a.csv", "", "is empty: get it again"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW}\nb.jpg,1,2,3\n", "line 3, reads 'b.jpg,1,2,3'"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW.replace('71', 'x')}\n", "line 2"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW.replace('71', '')}\n", "line 2"),
@@ -195,7 +199,7 @@ HEADER = ",".join(COLUMNS)
     ("a.lst", "0 a.jpg 1\n", "line 1, reads '0 a.jpg 1'"),
     ("a.lst", "1\ta.jpg\t1\n", "holds points of no picture"),
     ("a.lst", "0\ta.jpg\t1" + "\t5" * 9 + "\tx\n", "line 1"),
-    ("a.npy", "", "no extension of .csv, .json, .lst, .txt"),
+    ("a.npy", "a.jpg", "no extension of .csv, .json, .lst, .txt"),
 ])  # fmt: skip
 def test_a_table_that_is_wrong_is_refused_with_its_place(tmp_path, name, text, words):
     path = write(tmp_path, text, name)

@@ -657,7 +657,8 @@ def test_cacd_becomes_a_training_set_with_published_names(tmp_path):
     ("a.jpg b.jpg 1\n" * 20, "has 20 pairs, in tenths of which [2, 2,"),
     ("a.jpg b.jpg 1\na.jpg c.jpg 0\n" * 11, "has 22 pairs"),
     ("a.jpg b.jpg 1\na.jpg c.jpg -1\n" * 10, "line 2, reads 'a.jpg c.jpg -1'"),
-    ("x/a.jpg b.jpg 1\na.jpg c.jpg 0\n" * 10, "line 1"),
+    ("../a.jpg b.jpg 1\na.jpg c.jpg 0\n" * 10, "line 1"),
+    ("/a.jpg b.jpg 1\na.jpg c.jpg 0\n" * 10, "line 1"),
     ("a.jpg b.jpg\n", "line 1"),
 ])  # fmt: skip
 def test_a_text_protocol_that_is_wrong_is_refused(tmp_path, text, words):

@@ -224,8 +224,8 @@ def test_every_protocol_and_kind_of_picture_and_answer_reads_alike(tmp_path, pro
         (PICTURES, "something else"),
         ({"images": PICTURES}, "has no place in plain content"),
         (b"\xff\xd8\xff\xe0 a JPEG", "at byte 0: the pickle instruction"),
-        (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "at byte 0: the pickle instruction"),
-        (b"", "0 are left in the file"),
+        (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "is a web page, no verification set"),
+        (b"", "is empty: get it again"),
         (pickle.dumps((PICTURES, [True, False]))[:-9], "at byte "),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_file_that_holds_no_pairs_is_refused_with_the_reason(tmp_path, content
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     assert "No such file" in refused(tmp_path / "nowhere.bin")
-    assert "a folder or a device" in refused(tmp_path)
+    assert "is a folder: give the verification set itself" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe.bin")  # would never end
     assert "a folder or a device" in refused(tmp_path / "pipe.bin")
 

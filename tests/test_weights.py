@@ -356,11 +356,11 @@ def changed(tensors, without=(), **more):
 
 # name -> (content from the IEFP tensors of the source, what the message says); bytes are written as they are.
 WRONG_FILES = {
-    "empty": (lambda tensors: b"", "can't be read as a weight file"),
+    "empty": (lambda tensors: b"", "is empty: get it again"),
     "text": (lambda tensors: b"conv1.weight = 3\n", "can't be read as a weight file"),
     "a page of a download site": (
         lambda tensors: b"<!DOCTYPE html>\n<html></html>\n",
-        "can't be read as a weight file",
+        "is a web page, no weight file: open its address in a browser",
     ),
     "noise": (lambda tensors: random.Random(0).randbytes(1000), "can't be read as a weight file"),
     "a picture": (lambda tensors: b"\x89PNG\r\n\x1a\n" + bytes(100), "can't be read as a weight file"),
@@ -448,7 +448,8 @@ def test_a_file_cut_short_is_refused(source, share, untouched, tmp_path):
     path = save(tmp_path / "cut.pth", iefp_file_tensors(source))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert_refused(path, "can't be read as a weight file", untouched, (load_identity_branch, load_age_branch))
+    words = "has no end, the download stopped early: get it again"
+    assert_refused(path, words, untouched, (load_identity_branch, load_age_branch))
 
 
 AGE_FAULTS = {
@@ -522,8 +523,8 @@ def test_a_published_file_that_is_missing_is_told_where_to_get(known, tmp_path):
 
 
 def test_another_file_that_is_missing_is_told_what_is_accepted(untouched, tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        assert_refused(path, "weight file .* does not exist", untouched)
+    assert_refused(tmp_path / "none.pth", "weight file .* does not exist", untouched)
+    assert_refused(tmp_path, "is a folder, no weight file", untouched)
 
 
 # --------------------------------------------------------------------------------------------------- the estimator

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meta import UserError
+from meta import UserError, wrong_file
 from utils.age_gap import ALL, COMMON_RATES, GAP_LOWER_EDGES, bin_names
 from utils.config import write_json
 
@@ -212,6 +212,8 @@ def read_calibration(path: Path, sha256: str, join: str) -> Calibration:
 
 def _read_models(path: Path) -> list[dict[str, Any]]:
     """The models of a file, with a SHA-256 and a join each."""
+    if wrong := wrong_file(path, "calibration"):
+        raise UserError(f"The calibration {path} {wrong[0]}: {wrong[1]}; {MADE_BY}.")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)

@@ -1,0 +1,102 @@
+"""How folders of pictures are laid out: which names are pictures, what lies where none is looked for, what is packed.
+
+`prepare.py check` reports all of it; who finds no folder or no picture where some should be says the same.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files import Progress, no_progress
+from meta import IMAGE_EXTENSIONS
+
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
+
+class LayoutFault(NamedTuple):
+    """Something that lies where it is of no use; "wrong" makes a set incomplete, else it is worth knowing."""
+
+    is_wrong: bool
+    what: str
+    advice: str
+    examples: list[str]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture: a known extension in any case."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def layout_faults(
+    folder: str | Path, where: str, align_command: str = "", progress: Progress = no_progress, what: str = ""
+) -> list[LayoutFault]:
+    """What lies in a folder of identity folders where no picture is looked for; the wrong first.
+
+    `where` is what the sentences call the folder. `align_command` makes such folders of loose pictures, for messages.
+    """
+    identities, files = _entries(folder)
+    loose = [file for file in files if is_image_name(file)]
+    empty, deeper, others = [], [], []
+    for identity in progress(identities, len(identities), what):
+        below, inside = _entries(os.path.join(folder, identity))
+        others += [f"{identity}/{file}" for file in inside if not is_image_name(file)]
+        if not any(map(is_image_name, inside)):
+            deep = (file for one in below for file in _entries(os.path.join(folder, identity, one))[1])
+            (deeper if any(map(is_image_name, deep)) else empty).append(identity)
+    sort = "put each into the folder of its identity"
+    if align_command:
+        sort += (
+            f"; moved elsewhere, `{align_command} --raw THERE` does it, with --already-aligned where they are aligned"
+        )
+    faults = (
+        LayoutFault(True, f"{len(loose):,} pictures lie directly in {where} and are not used", sort, loose),
+        LayoutFault(True, f"{len(deeper):,} folders in {where} hold their pictures a folder too deep",
+                    "move their content up by one folder", deeper),
+        LayoutFault(False, f"{len(empty):,} folders in {where} hold no pictures and are no identities",
+                    "remove them, or get their pictures again", empty),
+        LayoutFault(False, f"{len(others):,} files in {where} are no pictures by their names and are not used",
+                    "rename those that are pictures", others),
+    )  # fmt: skip
+    return [fault for fault in faults if fault.examples]
+
+
+def packed(folder: str | Path) -> str | None:
+    """The archive that a missing folder, or one of the folders around it, is still packed in; None without one."""
+    place = os.path.abspath(folder)
+    while not os.path.isdir(place):
+        for candidate in (place, *(place + ending for ending in ARCHIVE_ENDINGS)):
+            if candidate.lower().endswith(ARCHIVE_ENDINGS) and os.path.isfile(candidate):
+                return candidate
+        place, below = os.path.dirname(place), place
+        if place == below:
+            break
+    return None
+
+
+def no_such_folder(folder: str | Path, what: str, advice: str) -> str:
+    """The sentence for a folder of `what` that is not there; `advice` where it isn't packed either."""
+    archive = packed(folder)
+    if archive is not None:
+        advice = "unpack it, so that the folder is there"
+    but = "" if archive is None else f", but its archive {archive!r} does"
+    return f"The folder {str(folder)!r} of {what} does not exist{but}: {advice}."
+
+
+def _entries(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the visible folders and of all else; nothing where it can't be read, which the index tells."""
+    folders, others = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if _is_folder(entry) else others).append(entry.name)
+    except OSError:
+        return [], []
+    return sorted(folders), sorted(others)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link round in a circle
+        return False
