@@ -23,6 +23,7 @@ from data.loaders import collate
 from meta import UserError
 from models.iefp import IEFP
 from models.iresnet import IResNet
+from utils.distributed import Process
 
 N = 9
 OF = {"weights": "w", "pictures": "p"}
@@ -226,29 +227,54 @@ def test_with_accumulation_the_frozen_branch_gets_one_part_of_a_batch_at_a_time(
     assert asked == [6] * (3 if cache == "off" else 6)
 
 
-def test_pictures_that_are_replaced_in_place_get_features_of_their_own(train_identity, tiny_faces, tmp_path):
-    """3b: the cache went by names alone, and gave the features of the pictures that were there before."""
+@pytest.fixture
+def opened(tiny_faces, tmp_path):
+    """Opens the age cache of a copy of the training set as train.py does; gives it and the pictures' folder."""
     folder = tmp_path / "faces"
     shutil.copytree(training_set(tiny_faces), folder)
-    flags = ("--epochs", 1, "--age-cache", "ahead", "--train-data", folder, "--cache-folder", tmp_path / "cache")
-    assert train_identity(tmp_path / "a", *flags).status == 0
+    train, process = load_script("train"), Process(0, 1, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = SimpleNamespace(backbone_ae=IResNet("iresnet18_quarter"))
+
+    def open_it(**settings) -> AgeCache:
+        config = train.TrainConfig(train_data=folder, cache_folder=tmp_path / "cache", **settings)
+        return train.open_age_cache(config, model, train.open_pictures(config, process), process)
+
+    return open_it, folder
+
+
+def test_pictures_that_are_replaced_in_place_get_features_of_their_own(opened):
+    """3b: the cache went by names alone, and gave the features of the pictures that were there before."""
+    open_it, folder = opened
+    before = open_it()
+    before.write(np.array([0]), features(1))
     first, second = sorted(folder.glob("*/*.jpg"))[:2]
-    shutil.copyfile(second, first)
-    assert "age features are kept" in train_identity(tmp_path / "b", *flags).out
-    assert "are used" in train_identity(tmp_path / "c", *flags).out
-    caches = [AgeCache(path.parent, 18) for path in (tmp_path / "cache").glob(f"*/{DATA}")]
-    assert len(caches) == 2
-    is_twice = [np.array_equal(cache.read(0), cache.read(1)) for cache in caches]
-    assert sorted(is_twice) == [False, True]  # the earlier one is as it was
+    shutil.copyfile(second, first)  # in place: no folder's time changes
+    after = open_it()
+    assert after.folder != before.folder and after.read(0) is None and before.read(0) is not None
+    assert open_it().folder == after.folder
 
 
-def test_another_precision_gets_a_cache_of_its_own_and_none_goes(train_identity, tmp_path):
-    """11: two runs of different precision took turns deleting each other's cache."""
-    flags = ("--epochs", 1, "--age-cache", "ahead", "--cache-folder", tmp_path / "cache")
-    for precision, words in (("fp32", "are kept"), ("bf16", "are kept"), ("fp32", "are used"), ("bf16", "are used")):
-        run_folder = tmp_path / f"{precision} {words}"
-        outcome = train_identity(run_folder, *flags, "--precision", precision)
-        assert outcome.status == 0 and words in outcome.out, outcome.err
+def test_another_precision_gets_a_cache_of_its_own_and_none_goes(opened):
+    """11: two runs of different precision took turns deleting each other's cache.
+
+    Shared, a run in fp32 would compute with what one in bf16 left behind, and not repeat.
+    """
+    open_it, _ = opened
+    caches = [open_it(precision=precision) for precision in ("fp32", "bf16")]
+    for number, cache in enumerate(caches):
+        cache.write(np.array([0]), features(1, number))
+    for number, precision in enumerate(("fp32", "bf16")):
+        assert np.array_equal(open_it(precision=precision).read(0), features(1, number)[0].astype(np.float16))
+
+
+def test_a_picture_that_is_missing_is_for_its_reader_to_find(opened):
+    """5a, for training: a link that leads nowhere is no error of the cache's key."""
+    open_it, folder = opened
+    before, first = open_it(), sorted(folder.glob("*/*.jpg"))[0]
+    first.unlink()
+    first.symlink_to("nowhere")
+    assert open_it().folder != before.folder
 
 
 def test_the_key_knows_what_the_weights_do_not_tell_of_the_network():

@@ -24,7 +24,6 @@ from test_train import training_set
 from data.age_cache import DATA, AgeCache, prepare_cache
 from data.faces import index_identity_folders
 from data.loaders import batches
-from models.iresnet import IResNet
 from utils import distributed
 from utils.config import parse_config, run_script
 from utils.distributed import Process, gather_lists, start_process, wait_for_all
@@ -67,10 +66,8 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
     def fill() -> int:
         train, process = load_script("train"), start_process("cpu")
         config = parse_config(train.TrainConfig)
-        torch.manual_seed(0)
-        model = SimpleNamespace(backbone_ae=IResNet("iresnet18_quarter"))
         index = train.open_pictures(config, process)
-        cache = train.open_age_cache(config, model, index, process)
+        cache = train.open_age_cache(config, train.make_model(config, 1, process), index, process)
         if cache is None:
             return 0
         stage = SimpleNamespace(age_features=age_features)
@@ -84,8 +81,10 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
     run_script(fill)
 
 
-def test_two_instances_of_torchrun_each_fill_a_cache_of_their_own(flags, tmp_path):
-    """2a: ahead filled half of each machine's cache."""
+def test_two_instances_of_torchrun_fill_a_new_cache_beside_a_full_one_and_train(flags, tmp_path):
+    """2a: ahead filled half of each machine's cache, and a machine whose cache was full did not wait for the other."""
+    assert in_processes(2, fill_on_a_machine, tmp_path, flags).statuses == [0, 0]
+    shutil.rmtree(tmp_path / "cache_1")
     port, running = str(free_port()), []
     for node in range(2):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node),
@@ -102,7 +101,8 @@ def test_two_instances_of_torchrun_each_fill_a_cache_of_their_own(flags, tmp_pat
             process.kill()
     for node, ((out, err), status) in enumerate(ended):
         assert status == 0, err[-3000:]
-        assert f"cache_{node}" in out and "age features are kept" in out
+        found = ("age features of earlier epochs or runs are used:", "age features are kept in")[node]
+        assert f"{found} {tmp_path}/cache_{node}/" in out
         assert len(cache_of(tmp_path / f"cache_{node}").unknown()) == 0
 
 
