@@ -21,6 +21,7 @@ class UserError(ValueError):
 IMAGE_SIZE = 112  # pixels, both sides
 PIXEL_MEAN = 127.5  # (x - 127.5) / 127.5 maps 0..255 to [-1, 1]: mean 0.5 and std 0.5 of the [0, 1] range
 PIXEL_SCALE = 127.5
+PREPROCESSING = 1  # rises when decoding or resizing gives the networks other pixels of the same file
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compared in lower case
 EMBEDDING_SIZE = 512
 
