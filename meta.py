@@ -234,6 +234,10 @@ PUBLISHED_FIGURES = (
     PublishedFigure("MagFace (a general model)", "agedb_30", "AgeDB-30, accuracy", 98.17, _MAGFACE, **_ACCURACY),
 )
 
+# ---------------------------------------------------------------------------------- what a figure has to stand on
+
+MIN_FALSE_ACCEPTS = 1  # that a false-accept rate allows, or there is no figure at it: FAR 1e-2 needs 100 impostor pairs
+
 # ----------------------------------------------------------------------------------------------------------- paper
 
 CITATION = (

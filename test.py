@@ -60,7 +60,16 @@ from utils.extraction import Extracted, extract
 from utils.protocols import join_views
 from utils.report import comparison_table, table
 from utils.report_page import report_html
-from utils.scoring import ANALYSED_JOIN, Comparable, Options, Result, compare, make_rows, score
+from utils.scoring import (
+    ANALYSED_JOIN,
+    Comparable,
+    Options,
+    Result,
+    compare,
+    make_rows,
+    missing_figures,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ class TestConfig:
     """InsightFace verification sets (lfw.bin, agedb_30.bin, ...); those directly in --face-dataset are tested too,
     unless --benchmarks or --bins says what to test."""
     identity_folders: tuple[Path, ...] = ()
-    """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols."""
+    """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols. Results know each by the last
+    part of its path, or by more of it where another set has that name."""
     names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
     """How the file names of --identity-folders hold the age; ms1mv3 fits AgeDB's too (0_MariaCallas_35_f.jpg)."""
     morph2_subjects: tuple[int, ...] = bounded((), low=2)
@@ -116,13 +126,23 @@ SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
 def settings_of(config: TestConfig) -> list[Setting]:
-    """All that is to run, in the order of the report."""
+    """All that is to run, in the order of the report; each has a name of its own in results.json.
+
+    Raises:
+        UserError: one is asked for twice.
+    """
     settings = []
     for name in config.benchmarks:
         settings += settings_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
-    settings += settings_of_folders(config.identity_folders, None if config.names == "none" else config.names)
+    pattern = None if config.names == "none" else config.names
+    settings += settings_of_folders(config.identity_folders, pattern, beside=settings)
     found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
-    return settings + settings_of_bins(config.bins or found)
+    settings += settings_of_bins(config.bins or found, beside=settings)
+    names = [setting.name for setting in settings]
+    for setting in settings:
+        if names.count(setting.name) > 1:
+            raise UserError(f"{setting.title} is asked for twice, by --benchmarks or --morph2-subjects: give it once.")
+    return settings
 
 
 def open_strangers(config: TestConfig) -> Distractors | Faces | None:
@@ -350,7 +370,8 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
                 extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in benchmark.sides]
                 if process.is_first:
                     result, comparable = score(benchmark, extracted, options)
-                    ran.results[model.name][setting.name] = {"title": setting.title} | result
+                    known = {"title": setting.title, "benchmark": setting.published_as}
+                    ran.results[model.name][setting.name] = known | result
                     of_models.append((model, comparable))
             except UserError as error:
                 failed(ran, setting, [model], error, process)
@@ -407,6 +428,7 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         if ran.results[model.name]:
             heading = f"{model.name}\n\n" if len(models) > 1 else ""
             texts.append(heading + table(make_rows(ran.results[model.name])))
+            texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
     if ran.comparisons:
         texts.append(comparison_table(ran.comparisons))
     text = "\n\n".join(texts)
