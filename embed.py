@@ -36,7 +36,7 @@ from data.transforms import to_network_input
 from data.verification_bins import file_sha256
 from meta import WEIGHT_FILES, UserError
 from models.iefp import IEFP
-from models.weights import load_for_embedding
+from models.weights import load_for_embedding, model_fingerprint
 from utils.calibration import Calibration, find_calibration, read_calibration
 from utils.comparison import (
     SAME_PICTURE,
@@ -111,6 +111,7 @@ class Embedder:
     process: Process
     weights: Path
     sha256: str  # of the weights
+    fingerprint: str  # see model_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ class Embedded:
     names: tuple[str, ...]
     embeddings: np.ndarray  # (N, 1024) float32: both views joined, L2-normalised
     age_probabilities: np.ndarray | None  # (N, 8) float32, mean of both views; None without an age branch
-    made_by: dict[str, Any]  # SHA-256 of the weights, join, how many pictures were aligned in which way
+    made_by: dict[str, Any]  # weights, model and join, see `made_by`; how many pictures were aligned in which way
     notes: tuple[str, ...]  # sentences on what had to be decided, or looks wrong
     left_out: tuple[str, ...]  # a sentence for each picture that was skipped
 
@@ -140,7 +141,9 @@ def load(weights: str | Path = WEIGHTS, device: str = "auto") -> Embedder:
     """
     process = Process(0, 1, choose_device(device))
     model, has_age_branch = load_for_embedding(weights)
-    return Embedder(model.to(process.device), has_age_branch, process, Path(weights), file_sha256(weights))
+    sha256 = file_sha256(weights)
+    fingerprint = model_fingerprint(sha256, model)
+    return Embedder(model.to(process.device), has_age_branch, process, Path(weights), sha256, fingerprint)
 
 
 def embed(
@@ -198,15 +201,21 @@ def calibration_of(model: Embedder, path: str | Path | None = None) -> Calibrati
     """The calibration of a model from a file, or from where it is looked for; None where there is none of it.
 
     Raises:
-        UserError: a file that can't be read, or is about other weights or another join.
+        UserError: a file that can't be read, or is about another model or another join.
     """
     if path is None:
-        return find_calibration(model.weights, model.sha256, ANALYSED_JOIN, tell)
-    return read_calibration(Path(path), model.sha256, ANALYSED_JOIN)
+        return find_calibration(model.weights, model.fingerprint, ANALYSED_JOIN, tell)
+    return read_calibration(Path(path), model.fingerprint, ANALYSED_JOIN)
 
 
 def made_by(model: Embedder) -> dict[str, Any]:
-    return {"schema": 1, "weights_sha256": model.sha256, "join": ANALYSED_JOIN}
+    """What has to be alike of two embeddings that are compared."""
+    return {
+        "schema": 1,
+        "weights_sha256": model.sha256,
+        "model_fingerprint": model.fingerprint,
+        "join": ANALYSED_JOIN,
+    }
 
 
 class Seen:

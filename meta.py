@@ -25,6 +25,7 @@ class UserError(ValueError):
 IMAGE_SIZE = 112  # pixels, both sides
 PIXEL_MEAN = 127.5  # (x - 127.5) / 127.5 maps 0..255 to [-1, 1]: mean 0.5 and std 0.5 of the [0, 1] range
 PIXEL_SCALE = 127.5
+PREPROCESSING = 1  # rises when decoding or resizing gives the networks other pixels of the same file
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compared in lower case
 EMBEDDING_SIZE = 512
 
@@ -293,6 +294,10 @@ PUBLISHED_FIGURES = (
     PublishedFigure("MagFace (a general model)", "calfw", "CALFW, accuracy", 96.15, _MAGFACE, **_ACCURACY),
     PublishedFigure("MagFace (a general model)", "agedb_30", "AgeDB-30, accuracy", 98.17, _MAGFACE, **_ACCURACY),
 )
+
+# ---------------------------------------------------------------------------------- what a figure has to stand on
+
+MIN_FALSE_ACCEPTS = 1  # that a false-accept rate allows, or there is no figure at it: FAR 1e-2 needs 100 impostor pairs
 
 # ----------------------------------------------------------------------------------------------------------- paper
 

@@ -54,7 +54,7 @@ from meta import (
     UserError,
 )
 from models.age_heads import expected_age
-from models.weights import load_for_ages, read_weight_file
+from models.weights import load_for_ages, model_fingerprint, read_weight_file
 from utils.age_labelling import file_sha256, label_ages
 from utils.config import bounded, flag, parse_config, printable, run_script
 from utils.distributed import choose_device
@@ -335,13 +335,14 @@ class Ages:
         device = choose_device(self.device)
         load = functools.partial(evaluation_loader, index, self.batch_size, self.workers, device.type == "cuda",
                                  on_bad_image="skip")  # fmt: skip
+        predict, fingerprint = load_age_predictor(self.weights, device)
         labelled = label_ages(
-            load_age_predictor(self.weights, device),
+            predict,
             lambda positions: batches(load(indices=positions.tolist())),
             len(index),
             device,
             self._part_path(),
-            f"{file_sha256(self.weights)} {index.state(progress)}",
+            f"{fingerprint} {index.state(progress)}",
         )
         for failure in labelled.failures[:5]:
             print(f"cannot be decoded: {printable(failure)}", file=sys.stderr)
@@ -416,12 +417,13 @@ def _in_words(named: Named, dry_run: bool = False) -> str:
     return f"{named.done:,} {'would get' if dry_run else 'got'} their names, {named.already:,} had them{missing}"
 
 
-def load_age_predictor(weights_path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Images uint8 (B, 3, 112, 112) -> years (B,) by an age branch.
+def load_age_predictor(weights_path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Images uint8 (B, 3, 112, 112) -> years (B,) by an age branch; and the model's fingerprint.
 
     With a head for years the expected age; without it the middle of the most probable age group.
     """
     model = load_for_ages(weights_path).to(device)
+    fingerprint = model_fingerprint(file_sha256(weights_path), model)
     middles = torch.tensor(AGE_GROUP_MIDDLES, dtype=torch.float32, device=device)
 
     def predict(images: Tensor) -> Tensor:
@@ -430,7 +432,7 @@ def load_age_predictor(weights_path: Path, device: torch.device) -> Callable[[Te
             return expected_age(model.year_head(age))
         return middles[model.age_logits(age).argmax(1)]
 
-    return predict
+    return predict, fingerprint
 
 
 # ------------------------------------------------------------------------------------------------------------ releases

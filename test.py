@@ -9,9 +9,10 @@
 Every image is embedded once (original and mirror image); both joins of the two views are reported, and beside them
 what chance and raw grey pixels give. Writes results.json, results.md and report.html into --output, and the thresholds
 by which embed.py answers, calibration.json. The exit status is 0 when everything asked for ran, 2 when something was
-missing or wrong.
+missing or wrong; where nothing ran at all, the results of an earlier test stay.
 """
 
+import contextlib
 import datetime
 import functools
 import io
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,16 +52,25 @@ from meta import (
     UserError,
 )
 from models.iefp import IEFP
-from models.weights import load_estimator, load_for_embedding
+from models.weights import load_estimator, load_for_embedding, model_fingerprint
 from utils.calibration import write_calibrations
-from utils.config import as_plain, bounded, parse_config, run_script, write_json, write_text
+from utils.config import as_plain, bounded, parse_config, printable, run_script, write_json, write_text
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
 from utils.embedding_cache import EmbeddingCache
 from utils.extraction import Extracted, extract
 from utils.protocols import join_views
 from utils.report import comparison_table, table
 from utils.report_page import report_html
-from utils.scoring import ANALYSED_JOIN, Comparable, Options, Result, compare, make_rows, score
+from utils.scoring import (
+    ANALYSED_JOIN,
+    Comparable,
+    Options,
+    Result,
+    compare,
+    make_rows,
+    missing_figures,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ class TestConfig:
     """InsightFace verification sets (lfw.bin, agedb_30.bin, ...); those directly in --face-dataset are tested too,
     unless --benchmarks or --bins says what to test."""
     identity_folders: tuple[Path, ...] = ()
-    """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols."""
+    """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols. Results know each by the last
+    part of its path, or by more of it where another set has that name."""
     names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
     """How the file names of --identity-folders hold the age; ms1mv3 fits AgeDB's too (0_MariaCallas_35_f.jpg)."""
     morph2_subjects: tuple[int, ...] = bounded((), low=2)
@@ -112,18 +123,29 @@ class TestConfig:
     """Processes that read images; 0 reads in the main process."""
 
 
+T = TypeVar("T")
 DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
 def settings_of(config: TestConfig) -> list[Setting]:
-    """All that is to run, in the order of the report."""
+    """All that is to run, in the order of the report; each has a name of its own in results.json.
+
+    Raises:
+        UserError: one is asked for twice.
+    """
     settings = []
     for name in config.benchmarks:
         settings += settings_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
-    settings += settings_of_folders(config.identity_folders, None if config.names == "none" else config.names)
+    pattern = None if config.names == "none" else config.names
+    settings += settings_of_folders(config.identity_folders, pattern, beside=settings)
     found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
-    return settings + settings_of_bins(config.bins or found)
+    settings += settings_of_bins(config.bins or found, beside=settings)
+    names = [setting.name for setting in settings]
+    for setting in settings:
+        if names.count(setting.name) > 1:
+            raise UserError(f"{setting.title} is asked for twice, by --benchmarks or --morph2-subjects: give it once.")
+    return settings
 
 
 def open_strangers(config: TestConfig) -> Distractors | Faces | None:
@@ -134,6 +156,31 @@ def open_strangers(config: TestConfig) -> Distractors | Faces | None:
     if find_record_file(path) is not None:
         return index_record_file(find_record_file(path), what="distractors")
     return index_pictures(path, "distractors")
+
+
+def in_step(work: Callable[[], T], process: Process) -> T:
+    """What `work` gives; where it fails in one process, all of them raise its error: none waits for another one.
+
+    Raises:
+        UserError: also for a file that can't be read.
+    """
+    result, failures = None, []
+    try:
+        result = work()
+    except BrokenPipeError:  # the reader of our output has gone
+        raise
+    except UserError as error:
+        failures.append(str(error))
+    except OSError as error:
+        failures.append(f"{error}: check that path, who may use it, and the space left.")
+    failures = gather_lists(failures, process)
+    if failures:
+        raise UserError(failures[0])
+    return result
+
+
+def nothing() -> None:
+    """What a process does that has no part in a step."""
 
 
 # ----------------------------------------------------------------------------------------------------- the models
@@ -150,14 +197,16 @@ class WeightsModel:
         if not self.has_age_branch:
             tell(process, f"{path} holds no age branch: age errors are left out")
         self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
+        sha256 = file_sha256(path)
         self.description = {
             "weights": str(path),
-            "sha256": file_sha256(path),
+            "sha256": sha256,
+            "model_fingerprint": model_fingerprint(sha256, self.model),
             "backbone": self.model.backbone_id.backbone,
             "purification": self.model.backbone_id.purification,
         }
         self.of_model = {  # what embeddings depend on beside the pictures
-            "weights": self.description["sha256"],
+            "model": self.description["model_fingerprint"],
             "device": process.device.type,
             "torch": torch.__version__,
         }
@@ -166,12 +215,11 @@ class WeightsModel:
 
     def embed(self, faces: Faces, what: str) -> Extracted | None:
         """The embeddings; None in processes that need none, when the first one has kept ones."""
-        process, kept = self.process, None
-        if self.cache is not None:
-            pictures = faces.state()
-            kept = self.cache.load(self.of_model, pictures, len(faces)) if process.is_first else None
-            if any(gather_lists([kept is not None], process)):
-                return kept
+        process, cache = self.process, self.cache if self.process.is_first else None
+        pictures = in_step(faces.state if cache else nothing, process)
+        kept = None if cache is None else cache.load(self.of_model, pictures, len(faces))
+        if any(gather_lists([kept is not None], process)):
+            return kept
         extracted = extract(
             self.model,
             batches(self._loader(faces)),
@@ -181,28 +229,28 @@ class WeightsModel:
             self.has_age_branch,
             what,
         )
-        if self.cache is not None and process.is_first:
-            self.cache.save(self.of_model, pictures, extracted)
+        if cache is not None:
+            cache.save(self.of_model, pictures, extracted)
         return extracted
 
-    def embed_distractors(self, faces: Faces) -> np.ndarray:
-        """Joined embeddings (M, 1024) of strangers' pictures, piece by piece into a file where embeddings are kept."""
-        process, what = self.process, f"distractors, {self.name}"
+    def embed_distractors(self, faces: Faces) -> np.ndarray | None:
+        """Joined embeddings (M, 1024) of strangers' pictures, piece by piece into a file where embeddings are kept.
+
+        None in the processes beside the first, which do not score.
+        """
+        process, cache = self.process, self.cache if self.process.is_first else None
         if not self.config.assume_aligned:
-            check_shapes(faces, functools.partial(tell, process))
-        describes = self.of_model | {"pictures": faces.state(), "join": ANALYSED_JOIN}
-        if self.cache is None:
-            joined = np.empty((len(faces), 2 * EMBEDDING_SIZE), np.float32)
+            in_step(lambda: check_shapes(faces, functools.partial(tell, process)), process)
+        shape, what = (len(faces), 2 * EMBEDDING_SIZE), f"distractors, {self.name}"
+        pictures = in_step(faces.state if cache else nothing, process)
+        describes = self.of_model | {"pictures": pictures, "join": ANALYSED_JOIN}
+        kept = None if cache is None else cache.load_array(describes)
+        if any(gather_lists([kept is not None], process)):
+            return kept
+        in_memory = contextlib.nullcontext(np.empty(shape, np.float32) if process.is_first else None)
+        with in_memory if cache is None else cache.keep_array(describes, shape) as joined:
             self._fill(joined, faces, what)
-            return joined
-        if not any(gather_lists([self.cache.load_array(describes) is not None], process)):
-            if process.is_first:
-                with self.cache.keep_array(describes, (len(faces), 2 * EMBEDDING_SIZE)) as joined:
-                    self._fill(joined, faces, what)
-            else:
-                self._fill(None, faces, what)
-            gather_lists([True], process)  # the others look when the file has its name
-        return self.cache.load_array(describes)
+        return joined
 
     def _fill(self, joined: np.ndarray | None, faces: Faces, what: str) -> None:
         for start in range(0, len(faces), DISTRACTORS_A_PIECE):
@@ -309,9 +357,7 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     distractors = open_strangers(config)
     for setting in settings:
         try:
-            benchmark = open_benchmark(setting, functools.partial(tell, process), config.seed, config.allow_missing)
-            if config.weights or not config.embeddings:  # embeddings of others are not made from the pictures here
-                check_sides(config, benchmark, process)
+            benchmark = in_step(functools.partial(open_setting, config, setting, process), process)
         except UserError as error:
             failed(ran, setting, models, error, process)
             continue
@@ -326,7 +372,8 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
                 extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in benchmark.sides]
                 if process.is_first:
                     result, comparable = score(benchmark, extracted, options)
-                    ran.results[model.name][setting.name] = {"title": setting.title} | result
+                    known = {"title": setting.title, "benchmark": setting.published_as}
+                    ran.results[model.name][setting.name] = known | result
                     of_models.append((model, comparable))
             except UserError as error:
                 failed(ran, setting, [model], error, process)
@@ -335,10 +382,14 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     return ran
 
 
-def check_sides(config: TestConfig, benchmark: OpenBenchmark, process: Process) -> None:
-    """Raises UserError for photographs, see `data.examination.check_shapes`."""
-    for faces, _ in () if config.assume_aligned else benchmark.sides:
-        check_shapes(faces, functools.partial(tell, process))
+def open_setting(config: TestConfig, setting: Setting, process: Process) -> OpenBenchmark:
+    """The pictures of a setting; raises UserError, also for photographs (see `data.examination.check_shapes`)."""
+    report = functools.partial(tell, process)
+    benchmark = open_benchmark(setting, report, config.seed, config.allow_missing)
+    embeds = config.weights or not config.embeddings  # embeddings of others are not made from the pictures here
+    for faces, _ in benchmark.sides if embeds and not config.assume_aligned else ():
+        check_shapes(faces, report)
+    return benchmark
 
 
 def what_of(model: Model, models: list[Model], what: str) -> str:
@@ -350,7 +401,7 @@ def failed(ran: Ran, setting: Setting, models: list[Model], error: UserError, pr
         ran.failures[model.name][setting.name] = str(error)
     if process.is_first:
         of = f" ({models[0].name})" if len(ran.failures) > len(models) else ""
-        print(f"test.py: {setting.title}{of} did not run: {error}", file=sys.stderr)
+        print(f"test.py: {setting.title}{of} did not run: {printable(str(error))}", file=sys.stderr)
 
 
 def compare_all(setting: Setting, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
@@ -367,6 +418,10 @@ def compare_all(setting: Setting, of_models: list[tuple[Model, Comparable]], see
 
 
 def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
+    """Writes results and report; where nothing ran, those of an earlier test stay."""
+    if not any(ran.results.values()):
+        print(f"no benchmark ran: nothing is written, and what {config.output} holds stays as it is")
+        return
     report = {
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
@@ -385,6 +440,7 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         if ran.results[model.name]:
             heading = f"{model.name}\n\n" if len(models) > 1 else ""
             texts.append(heading + table(make_rows(ran.results[model.name])))
+            texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
     if ran.comparisons:
         texts.append(comparison_table(ran.comparisons))
     text = "\n\n".join(texts)
@@ -392,7 +448,7 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
     calibration = write_calibrations(config.output, report["models"], ANALYSED_JOIN)
     write_text(config.output / "results.md", text + "\n")
     write_text(config.output / "report.html", report_html(report, picture_reader(ran) if config.pictures else None))
-    print(text or "no benchmark ran")
+    print(text)
     print(f"written: {config.output / 'results.json'}, {config.output / 'results.md'}")
     print(f"report to look at: {config.output / 'report.html'}")
     if calibration is not None:

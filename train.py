@@ -830,6 +830,8 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
         used = (model,)
     if config.init_from is not None:
         prefixes = AGE_PREFIXES if config.stage == "age" else IDENTITY_STAGE_PREFIXES
+        if config.disentangle != "iefp":  # this run trains no CLUB: that of the file would pass for one of this model
+            prefixes = tuple(prefix for prefix in prefixes if prefix != "clubmi.")
         tell(process, load_what_fits(model, config.init_from, prefixes))
     for module in used:
         module.to(process.device, memory_format=torch.channels_last)

@@ -1,6 +1,8 @@
 """The benchmarks as they lie on disk: which there are, and the pictures of each with what is known of them."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import numpy as np
 
 from data.faces import FaceIndex, Faces, index_identity_folders
 from data.layout import no_such_folder
-from data.pairs import PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
+from data.pairs import PairList, check_folds, find_pair_list, make_cacd_vs_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
-from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, Benchmark, UserError
+from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, PUBLISHED_FIGURES, Benchmark, UserError
 
 Report = Callable[[str], None]  # takes one sentence
 NUM_NAMES_SHOWN = 3  # of missing pictures, in a message
@@ -28,6 +30,7 @@ class Setting:
     path: Path | None = None  # of a verification set
     num_subjects: int = 0  # of MORPH2
     pattern: str | None = None  # of the ages in file names
+    published_as: str | None = None  # under which name papers report it, see meta.PUBLISHED_FIGURES
 
     @property
     def how_to_get(self) -> str:
@@ -82,7 +85,8 @@ def settings_of_benchmark(
     """The benchmark, or each size of MORPH2: the published ones, or `subject_counts`."""
     folders = tuple(face_dataset / folder for folder in benchmark.folders)
     if not benchmark.subject_counts:
-        return [Setting(benchmark.name, benchmark.title, benchmark, face_dataset, folders, pattern=benchmark.pattern)]
+        known = {"pattern": benchmark.pattern, "published_as": benchmark.name}
+        return [Setting(benchmark.name, benchmark.title, benchmark, face_dataset, folders, **known)]
     root = folders[0].parent
     return [
         Setting(
@@ -93,27 +97,36 @@ def settings_of_benchmark(
             (root / f"probe_{count}", root / f"gallery_{count}"),
             num_subjects=count,
             pattern=benchmark.pattern,
+            published_as=benchmark.name,
         )
         for count in subject_counts or benchmark.subject_counts
     ]
 
 
-def settings_of_folders(paths: Sequence[Path], pattern: str | None) -> list[Setting]:
-    """Sets of the user's with one folder a person."""
-    names = short_names(paths)
+def settings_of_folders(paths: Sequence[Path], pattern: str | None, beside: Sequence[Setting] = ()) -> list[Setting]:
+    """Sets of the user's with one folder a person; `beside` them run others, whose names stay theirs."""
+    names = short_names(paths, _taken_names(beside))
     return [
         Setting(name, name, OWN_FOLDER, folders=(path,), pattern=pattern)
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def settings_of_bins(paths: Sequence[Path]) -> list[Setting]:
-    """InsightFace verification sets."""
-    names = [path.name for path in paths]
+def settings_of_bins(paths: Sequence[Path], beside: Sequence[Setting] = ()) -> list[Setting]:
+    """InsightFace verification sets; `beside` them run others. lfw.bin is reported as LFW, lfw_old.bin is not."""
+    reported = {f"{figure.benchmark}.bin": figure.benchmark for figure in PUBLISHED_FIGURES
+                if figure.protocol == "verification"}  # fmt: skip
+    names = short_names(paths, _taken_names(beside))
     return [
-        Setting(path.name if names.count(path.name) == 1 else str(path), path.name, OWN_BIN, path=path)
-        for path in paths
+        Setting(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))
+        for path, name in zip(paths, names, strict=True)
     ]
+
+
+def _taken_names(settings: Iterable[Setting]) -> set[str]:
+    """Names and titles of these and of the published benchmarks: no set of the user's may go by them."""
+    published = (one for benchmark in BENCHMARKS.values() for one in settings_of_benchmark(Path(), benchmark))
+    return {name for setting in (*published, *settings) for name in (setting.name, setting.title)}
 
 
 def setting_named(name: str, face_dataset: Path) -> Setting:
@@ -134,13 +147,22 @@ def setting_named(name: str, face_dataset: Path) -> Setting:
     raise UserError(f"{name!r} is no benchmark: give one of {', '.join(published)}, or the path of a .bin file.")
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all of them apart."""
-    for num_parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
-        names = ["/".join(path.parts[-num_parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"the same path is given twice among {', '.join(map(str, paths))}: give each once.")
+def short_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
+    """The last parts of each path, as many as tell it from the others and from the names that are taken.
+
+    Raises:
+        UserError: the same path twice.
+    """
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"the same path is given twice among {', '.join(map(str, paths))}: give each once.")
+    names, num_parts, taken = [own[-1] for own in parts], [1] * len(parts), set(taken)
+    while clashing := {name for name, count in Counter(names).items() if count > 1 or name in taken}:
+        for i in range(len(names)):
+            if names[i] in clashing:
+                num_parts[i] += 1
+                names[i] = "/".join(parts[i][-num_parts[i] :])
+    return names
 
 
 # ------------------------------------------------------------------------------------------------------------- opening
@@ -234,6 +256,7 @@ def _read_pairs(setting: Setting, report: Report, allow_missing: bool) -> PairLi
     """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
     if setting.path is not None:
         pairs = read_verification_bin(setting.path)
+        check_folds(pairs.genuine, setting.path)
         report(f"{setting.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
         return pairs
     benchmark, images = setting.benchmark, setting.folders[0]
@@ -243,6 +266,7 @@ def _read_pairs(setting: Setting, report: Report, allow_missing: bool) -> PairLi
     first_place = setting.face_dataset / benchmark.pair_lists[0]
     if list_path is not None:
         pairs = read_pair_list(list_path, images, allow_missing)
+        check_folds(read_answers(list_path), list_path)  # of the whole list, as prepare.py check does
     elif benchmark.name == "cacd_vs":
         pairs = make_cacd_vs_pairs(images, allow_missing)
         report(f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")

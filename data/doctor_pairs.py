@@ -6,16 +6,14 @@ import numpy as np
 
 from data.doctor_folders import named_groups, tell_missing
 from data.examination import Examined, equal_groups
-from data.files import numbered_lines
 from data.findings import OTHER_COUNT, Severity, Visit
 from data.layout import packed
-from data.pairs import EXPECTED, PairList, find_pair_list, make_cacd_vs_pairs, read_pair_list
+from data.pairs import PairList, find_pair_list, fold_counts, make_cacd_vs_pairs, read_answers, read_pair_list
 from data.verification_bins import read_verification_bin
 from meta import Benchmark, UserError
 
 # Pairs of InsightFace's verification sets, by the name of the file.
 PUBLISHED_BIN_PAIRS = {"lfw": 6000, "agedb_30": 6000, "calfw": 6000, "cplfw": 6000, "cfp_fp": 7000}
-NUM_FOLDS = 10
 
 
 def check_pairs(visit: Visit, benchmark: Benchmark) -> None:
@@ -40,7 +38,7 @@ def check_pairs(visit: Visit, benchmark: Benchmark) -> None:
         visit.wrong(name, what, advice, pairs.missing)
     _tell_count(visit, name, len(pairs) + pairs.num_pairs_dropped, benchmark.num_pairs)
     if list_path is not None:
-        _tell_folds(visit, name, _answers(list_path), "wrong")
+        _tell_folds(visit, name, read_answers(list_path), "wrong")
     if name == "calfw":
         visit.people[name] = {_person(pairs.images.name(i)) for i in range(len(pairs.images))}
     _tell_alike(visit, name, pairs, visit.examine(name, pairs.images))
@@ -74,12 +72,6 @@ def _read_list(visit: Visit, benchmark: Benchmark, list_path: Path | None, folde
     return None
 
 
-def _answers(list_path: Path) -> np.ndarray:
-    """bool (P,), of all pairs of a list that was read: of those without files too."""
-    lines = numbered_lines(list_path, "pair list", EXPECTED)
-    return np.array([line.split()[2] == "1" for _, line in lines], dtype=bool)
-
-
 def _person(file_name: str) -> str:
     """`Aaron_Eckhart_0001.jpg` -> `Aaron_Eckhart`."""
     return Path(file_name).stem.rpartition("_")[0]
@@ -91,9 +83,13 @@ def _tell_count(visit: Visit, name: str, num_pairs: int, published: int | None) 
 
 
 def _tell_folds(visit: Visit, name: str, genuine: np.ndarray, severity: Severity) -> None:
-    """Ten folds are ten equal parts of the list in its order; each has as many genuine as impostor pairs."""
-    folds = np.array_split(genuine, NUM_FOLDS)  # as the protocol: where ten does not divide, the first are one longer
-    counts = [(int(fold.sum()), int((~fold).sum())) for fold in folds]
+    """Ten folds are ten equal parts of the list in its order; each has as many genuine as impostor pairs.
+
+    Where one has none of a kind nothing tests such a set, whoever made it: that is wrong, not a note.
+    """
+    counts = fold_counts(genuine)
+    if any(0 in count for count in counts):
+        severity = "wrong"
     uneven = [
         f"fold {number}: {same:,} genuine, {other:,} impostor"
         for number, (same, other) in enumerate(counts, 1)
@@ -103,7 +99,7 @@ def _tell_folds(visit: Visit, name: str, genuine: np.ndarray, severity: Severity
         what = f"{len(uneven)} of the ten folds are out of balance"
         advice = "folds are tenths of the list in its order: deal the pairs so that each has two equal halves"
         visit.tell(name, severity, what, advice, uneven)
-    elif len({len(fold) for fold in folds}) > 1:
+    elif len({sum(count) for count in counts}) > 1:
         what = f"ten folds in balance, but not of one size: ten does not divide {len(genuine):,} pairs"
         visit.note(name, what, "fine where the set is no published one")
     else:

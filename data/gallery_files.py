@@ -57,15 +57,26 @@ def write_gallery(
 
 
 def read_gallery(path: Path, made_by: dict[str, Any]) -> Features:
-    """The gallery at `path`, if the same made it as made the probes: `made_by` has weights_sha256 and join.
+    """The gallery at `path`, if the same made it as made the probes: weights_sha256, model_fingerprint and join.
 
     Raises:
-        UserError: for a file that can't be read, does not say what made it, or was made by another model or join.
+        UserError: for a file that can't be read, does not say what made it, or was made by another model or join, or by
+            an earlier version, which did not write how the weights were built.
     """
     features = _read_parquet(path) if path.suffix.lower() == PARQUET else read_features(path)
     if features.made_by is None:
         raise UserError(f"--gallery {path} does not say which model made it: write one by embed.py FOLDER -o {path}.")
-    for key, what in (("weights_sha256", "other weights"), ("join", "another join of the two views")):
+    if "model_fingerprint" not in features.made_by:
+        raise UserError(
+            f"--gallery {path} is of an earlier version, which did not write how the weights were built: embed its "
+            f"pictures again by embed.py FOLDER -o {path} --force."
+        )
+    kinds = {
+        "weights_sha256": "other weights",
+        "model_fingerprint": "these weights with another purification unit or another preprocessing",
+        "join": "another join of the two views",
+    }
+    for key, what in kinds.items():
         if features.made_by.get(key) != made_by[key]:
             raise UserError(
                 f"--gallery {path} was made by {what} ({str(features.made_by.get(key))[:20]}, not "

@@ -13,6 +13,7 @@ from data.files import numbered_lines, written_beside
 from data.layout import no_such_folder
 from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
 
+NUM_FOLDS = 10  # of the protocol for pairs
 NUM_NAMES_SHOWN = 3  # of missing images, in a message
 NUM_CHARACTERS_SHOWN = 80  # of a malformed line or a missing image
 EXPECTED = "one 'name_a name_b 1|0' per line is expected"
@@ -60,6 +61,33 @@ def read_pair_list(list_path: str | Path, images_folder: str | Path, allow_missi
     if not pairs:
         raise UserError(f"The pair list {str(list_path)!r} holds no pairs: {EXPECTED}.")
     return _locate(pairs, images_folder, allow_missing)
+
+
+def read_answers(list_path: str | Path) -> np.ndarray:
+    """bool (P,), of all pairs of a list that `read_pair_list` has read: of those without images too."""
+    lines = numbered_lines(list_path, "pair list", EXPECTED)
+    return np.array([line.split()[2] == "1" for _, line in lines], dtype=bool)
+
+
+def fold_counts(genuine: np.ndarray) -> list[tuple[int, int]]:
+    """Genuine and impostor pairs of each of the ten folds, equal parts of the list in its order, of bool (P,)."""
+    folds = np.array_split(genuine, NUM_FOLDS)  # as the protocol: where ten does not divide, the first are one longer
+    return [(int(fold.sum()), int((~fold).sum())) for fold in folds]
+
+
+def check_folds(genuine: np.ndarray, list_path: str | Path) -> None:
+    """Raises UserError for a fold with genuine pairs only or impostor pairs only: it says nothing of the other kind."""
+    one_class = [
+        f"fold {number}: {same:,} genuine, {other:,} impostor"
+        for number, (same, other) in enumerate(fold_counts(genuine), 1)
+        if not (same and other)
+    ]
+    if one_class:
+        shown = "; ".join(one_class[:NUM_NAMES_SHOWN]) + ("; ..." if len(one_class) > NUM_NAMES_SHOWN else "")
+        raise UserError(
+            f"{str(list_path)!r} has only one kind of pairs in {len(one_class)} of the ten folds ({shown}): folds are "
+            "tenths of the list in its order, deal the pairs so that each has both kinds."
+        )
 
 
 def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -> PairList:

@@ -6,6 +6,7 @@ stands in the JSON file of the same name that train.py writes beside its weights
 in the metadata of a .safetensors file.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta import WEIGHT_FILES, UserError, wrong_file
+from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
 from models.iefp import IEFP
 from models.iresnet import BACKBONES
 from models.purification import formula, parse_purification
@@ -54,6 +55,7 @@ class WeightFile:
     tensors: dict[str, Tensor]
     identity_branch: Branch | None
     age_branch: Branch | None
+    disentangle: str = "iefp"  # the method that trained it, as far as the file or the JSON file beside it says
 
 
 def load_identity_branch(model: IEFP, path: str | Path) -> None:
@@ -140,11 +142,14 @@ def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
 def load_estimator(model: IEFP, path: str | Path) -> bool:
     """Puts the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits.
 
-    Nor does it where the JSON file beside it tells of another method: the CLUB in it is as it was drawn.
+    False too where CLUB was not trained: the file is of another method, or no batch has ever passed its BatchNorm. The
+    published layout has its tensors all the same.
     """
-    if _read_description(Path(path)).get("disentangle", "iefp") != "iefp":
+    weights = read_weight_file(path)
+    found = {key: value for key, value in weights.tensors.items() if key.startswith("clubmi.")}
+    batches_seen = [value for key, value in found.items() if key.endswith("num_batches_tracked")]
+    if weights.disentangle != "iefp" or (batches_seen and not any(map(torch.count_nonzero, batches_seen))):
         return False
-    found = {key: value for key, value in read_weight_file(path).tensors.items() if key.startswith("clubmi.")}
     expected = {key: value for key, value in model.state_dict().items() if key.startswith("clubmi.")}
     # BatchNorm's counters may lack, nothing here reads them.
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
@@ -164,13 +169,14 @@ def read_weight_file(path: str | Path) -> WeightFile:
     path = Path(path)
     content = _read_content(path)
     tensors = _rename(path, _find_tensors(path, content))
-    told = content.get("branches")
-    told = told if isinstance(told, dict) else _read_description(path)
+    config, told = content.get("config"), content.get("branches")
+    described = told if isinstance(told, dict) else _read_description(path)
+    method = config if isinstance(config, dict) else described
     branches = {}
     for name, prefix in (("identity_branch", "backbone_id."), ("age_branch", "backbone_ae.")):
         keys = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
-        branches[name] = _read_branch(path, keys, told.get(name)) if keys else None
-    return WeightFile(path, tensors, **branches)
+        branches[name] = _read_branch(path, keys, described.get(name)) if keys else None
+    return WeightFile(path, tensors, **branches, disentangle=str(method.get("disentangle", "iefp")))
 
 
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
@@ -195,6 +201,17 @@ def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
     """What the keys of a weight file can't tell, for the JSON file of the same name beside it."""
     branches = {"identity_branch": model.backbone_id, "age_branch": model.backbone_ae}
     return {name: vars(Branch(encoder.backbone, encoder.purification)) for name, encoder in branches.items()}
+
+
+def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
+    """SHA-256 of all that a model's output depends on beside the pictures: what is computed by it is kept under this.
+
+    The weight file alone does not decide: a JSON file beside it may choose another purification unit. So it is of the
+    file (`weights_sha256`), of both branches as `model` has them, and of how pictures become the network's input.
+    """
+    pixels = {"size": IMAGE_SIZE, "mean": PIXEL_MEAN, "scale": PIXEL_SCALE, "version": PREPROCESSING}
+    facts = {"weights": weights_sha256, "pixels": pixels} | describe_branches(model)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------- reading

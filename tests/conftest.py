@@ -99,8 +99,9 @@ def train_identity(run_main, tiny_faces, age_weights):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """An untrained model in the published layout."""
+    """A model in the published layout, untrained but for its CLUB, which has seen one batch."""
     torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "iefp.pth"
-    torch.save(iefp_file_tensors(IEFP("iresnet18_quarter", 1, 6)), path)
+    path, model = tmp_path_factory.mktemp("weights") / "iefp.pth", IEFP("iresnet18_quarter", 1, 6)
+    model.clubmi(*torch.randn(2, 8, 512))
+    torch.save(iefp_file_tensors(model), path)
     return path

@@ -536,7 +536,8 @@ def calibration_seeds() -> list[bytes]:
     row = {"threshold": 0.25, "impostors_allowed": 9, "tar_percent": 80.5, "tar_by_age_gap_percent": {"2-5": None}}
     told = {"title": "FG-NET", "num_genuine": 90, "num_impostor": 99, "num_genuine_by_age_gap": {"2-5": 7},
             "at_far": {"1e-1": row}, "left_out": {"1e-2": "too few"}}  # fmt: skip
-    model = {"name": "a", "weights": "a.pth", "weights_sha256": "ab", "join": "add", "benchmarks": {"fgnet": told}}
+    model = {"name": "a", "weights": "a.pth", "weights_sha256": "cd", "model_fingerprint": "ab", "join": "add",
+             "benchmarks": {"fgnet": told}}  # fmt: skip
     return [json.dumps({"schema": 1, "models": [model] * count}, indent=1).encode() for count in (1, 2)]
 
 

@@ -34,12 +34,14 @@ def example_json() -> str:
     ]
     for model in models:
         of = found[model["name"]]
-        model["results"] = {name: {"title": title} | of[name][0] for name, title in TITLES.items()}
+        model["results"] = {
+            name: {"title": title, "benchmark": benchmark} | of[name][0] for name, (title, benchmark) in SETS.items()
+        }
         model["did_not_run"] = {"cacd_vs": f"folder {HOSTILE} does not exist: get it."}
     comparisons = [
         {"setting": name, "title": title, "a": HOSTILE, "b": "A"}
         | compare(found[HOSTILE][name][1], found["A"][name][1])
-        for name, title in TITLES.items()
+        for name, (title, _) in SETS.items()
     ]
     return json.dumps(
         {
@@ -53,7 +55,8 @@ def example_json() -> str:
     )
 
 
-TITLES = {"fgnet": "FG-NET", "morph2_10000": "MORPH2 10,000", "lfw.bin": "lfw.bin"}
+# name in results.json -> title, and the name by which papers report it
+SETS = {"fgnet": ("FG-NET", "fgnet"), "morph2_10000": ("MORPH2 10,000", "morph2"), "lfw.bin": ("lfw.bin", "lfw")}
 
 
 def example_report() -> dict:

@@ -19,7 +19,7 @@ from utils.calibration import (
 )
 from utils.verification import all_pairs_verification, verification
 
-SHA = "ab" * 32
+SHA, FINGERPRINT = "ef" * 32, "ab" * 32
 
 
 def life_pictures(seed, num_pictures=110, num_people=10, size=8):
@@ -69,7 +69,7 @@ def calibrations(tmp_path):
     draw = np.random.default_rng(5)
     of_pairs = verification(draw.normal(size=200) / 5, draw.random(200) < 0.5)
     pairs = {"title": "CALFW", "analysis": {"verification": of_pairs}}
-    model = {"name": "a", "weights": "runs/a/iefp.pth", "sha256": SHA,
+    model = {"name": "a", "weights": "runs/a/iefp.pth", "sha256": SHA, "model_fingerprint": FINGERPRINT,
              "results": {"fgnet": result_of(), "calfw": pairs}}  # fmt: skip
     return write_calibrations(tmp_path, [model], "concatenate")
 
@@ -149,7 +149,7 @@ def test_years_fall_into_their_bin(years, gap):
 
 
 def test_the_benchmark_with_most_impostors_is_taken_unless_another_is_named(calibrations):
-    calibration = read_calibration(calibrations, SHA, "concatenate")
+    calibration = read_calibration(calibrations, FINGERPRINT, "concatenate")
     benchmark, point = calibration.at(1e-2)
     told = calibrate(result_of())
     assert (benchmark.name, point.far) == ("fgnet", "1e-2")
@@ -162,7 +162,7 @@ def test_the_benchmark_with_most_impostors_is_taken_unless_another_is_named(cali
 
 
 def test_a_far_or_a_benchmark_that_is_not_there_is_refused(calibrations):
-    calibration = read_calibration(calibrations, SHA, "concatenate")
+    calibration = read_calibration(calibrations, FINGERPRINT, "concatenate")
     with pytest.raises(UserError, match=r"--far 0.05 is not calibrated by fgnet .*: give one of 1e-1, 1e-2, 1e-3"):
         calibration.at(0.05)
     with pytest.raises(UserError, match=r"--far 0.001 .*calfw.* \(FAR 1e-3 needs 1,000 impostor pairs"):
@@ -171,11 +171,11 @@ def test_a_far_or_a_benchmark_that_is_not_there_is_refused(calibrations):
         calibration.at(1e-1, "lfw")
 
 
-def test_a_calibration_of_other_weights_or_another_join_is_refused(calibrations):
-    with pytest.raises(UserError, match=r"about other weights \(runs/a/iefp.pth\), not about those with SHA-256 cdcd"):
+def test_a_calibration_of_another_model_or_another_join_is_refused(calibrations):
+    with pytest.raises(UserError, match=r"about other weights.* \(runs/a/iefp.pth\), not about .* fingerprint cdcd"):
         read_calibration(calibrations, "cd" * 32, "concatenate")
     with pytest.raises(UserError, match="joined by 'concatenate', here they are joined by 'add'"):
-        read_calibration(calibrations, SHA, "add")
+        read_calibration(calibrations, FINGERPRINT, "add")
 
 
 def test_it_is_found_beside_the_weights_before_results(calibrations, tmp_path, monkeypatch):
@@ -183,9 +183,9 @@ def test_it_is_found_beside_the_weights_before_results(calibrations, tmp_path, m
     told, weights = [], tmp_path / "iefp.pth"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / FILE_NAME).write_text(calibrations.read_text())
-    assert find_calibration(weights, SHA, "concatenate", told.append).path == str(calibrations)
-    calibrations.write_text(calibrations.read_text().replace(SHA, "cd" * 32))
-    assert find_calibration(weights, SHA, "concatenate", told.append).path == f"results/{FILE_NAME}"
+    assert find_calibration(weights, FINGERPRINT, "concatenate", told.append).path == str(calibrations)
+    calibrations.write_text(calibrations.read_text().replace(FINGERPRINT, "cd" * 32))
+    assert find_calibration(weights, FINGERPRINT, "concatenate", told.append).path == f"results/{FILE_NAME}"
     assert told and re.search("is not about .*iefp.pth", told[0])
     assert find_calibration(weights, "ef" * 32, "concatenate", told.append) is None
 
@@ -227,5 +227,5 @@ def set_threshold(value):
 def test_a_damaged_file_is_refused_in_a_sentence(calibrations, damage):
     calibrations.write_text(damage(calibrations.read_text()))
     with pytest.raises(UserError, match=r"calibration.*test\.py writes such files") as refused:
-        read_calibration(calibrations, SHA, "concatenate")
+        read_calibration(calibrations, FINGERPRINT, "concatenate")
     assert "\n" not in str(refused.value)

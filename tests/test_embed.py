@@ -180,7 +180,8 @@ def test_the_sentences_say_the_same(run_embed, calibration, folder):
 
 
 def calibration_with(tar_by_gap, threshold=0.5, impostors_allowed=50):
-    return {"schema": 1, "models": [{"weights_sha256": "a", "join": "concatenate", "benchmarks": {"fgnet": {
+    return {"schema": 1, "models": [{"weights_sha256": "", "model_fingerprint": "a", "join": "concatenate",
+                                      "benchmarks": {"fgnet": {
         "title": "FG-NET", "num_genuine": 1000, "num_impostor": 50_000,
         "num_genuine_by_age_gap": {gap: count for gap, (count, _) in tar_by_gap.items()},
         "at_far": {"1e-3": {"threshold": threshold, "impostors_allowed": impostors_allowed, "tar_percent": 80.0,

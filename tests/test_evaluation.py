@@ -410,7 +410,8 @@ def test_a_folder_of_ones_own_is_tested_as_fgnet_is(run_test, tiny_faces):
     outcome, report = run_test(tiny_faces, *flags)
     assert outcome.status == 0, outcome.err
     fgnet, own = (dict(report["results"][name]) for name in ("fgnet", folder.name))
-    assert (fgnet.pop("title"), own.pop("title")) == ("FG-NET", folder.name) and fgnet == own
+    assert (fgnet.pop("title"), own.pop("title")) == ("FG-NET", folder.name)
+    assert (fgnet.pop("benchmark"), own.pop("benchmark")) == ("fgnet", None) and fgnet == own
     outcome, report = run_test(tiny_faces, "--benchmarks", "fgnet", "--identity-folders", folder, "--names", "none")
     assert outcome.status == 0 and "age_gap" not in report["results"][folder.name]["analysis"]
 

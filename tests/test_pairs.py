@@ -1,11 +1,22 @@
 """data/pairs.py: pair lists as published, and every way in which one can be wrong. Nothing is decoded."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 
-from data.pairs import find_pair_list, make_cacd_vs_pairs, read_pair_list, write_cacd_vs_list
+from data.benchmarks import open_benchmark, open_whole, setting_named
+from data.pairs import (
+    PairList,
+    find_pair_list,
+    fold_counts,
+    make_cacd_vs_pairs,
+    read_answers,
+    read_pair_list,
+    write_cacd_vs_list,
+)
+from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, UserError
 
 
@@ -218,3 +229,51 @@ def test_a_list_that_cannot_be_put_in_place_leaves_nothing_beside_it(tmp_path, m
         write_cacd_vs_list(path)
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["list.txt"]
+
+
+# -------------------------------------------------------------------------------------------------------------- folds
+
+
+def one_kind_first(path):
+    """Sorts the genuine pairs of a list before the others."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(sorted(lines, key=lambda line: line.split()[2], reverse=True)))
+
+
+def test_a_fold_of_one_kind_is_refused_wherever_a_list_is_opened(tiny_faces, tmp_path):
+    """14: test.py and train.py name list and fold as prepare.py check does, before anything is embedded."""
+    shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
+    path = find_pair_list(tmp_path, BENCHMARKS["calfw"])
+    assert fold_counts(read_answers(path)) == [(1, 1)] * 10
+    open_whole("calfw", tmp_path)
+    one_kind_first(path)
+    pairs = read_pair_list(path, tmp_path / BENCHMARKS["calfw"].folders[0])
+    own = tmp_path / "own.bin"
+    write_verification_bin(pairs, own, reencode=True)
+    for name, file in (("calfw", path), (str(own), own)):
+        words = r"in 10 of the ten folds \(fold 1: 2 genuine, 0 impostor; fold 2"
+        with pytest.raises(UserError, match=words) as of_training:
+            open_whole(name, tmp_path)
+        with pytest.raises(UserError, match=words) as of_test:
+            open_benchmark(setting_named(name, tmp_path), str)
+        assert str(of_training.value) == str(of_test.value)
+        assert str(file) in str(of_test.value) and "\n" not in str(of_test.value)
+
+
+def test_a_single_fold_of_one_kind_is_named(tiny_faces, tmp_path):
+    """14: it needs no more than one wrong answer in the list."""
+    shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
+    path = find_pair_list(tmp_path, BENCHMARKS["calfw"])
+    lines = path.read_text().splitlines()
+    lines[6] = lines[6].rsplit(" ", 1)[0] + " 0"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"in 1 of the ten folds \(fold 4: 0 genuine, 2 impostor\)"):
+        open_whole("calfw", tmp_path)
+
+
+def test_pairs_left_out_for_missing_pictures_do_not_make_a_list_wrong(tiny_faces, tmp_path):
+    """14: the folds are those of the whole list, as in prepare.py check."""
+    shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
+    next((tmp_path / BENCHMARKS["calfw"].folders[0]).iterdir()).unlink()
+    opened = open_benchmark(setting_named("calfw", tmp_path), str, allow_missing=True)
+    assert isinstance(opened.pairs, PairList) and opened.pairs.num_pairs_dropped >= 1

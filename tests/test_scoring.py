@@ -1,13 +1,20 @@
 """utils/scoring.py, utils/analysis.py and the shares of utils/intervals.py, against plain loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from meta import UserError
+from meta import MIN_FALSE_ACCEPTS, UserError
 from utils.analysis import worst_searches
+from utils.calibration import calibrate
+from utils.extraction import Extracted
 from utils.identification import leave_one_out_contest, probe_gallery_contest
 from utils.intervals import MIN_DRAWN, paired_share_difference, share_interval
-from utils.scoring import Comparable, compare
+from utils.report import table
+from utils.report_sections import main_rows, settings_of
+from utils.scoring import Comparable, Options, compare, make_rows, missing_figures, score_pair_list
+from utils.validation import figures_of
 
 NUM_PEOPLE = 30
 
@@ -145,3 +152,44 @@ def test_the_worst_searches_are_those_of_a_sorted_matrix():
     for pair in told["false_matches"] + told["false_non_matches"]:
         assert pair["age_a"] == ages[0][int(pair["name_a"][1:])]
         assert ("age_b" in pair) == (pair["name_b"] != "g3")
+
+
+# ------------------------------------------------------------------------------------------ enough to stand on
+
+
+def result_of_pairs(num_impostor: int) -> dict:
+    """Of 40 genuine pairs and so many impostor pairs of made-up embeddings."""
+    draw = np.random.default_rng(num_impostor)
+    first, second = np.arange(40 + num_impostor), np.arange(40 + num_impostor) + 40 + num_impostor
+    genuine = np.arange(40 + num_impostor) % (40 + num_impostor) < 40
+    views = draw.normal(size=(2, 2 * len(genuine), 8)).astype(np.float32)
+    views[:, second[genuine]] += views[:, first[genuine]]
+    extracted = Extracted(views[0], views[1], None, None, grey_pixels=views[0])
+    order = draw.permutation(len(genuine))
+    pairs = first[order], second[order], genuine[order]
+    return {"title": "Own"} | score_pair_list(extracted, *pairs, str, Options(), with_sum=True)[0]
+
+
+@pytest.mark.parametrize("num_impostor", [12, 100 * MIN_FALSE_ACCEPTS - 1, 100 * MIN_FALSE_ACCEPTS])
+def test_table_json_page_calibration_and_validation_have_one_rule_for_a_tar(num_impostor):
+    """14: TAR at FAR 1e-2 needs 100 impostor pairs wherever it is shown; else the reason stands there."""
+    key, words, enough = "tar_at_far_1e-2_percent", "TAR % at FAR 1e-2, all pairs", num_impostor >= 100
+    result = result_of_pairs(num_impostor)
+    verification = result["verification"]
+    for column in ("concatenate", "add", "sum", "grey_pixels"):
+        figures = verification[column]
+        assert (figures[key] is not None) == enough and figures["tar_at_far_1e-4_percent"] is None
+        assert figures["num_impostor"] == num_impostor and figures["impostors_allowed_at_far_1e-2"] == int(enough)
+        reason = f"FAR 1e-2 needs 100 impostor pairs or more, there are {num_impostor}"
+        assert figures.get("tar_at_far_1e-2_reason") == (None if enough else reason)
+    shown = table(make_rows({"own.bin": result}))
+    assert (words in shown) == enough and "ten-fold EER %" in shown
+    assert missing_figures({"own.bin": result}) == ([] if enough else [f"Own, {words}: {reason}"])
+    assert ("1e-2" in calibrate(result)["at_far"]) == enough
+    rows, _ = main_rows(settings_of({"models": [{"name": "a", "results": {"own.bin": result}}]}))
+    assert (words in [row[2] for row in rows]) == enough
+    benchmark = SimpleNamespace(
+        protocol="ten_fold_verification", pairs=SimpleNamespace(genuine=np.arange(40 + num_impostor) < 40)
+    )
+    assert (f"own_{key}" in figures_of({"own": benchmark})) == enough
+    assert "own_eer_percent" in figures_of({"own": benchmark})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from meta import MAX_AGE, MIN_AGE, UserError
+from meta import MAX_AGE, MIN_AGE, MIN_FALSE_ACCEPTS, UserError
 from utils.arrays import (
     as_numpy,
     blocks,
@@ -27,6 +27,7 @@ from utils.arrays import (
     scored_pairs,
     self_positions,
 )
+from utils.metrics import enough_impostors
 from utils.verification import (
     PairCounts,
     Result,
@@ -273,7 +274,7 @@ def common_thresholds(counts: PairCounts, genuine_scores: dict[str, np.ndarray])
     rows = {}
     for rate, one_in in COMMON_RATES.items():
         allowed, threshold, reason = counts.num_impostor // one_in, None, None
-        if allowed == 0:
+        if not enough_impostors(counts.num_impostor, one_in):
             reason = too_few_impostors(rate, counts.num_impostor)
         else:
             threshold = threshold_at(counts, allowed)
@@ -371,7 +372,7 @@ def _figures(counts: PairCounts, kind: str) -> Result:
     enough = min(counts.num_genuine, counts.num_impostor) >= MIN_PAIRS
     result: Result = {f"auc_{kind}_impostors_percent": 100.0 * auc(counts) if enough else None}
     for rate, one_in in FALSE_ACCEPT_RATES.items():
-        allowed = enough and counts.num_impostor >= one_in
+        allowed = enough and enough_impostors(counts.num_impostor, one_in)
         result[f"tar_at_far_{rate}_{kind}_impostors_percent"] = 100.0 * tar(counts, one_in) if allowed else None
     return result
 
@@ -382,7 +383,11 @@ def _shortages(num_genuine: int, num_impostor: int, kind: str) -> list[str]:
         return [f"{num_genuine} genuine pairs, a figure needs {MIN_PAIRS}"]
     if num_impostor < MIN_PAIRS:
         return [f"{num_impostor} {kind} impostor pairs, a figure needs {MIN_PAIRS}"]
-    missing = [f"{one_in:,} for FAR {rate}" for rate, one_in in FALSE_ACCEPT_RATES.items() if num_impostor < one_in]
+    missing = [
+        f"{MIN_FALSE_ACCEPTS * one_in:,} for FAR {rate}"
+        for rate, one_in in FALSE_ACCEPT_RATES.items()
+        if not enough_impostors(num_impostor, one_in)
+    ]
     return [f"{num_impostor} {kind} impostor pairs, TAR needs {' and '.join(missing)}"] if missing else []
 
 

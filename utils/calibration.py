@@ -1,9 +1,9 @@
 """From a test to an answer: what test.py found out about a model, for embed.py to say "the same person" by.
 
-`calibration.json` holds for each model that was tested, known by the SHA-256 of its weights, and for each benchmark the
-thresholds of some false-accept rates (FAR), how many impostor pairs they rest on, and what share of genuine pairs they
-let pass (TAR), by the years between the two pictures. A FAR that the impostor pairs do not allow is left out, with the
-reason beside it.
+`calibration.json` holds for each model that was tested, known by its fingerprint (models.weights.model_fingerprint: the
+weights alone do not decide what is computed), and for each benchmark the thresholds of some false-accept rates (FAR),
+how many impostor pairs they rest on, and what share of genuine pairs they let pass (TAR), by the years between the two
+pictures. A FAR that the impostor pairs do not allow is left out, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -99,15 +99,16 @@ def gap_of(years: float) -> str:
 def write_calibrations(folder: Path, models: list[dict[str, Any]], join: str) -> Path | None:
     """Writes calibration.json, of the models that embed pictures and have an analysis, into a folder; gives its path.
 
-    `models` are those of results.json, with name, weights, sha256 and results; `join` is that of their analysis. With
-    nothing to write a file that is there already stays, and None is given.
+    `models` are those of results.json, with name, weights, sha256, model_fingerprint and results; `join` is that of
+    their analysis. With nothing to write a file that is there already stays, and None is given.
     """
     calibrations = []
     for model in models:
         benchmarks = {name: calibrate(result) for name, result in model["results"].items()}
         benchmarks = {name: one for name, one in benchmarks.items() if one is not None}
         if benchmarks and "weights" in model:
-            known = {"name": model["name"], "weights": model["weights"], "weights_sha256": model["sha256"]}
+            known = {"name": model["name"], "weights": model["weights"], "weights_sha256": model["sha256"],
+                     "model_fingerprint": model["model_fingerprint"]}  # fmt: skip
             calibrations.append(known | {"join": join, "benchmarks": benchmarks})
     if not calibrations:
         return None
@@ -170,8 +171,8 @@ def _row_of_figures(figures: dict[str, Any], rate: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def find_calibration(weights: Path, sha256: str, join: str, report: Callable[[str], None]) -> Calibration | None:
-    """The calibration beside the weights, or else in results/, of this model; None where there is none.
+def find_calibration(weights: Path, fingerprint: str, join: str, report: Callable[[str], None]) -> Calibration | None:
+    """The calibration beside the weights, or else in results/, of the model of this fingerprint; None without any.
 
     A file there that is about other models is told to `report` and passed over.
 
@@ -180,26 +181,37 @@ def find_calibration(weights: Path, sha256: str, join: str, report: Callable[[st
     """
     for path in dict.fromkeys((weights.with_name(FILE_NAME), Path("results") / FILE_NAME)):
         if path.is_file():
-            found = [one for one in _read_models(path) if one["weights_sha256"] == sha256 and one["join"] == join]
+            models = _read_models(path)
+            found = [one for one in models if one.get("model_fingerprint") == fingerprint and one["join"] == join]
             if found:
                 return _checked(path, found[0])
-            report(f"{path} is not about {weights}: it is not used")
+            why = (
+                "is of an earlier version"
+                if _lacks_fingerprints(models)
+                else f"is not about {weights} as it is built now"
+            )
+            report(f"{path} {why}: it is not used; test.py writes a new one")
     return None
 
 
-def read_calibration(path: Path, sha256: str, join: str) -> Calibration:
-    """What the file says of the model whose weights have this SHA-256, with its views joined so.
+def read_calibration(path: Path, fingerprint: str, join: str) -> Calibration:
+    """What the file says of the model of this fingerprint, with its views joined so.
 
     Raises:
         UserError: a file that can't be read, is no calibration, or is about other models or another join.
     """
     models = _read_models(path)
-    of_model = [model for model in models if model["weights_sha256"] == sha256]
+    if _lacks_fingerprints(models):
+        raise UserError(
+            f"--calibration {path} is of an earlier version, which did not write how its models were built: run "
+            "test.py on these weights again."
+        )
+    of_model = [model for model in models if model.get("model_fingerprint") == fingerprint]
     if not of_model:
         others = ", ".join(str(model.get("weights", "?"))[:80] for model in models[:3])
         raise UserError(
-            f"--calibration {path} is about other weights ({others}), not about those with SHA-256 {sha256[:12]}...: "
-            "run test.py on these."
+            f"--calibration {path} is about other weights, or about these with another purification unit or "
+            f"preprocessing ({others}), not about the model of fingerprint {fingerprint[:12]}...: run test.py on it."
         )
     fitting = [model for model in of_model if model["join"] == join]
     if not fitting:
@@ -233,6 +245,11 @@ def _read_models(path: Path) -> list[dict[str, Any]]:
     if not models:
         raise _damaged(path)
     return told["models"]
+
+
+def _lacks_fingerprints(models: list[dict[str, Any]]) -> bool:
+    """Whether an earlier version wrote them: by the SHA-256 alone nobody knows which purification unit they had."""
+    return not any("model_fingerprint" in model for model in models)
 
 
 def _checked(path: Path, model: dict[str, Any]) -> Calibration:

@@ -29,6 +29,7 @@ from utils.arrays import (
     shared_codes,
     unit_rows,
 )
+from utils.metrics import enough_impostors
 
 if TYPE_CHECKING:
     from utils.arrays import Array
@@ -222,10 +223,10 @@ def open_set_identification(
     strangers = np.sort(contest.best_other[~is_known])[::-1]  # highest first
     result: dict[str, Value] = {"rank1_percent": float(100.0 * is_first.mean())}
     for rate, one_in in FALSE_ALARM_RATES.items():
-        allowed = len(strangers) // one_in
-        threshold = float(strangers[allowed]) if allowed else None
-        is_found = is_first & (found_by > threshold + SAME_SCORE) if allowed else None
-        result[f"dir_at_far_{rate}_percent"] = float(100.0 * is_found.mean()) if allowed else None
+        allowed, enough = len(strangers) // one_in, enough_impostors(len(strangers), one_in)
+        threshold = float(strangers[allowed]) if enough else None
+        is_found = is_first & (found_by > threshold + SAME_SCORE) if enough else None
+        result[f"dir_at_far_{rate}_percent"] = float(100.0 * is_found.mean()) if enough else None
         result[f"threshold_at_far_{rate}_cosine"] = threshold
         result[f"false_alarms_allowed_at_far_{rate}"] = allowed
     return result | {

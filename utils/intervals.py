@@ -26,6 +26,7 @@ import numpy as np
 
 from meta import UserError
 from utils.arrays import as_numpy, identity_labels, scored_pairs
+from utils.metrics import enough_impostors
 from utils.verification import FALSE_ACCEPT_RATES, Result, too_few_impostors
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ def _weighted_figures(order: _Order, counts: np.ndarray) -> Figures:
         }
         for rate, one_in in FALSE_ACCEPT_RATES.items():
             rate_accepted = np.full(len(counts), np.nan)
-            if len(order.impostor_first) >= one_in:
+            if enough_impostors(len(order.impostor_first), one_in):
                 # Accepted impostors never fall from left to right, so this is the first place beyond the allowed ones.
                 place = np.count_nonzero(accepted * one_in <= num_impostor, axis=1)
                 reached = np.concatenate([np.zeros_like(num_genuine), genuine], axis=1)

@@ -7,6 +7,13 @@ Rates here are fractions; percent begins in utils/protocols.py.
 
 import numpy as np
 
+from meta import MIN_FALSE_ACCEPTS
+
+
+def enough_impostors(num_impostor: int, one_in: int) -> bool:
+    """Whether so many impostors allow a figure at the false-accept rate of one in `one_in`; the rule of all reports."""
+    return num_impostor >= MIN_FALSE_ACCEPTS * one_in
+
 
 def accepted_counts(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """How many of `scores` (N,) each of `thresholds` (T,) accepts: (T,) int64."""

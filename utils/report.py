@@ -29,12 +29,16 @@ NUM_TEXT_COLUMNS = 2
 
 
 def rows_of(title: str, labels: Mapping[str, str], result: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """The rows of one protocol: `labels` maps keys of the results to words, `result` holds one dict a column."""
+    """The rows of one protocol: `labels` maps keys of the results to words, `result` holds one dict a column.
+
+    What was not measured has no row: chance alone is no result.
+    """
     columns = HEADER[NUM_TEXT_COLUMNS:]
-    return [
+    rows = [
         Row(title, words, *(result.get(column.replace(" ", "_"), {}).get(key) for column in columns))
         for key, words in labels.items()
     ]
+    return [row for row in rows if (row.concatenate, row.add, row.grey_pixels) != (None, None, None)]
 
 
 def table(rows: Sequence[Row]) -> str:

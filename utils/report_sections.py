@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, TypeAlias
 
 from utils.report import DIFFERENCES
@@ -83,6 +82,7 @@ class Tested:
 
     name: str
     title: str
+    benchmark: str  # as published figures name it, "" for a set of which there are none
     of_models: Sequence[tuple[str, Tree]]
 
 
@@ -131,10 +131,7 @@ def number(value: Any) -> float | int | None:
 
 
 def figure(tree: Any, key: str) -> float | int | None:
-    """The finite number at this key; none for a TAR at a FAR that lets no impostor pass, which is no such TAR."""
-    rate = key.removeprefix("tar_at_far_").removesuffix("_percent")
-    if branch(tree).get(f"impostors_allowed_at_far_{rate}") == 0:
-        return None
+    """The finite number at this key."""
     return number(branch(tree).get(key))
 
 
@@ -158,12 +155,14 @@ def model_names(report: Tree) -> list[tuple[str, Tree]]:
 def settings_of(report: Tree) -> list[Tested]:
     """The settings that any model ran on, in the order in which they come."""
     titles: dict[str, str] = {}
+    benchmarks: dict[str, str] = {}
     results: dict[str, list[tuple[str, Tree]]] = {}
     for model, told in model_names(report):
         for name, result in branch(told, "results").items():
             titles.setdefault(name, words(branch(result).get("title"), name))
+            benchmarks.setdefault(name, words(branch(result).get("benchmark"), ""))
             results.setdefault(name, []).append((model, branch(result)))
-    return [Tested(name, titles[name], of_models) for name, of_models in results.items()]
+    return [Tested(name, titles[name], benchmarks[name], of_models) for name, of_models in results.items()]
 
 
 def reason_of(tree: Any, *keys: str) -> str:
@@ -251,8 +250,6 @@ def main_rows(tested: Sequence[Tested]) -> tuple[list[list[Cell]], list[str]]:
                     reason = sure.get(f"{key}_interval_reason")
                     if isinstance(reason, str) and reason not in reasons:
                         reasons.append(reason)
-                    if key in sure and figure(sure, key) is None:
-                        continue  # the protocol tells a TAR where not one false accept is allowed: that is no figure
                     if labels is ALL_PAIRS and cells[0] is None:
                         cells[0] = figure(sure, key)
                     if all(cell is None for cell in cells[:-1]):  # chance alone is no result
@@ -322,7 +319,7 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
     benchmarks = list(dict.fromkeys(words(told.get("benchmark"), "not told") for told in figures))
     elsewhere: list[list[Cell]] = []
     for benchmark in benchmarks:
-        here = [one for one in tested if is_of(one.name, benchmark)]
+        here = [one for one in tested if one.benchmark == benchmark]
         of_benchmark = [told for told in figures if words(told.get("benchmark"), "not told") == benchmark]
         rows = [published_row(told) for told in of_benchmark]
         if not here:
@@ -332,11 +329,6 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
         yield Table(f"{title}: measured and published", header, [*measured_rows(here, of_benchmark), *rows])
     if elsewhere:
         yield Table("Published figures of sets that were not tested here", header, elsewhere)
-
-
-def is_of(setting: str, benchmark: str) -> bool:
-    """Whether a setting (fgnet, morph2_3000, a path of lfw.bin) is one of a benchmark."""
-    return PurePath(setting).stem == benchmark or setting.startswith(f"{benchmark}_")
 
 
 def measured_rows(here: Sequence[Tested], figures: Sequence[Tree]) -> Iterator[list[Cell]]:

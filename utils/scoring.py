@@ -16,6 +16,8 @@ from utils.analysis import MAX_IMAGES_OF_ALL_PAIRS, analyse_identities, analyse_
 from utils.identification import leave_one_out_contest, probe_gallery_contest
 from utils.intervals import paired_differences, paired_share_difference
 from utils.leaks import club_estimate
+from utils.metrics import enough_impostors
+from utils.protocols import FALSE_ACCEPT_RATES as EXACT_RATES
 from utils.protocols import (
     age_group_error,
     exact_verification,
@@ -30,7 +32,7 @@ from utils.protocols import (
     ten_fold_verification,
 )
 from utils.report import Row, rows_of
-from utils.verification import all_pairs
+from utils.verification import all_pairs, too_few_impostors
 
 if TYPE_CHECKING:
     from utils.extraction import Extracted
@@ -187,7 +189,7 @@ def score_pair_list(
 
     def score_pairs(embeddings: np.ndarray) -> dict[str, float]:
         scores = pair_scores(embeddings[first], embeddings[second])
-        return ten_fold_verification(scores, genuine) | exact_verification(scores, genuine)
+        return ten_fold_verification(scores, genuine) | with_enough_impostors(exact_verification(scores, genuine))
 
     embeddings = analysed(extracted)
     scores = pair_scores(embeddings[first], embeddings[second])
@@ -200,6 +202,16 @@ def score_pair_list(
     if options.analysis:
         result["analysis"] = analyse_pairs(scores, genuine, first, second, names, options.seed)
     return result, Comparable(pairs=(scores, genuine, None, None))
+
+
+def with_enough_impostors(figures: dict[str, float]) -> Result:
+    """`exact_verification` as it is reported: None, and a reason, for a TAR that would stand on too few impostors."""
+    reported, num_impostor = dict(figures), int(figures["num_impostor"])
+    for rate, one_in in EXACT_RATES.items():
+        if not enough_impostors(num_impostor, one_in):
+            reasons = {f"tar_at_far_{rate}_reason": too_few_impostors(rate, num_impostor)}
+            reported |= {f"tar_at_far_{rate}_percent": None} | reasons
+    return reported
 
 
 VERIFICATION_CHANCE = {
@@ -273,6 +285,17 @@ LABELS = {
     },
 }
 LOWER_IS_BETTER = {"eer_percent"}  # of these figures; the others are shares of what was found or recognised
+
+
+def missing_figures(results: dict[str, Result]) -> list[str]:
+    """Why figures of the table are missing, a sentence each."""
+    return [
+        f"{result['title']}, {words}: {reason}"
+        for result in results.values()
+        for key, words in LABELS["verification"].items()
+        for reason in [result.get("verification", {}).get(ANALYSED_JOIN, {}).get(key.replace("_percent", "_reason"))]
+        if reason is not None
+    ]
 
 
 def make_rows(results: dict[str, Result]) -> list[Row]:

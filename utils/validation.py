@@ -20,11 +20,12 @@ from utils.age_gap import MATE_YEARS, rank1_by_mate_distance
 from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
 from utils.extraction import Extracted, TwoBranches, extract
 from utils.identification import probe_gallery_cmc
+from utils.metrics import enough_impostors
 from utils.protocols import pair_scores
 from utils.run_log import RunLog
 from utils.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
 from utils.validation_plots import Curves, Panel, draw_curves
-from utils.verification import verification
+from utils.verification import FALSE_ACCEPT_RATES, verification
 
 # Which of the results in utils.scoring.LABELS a benchmark's protocol gives.
 RESULTS = {
@@ -64,22 +65,24 @@ class Validation:
         Every process calls this at the same step, embeds its share and gets the same answer. Failure is told and
         logged and ends nothing: a broken picture must not cost a run.
         """
-        began, figures, curves = time.monotonic(), {}, {}
+        began, of_benchmarks, curves = time.monotonic(), {}, {}
         share_batchnorm_statistics(model, self.process)
         try:
             with in_eval_mode(model):
                 for name, benchmark in self.benchmarks.items():
-                    of_benchmark, curves[name] = self._score(name, benchmark, model)
-                    figures |= of_benchmark
+                    of_benchmarks[name], curves[name] = self._score(name, benchmark, model)
         except UserError as error:
             tell(self.process, f"validation at step {step:,} failed, training goes on: {error}")
             log.event("validation_failed", step, reason=str(error))
             return
+        figures = {key: value for of_one in of_benchmarks.values() for key, value in of_one.items()}
         self.newest = step, figures
         log.event("validation", step, seconds=round(time.monotonic() - began, 1), **figures)
         for name, panels in curves.items():
             self._log_curves(name, Curves(step, panels), log)
-        self._tell(step, figures)
+        for name, of_one in of_benchmarks.items():
+            told = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
+            tell(self.process, f"validation at step {step:,}, {name}: {told}")
 
     def _score(self, name: str, benchmark: OpenBenchmark, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
         extracted = [
@@ -108,12 +111,6 @@ class Validation:
         log.figure(f"validation/{name}", lambda: draw_curves(title, now, self.curves[name]), now.step)
         self.curves[name].append(now)
 
-    def _tell(self, step: int, figures: dict[str, float]) -> None:
-        for name in self.benchmarks:
-            own = {key.removeprefix(f"{name}_"): value for key, value in figures.items() if key.startswith(f"{name}_")}
-            told = ", ".join(f"{figure} {value:.2f}" for figure, value in own.items())
-            tell(self.process, f"validation at step {step:,}, {name}: {told}")
-
 
 def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
     """The figures of `Validation.run`, such as fgnet_rank1_percent, and whether each is better when higher."""
@@ -139,8 +136,14 @@ def in_eval_mode(model: object) -> Iterator[None]:
 
 
 def _figures_of(benchmark: OpenBenchmark) -> list[tuple[str, str]]:
-    """The results and figures of the table that test.py prints."""
-    return [(part, figure) for part in RESULTS[benchmark.protocol] for figure in LABELS[part]]
+    """The results and figures of the table that test.py prints, as far as the pairs of a list allow them."""
+    figures = [(part, figure) for part in RESULTS[benchmark.protocol] for figure in LABELS[part]]
+    if benchmark.pairs is None:
+        return figures
+    num_impostor = int(np.count_nonzero(~benchmark.pairs.genuine))
+    too_few = {f"tar_at_far_{rate}_percent" for rate, one_in in FALSE_ACCEPT_RATES.items()
+               if not enough_impostors(num_impostor, one_in)}  # fmt: skip
+    return [(part, figure) for part, figure in figures if figure not in too_few]
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

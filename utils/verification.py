@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from meta import UserError
+from meta import MIN_FALSE_ACCEPTS, UserError
 from utils.arrays import (
     blocks,
     embedding_rows,
@@ -23,7 +23,7 @@ from utils.arrays import (
     scored_pairs,
     unit_rows,
 )
-from utils.metrics import area_under_curve, equal_error_rate, tar_at_far
+from utils.metrics import area_under_curve, enough_impostors, equal_error_rate, tar_at_far
 
 if TYPE_CHECKING:
     from utils.arrays import Array
@@ -184,9 +184,9 @@ def roc_corners(counts: PairCounts) -> tuple[np.ndarray, np.ndarray]:
 def verification_figures(counts: PairCounts) -> Result:
     """AUC, EER and TAR at FAR 1e-1 ... 1e-6 in percent, from one ROC over all pairs.
 
-    AUC, EER and the TAR are those of `utils.protocols.exact_verification`. Where a FAR lets no impostor pass its TAR is
-    None, and `tar_at_far_*_reason` says how many impostors there are and how many it needs. `threshold_at_far_*` is the
-    highest score threshold of that TAR, None where it accepts no genuine pair.
+    AUC, EER and the TAR are those of `utils.protocols.exact_verification`. Where a FAR lets too few impostors pass
+    (meta.MIN_FALSE_ACCEPTS) its TAR is None, and `tar_at_far_*_reason` says how many impostors there are and how many
+    it needs. `threshold_at_far_*` is the highest score threshold of that TAR, None where it accepts no genuine pair.
     """
     impostor, genuine = roc_corners(counts)
     error_rate = equal_error_rate(impostor / counts.num_impostor, genuine / counts.num_genuine)
@@ -195,11 +195,11 @@ def verification_figures(counts: PairCounts) -> Result:
         "pooled_eer_percent": 100.0 * error_rate,
     }
     for rate, one_in in FALSE_ACCEPT_RATES.items():
-        allowed = counts.num_impostor // one_in
+        allowed, enough = counts.num_impostor // one_in, enough_impostors(counts.num_impostor, one_in)
         result[f"impostors_allowed_at_far_{rate}"] = allowed
-        result[f"tar_at_far_{rate}_percent"] = 100.0 * tar_at_far(genuine, impostor, allowed) if allowed else None
-        result[f"threshold_at_far_{rate}"] = threshold_at(counts, allowed) if allowed else None
-        result[f"tar_at_far_{rate}_reason"] = None if allowed else too_few_impostors(rate, counts.num_impostor)
+        result[f"tar_at_far_{rate}_percent"] = 100.0 * tar_at_far(genuine, impostor, allowed) if enough else None
+        result[f"threshold_at_far_{rate}"] = threshold_at(counts, allowed) if enough else None
+        result[f"tar_at_far_{rate}_reason"] = None if enough else too_few_impostors(rate, counts.num_impostor)
     return result | {"num_genuine": counts.num_genuine, "num_impostor": counts.num_impostor}
 
 
@@ -217,7 +217,7 @@ def tar(counts: PairCounts, one_in: int) -> float:
 
 def too_few_impostors(rate: str, num_impostor: int) -> str:
     """Why there is no TAR at FAR `rate`, a key of FALSE_ACCEPT_RATES."""
-    needed = FALSE_ACCEPT_RATES[rate]
+    needed = MIN_FALSE_ACCEPTS * FALSE_ACCEPT_RATES[rate]
     return f"FAR {rate} needs {needed:,} impostor pairs or more, there are {num_impostor:,}"
 
 
