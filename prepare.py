@@ -271,7 +271,7 @@ class Ages:
     allow_unknown: bool = False
     """Leave out lines of --from-table about pictures that are not there, instead of stopping."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """skip: pictures that cannot be decoded get no line in --output, instead of stopping at the end."""
+    """With --weights. skip: pictures that cannot be decoded get no line in --output, instead of stopping at the end."""
     device: str = "auto"
     batch_size: int = bounded(256, low=1)
     workers: int = bounded(min(8, available_cores()), low=0)

@@ -384,7 +384,7 @@ def test_a_method_without_age_features_trains_without_age_weights(method, run_ma
         return
     pictures = sorted((tiny_faces / "ID_processed_FGNET" / "001").iterdir())[:2]
     outcome = run_main("test", "--weights", "run/iefp.pth", "--face-dataset", tiny_faces, "--benchmarks", "fgnet",
-                       "--no-analysis", "--workers", 0, "--device", "cpu", "--output", "results", "--no-keep-embeddings")  # fmt: skip
+                       "--no-analysis", "--no-keep-embeddings", "--workers", 0, "--device", "cpu")  # fmt: skip
     assert outcome.status == 0 and "holds no age branch" in outcome.out
     for script, *flags in (("embed", *pictures, "--assume-aligned", "--device", "cpu", "--far", 0.1),
                            ("export", "-o", "run/iefp.safetensors")):  # fmt: skip

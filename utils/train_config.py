@@ -121,7 +121,7 @@ class TrainConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """skip: use the next image in place of one that can't be read, and list it in the run folder."""
     max_bad_share: float = bounded(0.001, low=0, high=1)
-    """Share of the images that may be skipped before the run ends."""
+    """With --on-bad-image skip: share of the images that may be skipped before the run ends."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
