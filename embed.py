@@ -17,12 +17,11 @@ From Python the same is three functions:
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -48,7 +47,17 @@ from utils.comparison import (
     threshold_in_words,
     threshold_warnings,
 )
-from utils.config import bounded, parse_config, printable, run_script
+from utils.config import (
+    Needs,
+    With,
+    Without,
+    available_cores,
+    bounded,
+    output_file,
+    parse_config,
+    printable,
+    run_script,
+)
 from utils.distributed import Process, choose_device
 from utils.extraction import extract
 from utils.protocols import join_views
@@ -58,13 +67,17 @@ WEIGHTS = Path(WEIGHT_FILES["iefp"].path)
 SECONDS_IN_SILENCE = 5.0  # before progress is told
 
 
+ANSWERS = Without("output", why="which writes embeddings and answers nothing")
+OF_TWO = "for it is about two pictures that are compared"
+
+
 @dataclass(frozen=True)
 class EmbedConfig:
     """Embed pictures, compare two of them, or search one in a gallery."""
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of pictures. Two pictures and no -o are compared."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
     """File for names, embeddings, age probabilities and what made them: .npz, or .parquet (needs pyarrow)."""
     gallery: Path | None = None
     """Such a file of the same weights: the pictures are searched in it."""
@@ -95,8 +108,17 @@ class EmbedConfig:
     batch_size: int = bounded(64, low=1)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = bounded(min(4, os.cpu_count() or 1), low=0)
+    workers: int = bounded(min(4, available_cores()), low=0)
     """Processes that read and align pictures; 0 does it in the main process."""
+
+    NEEDS: ClassVar[Needs] = {
+        "top": (With("gallery"),),
+        "calibration": (ANSWERS,),
+        "far": (ANSWERS,),
+        "benchmark": (ANSWERS,),
+        "ages": (Without("output", why=OF_TWO), Without("gallery", why=OF_TWO)),
+        "force": (With("output"),),
+    }
 
 
 # --------------------------------------------------------------------------------------------------- three functions
@@ -293,15 +315,10 @@ def check_flags(config: EmbedConfig) -> None:
         raise UserError("no pictures are given: give two to compare, or a folder and -o FILE.npz.")
     if config.output is not None and config.gallery is not None:
         raise UserError("--output writes embeddings and --gallery searches them: give one of the two.")
-    if config.ages is not None and (config.output is not None or config.gallery is not None):
-        raise UserError("--ages is for comparing two pictures: leave it out with --output or --gallery.")
     if config.assume_aligned and config.detector is not None:
         raise UserError("--assume-aligned takes pictures as they are and --detector finds faces: give one of the two.")
-    if config.output is None:
-        return
-    if config.calibration is not None or config.benchmark is not None:
-        raise UserError("--calibration and --benchmark are for answers: leave them out with --output.")
-    check_gallery_path(config.output, config.force)
+    if config.output is not None:
+        check_gallery_path(config.output, config.force)
 
 
 def aligner_of(config: EmbedConfig) -> Aligner:

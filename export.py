@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
 
 from data.alignment import POINT_NAMES, TEMPLATE
-from data.benchmarks import open_benchmark, settings_of_benchmark
+from data.benchmarks import open_whole, settings_of_benchmark
 from data.examination import check_shapes
 from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
@@ -65,9 +65,23 @@ from models.export_files import (
 from models.iefp import IEFP
 from models.weights import describe_branches, load_for_embedding, read_weight_file
 from utils.checkpoint import sha256
-from utils.config import bounded, parse_config, run_script, write_json
+from utils.config import (
+    Either,
+    Needs,
+    With,
+    Without,
+    available_cores,
+    bounded,
+    given,
+    output_file,
+    parse_config,
+    run_script,
+    write_json,
+)
 from utils.extraction import counted
 from utils.protocols import leave_one_out, pair_scores, probe_gallery, ten_fold_verification
+
+OF_FILE = Without("check", why="for that file says itself how it is to be used")
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class ExportConfig:
 
     weights: Path = Path(WEIGHT_FILES["iefp"].path)
     """Any weight file with an identity branch."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
     """What to write: FILE.onnx, FILE.safetensors or FILE.pt2 (torch.export)."""
     check: Path | None = None
     """Instead of writing: a .onnx or .safetensors file that export.py wrote, to be compared with --weights."""
@@ -99,8 +113,21 @@ class ExportConfig:
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     batch_size: int = bounded(32, low=1)
-    workers: int = bounded(2, low=0)
+    workers: int = bounded(min(2, available_cores()), low=0)
     """Processes that read images; 0 reads in the main process."""
+
+    NEEDS: ClassVar[Needs] = {
+        "input": (OF_FILE,),
+        "views": (OF_FILE,),
+        "with_age": (OF_FILE,),
+        "precision": (OF_FILE,),
+        "calibration_count": (With("calibration_pictures"),),
+        "face_dataset": (With("measure_on"),),
+        "workers": (Either(With("calibration_pictures"), With("measure_on")),),
+        "batch_size": (
+            Either(With("calibration_pictures"), With("measure_on"), With("precision", "fp16", "int8"), With("check")),
+        ),
+    }
 
 
 VIEWS = {"one": 1, "two": 2}
@@ -147,17 +174,14 @@ def check_flags(config: ExportConfig) -> None:
         unsafe = " (torch.export.load would unpickle it)" if path.suffix == ".pt2" else ""
         raise UserError(f"{path} has none of the suffixes {', '.join(kinds)}{unsafe}: give a file with one of them.")
     if output is None:
-        if (config.input, config.views, config.with_age, config.precision) != ("uint8", "one", False, "fp32"):
-            raise UserError(f"{checked} says itself how it is to be used: leave out --input, --views, --with-age and "
-                            f"--precision.")  # fmt: skip
         return
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} of -o {output.name} does not exist: make it first.")
     if output.is_dir() or (output.exists() and os.path.samefile(output, config.weights)):
         raise UserError(f"-o {output} is a folder or the --weights themselves: give another name.")
-    if config.precision != "fp32" and output.suffix != ".onnx":
+    if "precision" in given(config) and output.suffix != ".onnx":
         raise UserError(f"--precision {config.precision} is for .onnx files: {output} can be fp32 only.")
-    if output.suffix == ".safetensors" and (config.views, config.input) != ("one", "uint8"):
+    if output.suffix == ".safetensors" and {"views", "input"} & set(given(config)):
         raise UserError(
             f"--views and --input are for .onnx and .pt2: {output} holds tensors and no function of pixels."
         )
@@ -396,7 +420,7 @@ class Measure:
 def open_measure(config: ExportConfig, name: str) -> Measure:
     """The data of a benchmark and its main figure; of MORPH2 the first setting."""
     setting = settings_of_benchmark(config.face_dataset, BENCHMARKS[name])[0]
-    opened = open_benchmark(setting, print)
+    opened = open_whole(setting.name, config.face_dataset)
     sides = tuple(faces for faces, _ in opened.sides)
     for faces in () if config.assume_aligned else sides:
         check_shapes(faces, print)

@@ -12,6 +12,7 @@ python prepare.py contact-sheet --output sheet.png            the same people ov
 python prepare.py cacd-vs-list                                CACD-VS's pair list by its rule
 """
 
+import dataclasses
 import functools
 import os
 import sys
@@ -19,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,7 +57,20 @@ from meta import (
 from models.age_heads import expected_age
 from models.weights import load_for_ages, model_fingerprint, read_weight_file
 from utils.age_labelling import file_sha256, label_ages
-from utils.config import bounded, flag, parse_config, printable, run_script
+from utils.config import (
+    Either,
+    Needs,
+    With,
+    Without,
+    available_cores,
+    bounded,
+    flag,
+    output_file,
+    output_folder,
+    parse_config,
+    printable,
+    run_script,
+)
 from utils.distributed import choose_device
 from utils.run_log import progress
 
@@ -77,12 +91,14 @@ class Check:
     """Folder that holds the data sets' folders."""
     quick: bool = False
     """Read the pictures' headers and do not decode them; pictures that break off are not found then."""
-    workers: int = bounded(os.cpu_count() or 1, low=0)
+    workers: int = bounded(available_cores(), low=0)
     """Processes that read pictures; 0 reads in the main process."""
-    json: Path | None = None
+    json: Path | None = output_file()
     """Also write what was found into this file, with up to 1,000 names of pictures for each finding."""
     force: bool = False
     """Replace the file of --json."""
+
+    NEEDS: ClassVar[Needs] = {"force": (With("json"),)}
 
     def run(self) -> int:
         if self.json is not None:
@@ -118,7 +134,7 @@ class Bin:
     """List with 'name_a name_b 1|0' per line; ten equal parts of it are the folds."""
     images: Path
     """Folder of the pictures that the list names."""
-    output: Path
+    output: Path = output_file(dataclasses.MISSING)
     """File to write, such as face_dataset/mine.bin."""
     allow_missing: bool = False
     """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
@@ -156,7 +172,7 @@ class Unpack:
 
     records: Path = Path("train.rec")
     """The .rec file, or the folder that has a train.rec."""
-    output: Path = Path("unpacked")
+    output: Path = output_folder(Path("unpacked"))
     """New folder."""
     ages: Path | None = None
     """Table of ages (record key, age) for names with ages; without it those in the records, if they have any."""
@@ -166,6 +182,8 @@ class Unpack:
     """Replace pictures in --output that have another size than those in the record file."""
     dry_run: bool = False
     """Read everything, count, and write nothing."""
+
+    NEEDS: ClassVar[Needs] = {"ages": (With("names", "auto", "age"),)}
 
     def run(self) -> None:
         if find_record_file(self.records) is None:
@@ -195,7 +213,7 @@ class Pack:
 
     data: Path = Path(FACE_DATASET_FOLDER) / TRAINING_SETS["ms1mv3"].folder
     """Folder with one folder per identity, or record file."""
-    output: Path = Path("records/train.rec")
+    output: Path = output_file(Path("records/train.rec"))
     """New .rec file; .idx and property are written beside it."""
     from_names: Literal["ms1mv3", "fgnet", "morph2"] | None = None
     """Take the ages from the file names, which are like those of this data set."""
@@ -223,6 +241,10 @@ class Pack:
 # ---------------------------------------------------------------------------------------------------------------- ages
 
 
+FORWARD = Without("undo", why="which needs no other flag")
+ESTIMATES = (FORWARD, With("weights"))
+
+
 @dataclass(frozen=True)
 class Ages:
     """Give the pictures of a training set their ages: in a table beside it, or in the published file names.
@@ -240,34 +262,46 @@ class Ages:
     """Take the ages of any other tool: CSV or TSV of picture (path or record key) and age in years."""
     from_names: Literal["ms1mv3", "fgnet", "morph2"] | None = None
     """Take the ages from the file names, which are like those of this data set."""
-    output: Path | None = None
+    output: Path | None = output_file()
     """Write the ages to this table, for train.py; no picture is touched."""
     rename: bool = False
     """Rename the pictures: 05179510.jpg becomes 05179510_age_39.jpg."""
-    link: Path | None = None
+    link: Path | None = output_folder()
     """Make this folder, with hard links of the published names; takes no room."""
-    copy: Path | None = None
+    copy: Path | None = output_folder()
     """Make this folder, with copies of the published names."""
-    undo_file: Path | None = None
+    undo_file: Path | None = output_file()
     """What --rename writes first; default: beside the folder, its name with .undo.jsonl."""
     undo: Path | None = None
     """Give the pictures of this undo file their old names back."""
-    histogram: Path | None = None
+    histogram: Path | None = output_file()
     """Draw how many faces there are of each age (PNG)."""
     allow_unknown: bool = False
     """Leave out lines of --from-table about pictures that are not there, instead of stopping."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """skip: pictures that cannot be decoded get no line in --output, instead of stopping at the end."""
+    """With --weights. skip: pictures that cannot be decoded get no line in --output, instead of stopping at the end."""
     assume_aligned: bool = False
     """With --weights: all pictures are aligned, also those that are not 112x112; they are only resized."""
     device: str = "auto"
     batch_size: int = bounded(256, low=1)
-    workers: int = bounded(min(8, os.cpu_count() or 1), low=0)
+    workers: int = bounded(min(8, available_cores()), low=0)
     """Processes that decode pictures."""
     dry_run: bool = False
     """Check and count; estimate nothing, write nothing."""
     force: bool = False
     """Replace the files of --output and --histogram."""
+
+    NEEDS: ClassVar[Needs] = dict.fromkeys(
+        ("data", "weights", "from_table", "from_names", "output", "rename", "link", "copy", "histogram"), (FORWARD,)
+    ) | {
+        "undo_file": (FORWARD, With("rename")),
+        "allow_unknown": (FORWARD, With("from_table")),
+        "on_bad_image": ESTIMATES,
+        "device": ESTIMATES,
+        "batch_size": ESTIMATES,
+        "workers": ESTIMATES,
+        "force": (FORWARD, Either(With("output"), With("histogram"))),
+    }
 
     def run(self) -> None:
         if self.undo is not None:
@@ -444,7 +478,7 @@ class Align(ABC):
 
     raw: Path
     """Folder of the release, unpacked."""
-    output: Path = Path(FACE_DATASET_FOLDER)
+    output: Path = output_folder(Path(FACE_DATASET_FOLDER))
     landmarks: Path | None = None
     """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst; instead
     of the release's own landmarks where it has some."""
@@ -452,7 +486,7 @@ class Align(ABC):
     """The pictures are aligned; they are only resized."""
     size: int = bounded(IMAGE_SIZE, low=32, high=1024)
     """Pixels of the aligned pictures, both sides."""
-    workers: int = bounded(os.cpu_count() or 1, low=1)
+    workers: int = bounded(available_cores(), low=1)
     """Processes that align; the files are the same for any number."""
     allow_missing: bool = False
     """Go on without pictures that have no landmarks or can't be read; they are named in FOLDER_left_out.csv."""
@@ -511,6 +545,10 @@ class AlignMorph2(Align):
     training_folder: str = ""
     """Name of a folder below --output for the pictures of all subjects that are in neither setting."""
 
+    NEEDS: ClassVar[Needs] = dict.fromkeys(
+        ("counts", "seed"), (Without("subjects", why="which says itself who is in which setting"),)
+    )
+
     def plans(self) -> list[Plan]:
         return plan_morph2(self.raw, self.landmarks, self.already_aligned, self.ages, self.counts, self.seed,
                            self.subjects, self.training_folder)  # fmt: skip
@@ -566,10 +604,10 @@ class AlignCacd(Align):
 class Synthetic:
     """Draw a training set and the four benchmarks, scaled down, of people who do not exist; no person is in two."""
 
-    output: Path = Path("demo/face_dataset")
+    output: Path = output_folder(Path("demo/face_dataset"))
     """New folder, to be given to train.py (with /ms1mv3_256times256_with_age) and to test.py as --face-dataset."""
     seed: int = bounded(0, low=0)
-    workers: int = bounded(os.cpu_count() or 1, low=1)
+    workers: int = bounded(available_cores(), low=1)
     """Processes that draw; the files are the same for any number."""
     num_people: int = bounded(100, low=2)
     """People of the training set."""
@@ -589,7 +627,7 @@ class Synthetic:
         if self.morph2_subjects[0] > self.morph2_subjects[1]:
             raise UserError(f"--morph2-subjects {self.morph2_subjects[0]} {self.morph2_subjects[1]}: "
                             f"give the smaller number first.")  # fmt: skip
-        settings = dict(vars(self))
+        settings = dataclasses.asdict(self)
         counts = write_all(settings.pop("output"), **settings)
         for folder, count in counts.items():
             print(f"{self.output / folder}: {count:,} pictures")
@@ -599,7 +637,7 @@ class Synthetic:
 class ContactSheet:
     """Draw one PNG of made-up people: rows are people, columns are ages."""
 
-    output: Path = Path("contact_sheet.png")
+    output: Path = output_file(Path("contact_sheet.png"))
     seed: int = bounded(0, low=0)
     num_people: int = bounded(8, low=1)
     ages: tuple[int, ...] = bounded((1, 6, 12, 18, 28, 40, 52, 65, 78), low=0, high=80)
@@ -613,7 +651,7 @@ class ContactSheet:
 class CacdVsList:
     """Write CACD-VS's 4,000 pairs by the rule that its file names follow."""
 
-    output: Path = Path(FACE_DATASET_FOLDER) / BENCHMARKS["cacd_vs"].pair_lists[0]
+    output: Path = output_file(Path(FACE_DATASET_FOLDER) / BENCHMARKS["cacd_vs"].pair_lists[0])
 
     def run(self) -> None:
         if self.output.exists():

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -54,7 +54,22 @@ from meta import (
 from models.iefp import IEFP
 from models.weights import load_estimator, load_for_embedding, model_fingerprint
 from utils.calibration import write_calibrations
-from utils.config import as_plain, bounded, parse_config, printable, run_script, write_json, write_text
+from utils.config import (
+    Either,
+    Needs,
+    With,
+    Without,
+    as_plain,
+    available_cores,
+    bounded,
+    given,
+    output_folder,
+    parse_config,
+    printable,
+    run_script,
+    write_json,
+    write_text,
+)
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
 from utils.embedding_cache import EmbeddingCache
 from utils.extraction import Extracted, extract
@@ -71,6 +86,8 @@ from utils.scoring import (
     missing_figures,
     score,
 )
+
+EMBEDS_PICTURES = Either(With("weights"), Without("embeddings"))  # not files of embeddings alone
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ class TestConfig:
     morph2_subjects: tuple[int, ...] = bounded((), low=2)
     """MORPH2 at these numbers of subjects instead of 3,000 and 10,000: the folders of that number where they are
     there, else so many drawn by --seed from the largest."""
-    output: Path = Path("results")
+    output: Path = output_folder(Path("results"))
     """Folder for results.json, results.md, report.html and calibration.json."""
     analysis: bool = True
     """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, leaks of age."""
@@ -114,13 +131,26 @@ class TestConfig:
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     keep_embeddings: bool = True
     """Keep embeddings on disk, so that a second test of the same weights and data takes seconds."""
-    cache_folder: Path | None = None
+    cache_folder: Path | None = output_folder()
     """Where embeddings are kept; .iefp_cache in --face-dataset unless given."""
     batch_size: int = bounded(64, low=1)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = bounded(8, low=0)
+    workers: int = bounded(min(8, available_cores()), low=0)
     """Processes that read images; 0 reads in the main process."""
+
+    NEEDS: ClassVar[Needs] = {
+        "names": (With("identity_folders"),),
+        "morph2_subjects": (With("benchmarks", "morph2"),),
+        "pictures": (With("analysis"),),
+        "distractors": (Either(With("benchmarks", "fgnet"), With("identity_folders")),),
+        "seed": (Either(With("analysis"), With("morph2_subjects")),),
+        "allow_missing": (With("benchmarks", "cacd_vs", "calfw"),),
+        "keep_embeddings": (EMBEDS_PICTURES,),
+        "cache_folder": (EMBEDS_PICTURES, With("keep_embeddings")),
+        "batch_size": (EMBEDS_PICTURES,),
+        "workers": (EMBEDS_PICTURES,),
+    }
 
 
 T = TypeVar("T")
@@ -139,7 +169,7 @@ def settings_of(config: TestConfig) -> list[Setting]:
         settings += settings_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
     pattern = None if config.names == "none" else config.names
     settings += settings_of_folders(config.identity_folders, pattern, beside=settings)
-    found = () if config.benchmarks != tuple(BENCHMARKS) else find_verification_bins(config.face_dataset)
+    found = () if "benchmarks" in given(config) else find_verification_bins(config.face_dataset)
     settings += settings_of_bins(config.bins or found, beside=settings)
     names = [setting.name for setting in settings]
     for setting in settings:

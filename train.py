@@ -30,7 +30,7 @@ from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
 from data.examination import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
-from data.index_cache import CACHE_FOLDER, index_digests, open_index
+from data.index_cache import CACHE_FOLDER, find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
 from data.picture_grid import draw_grid
 from data.transforms import mirror, random_changes, random_mirror, to_network_input
@@ -45,12 +45,13 @@ from meta import (
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
-from models.iresnet import IResNet, set_batchnorm_momentum
+from models.iresnet import BACKBONES, IResNet, set_batchnorm_momentum
 from models.margin import MarginLoss
 from models.purification import parse_purification
 from models.sharded_margin import ShardedMarginLoss
 from models.weights import (
     AGE_PREFIXES,
+    Branch,
     age_file_tensors,
     describe_branches,
     iefp_file_tensors,
@@ -74,7 +75,7 @@ from utils.checkpoint import (
     save_checkpoint,
 )
 from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
-from utils.config import as_plain, flag, parse_config, run_script, write_json
+from utils.config import as_plain, check_config, flag, given, parse_config, run_script, write_json
 from utils.device_errors import first_line
 from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
@@ -93,7 +94,7 @@ from utils.run_log import BadImages, Meter, RunLog, TimeLeft, progress
 from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
 from utils.stopping import StopRequest
 from utils.tracking import Tracker, import_wandb
-from utils.train_config import FREE_TO_CHANGE, TrainConfig, check_needs
+from utils.train_config import FREE_TO_CHANGE, TrainConfig
 from utils.validation import Validation, figures_of
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
@@ -138,7 +139,7 @@ class IdentityStage:
         self.images_at_once = max(1, config.batch_size // process.world_size // config.accumulation)
         self.averaged = MovingAverage(model, ["backbone_id"], config.ema_decay) if config.ema_decay else None
         self.keep_pace(config.accumulation)
-        translate(config, (model.backbone_id, model.backbone_ae))
+        translate(config, [encoder for encoder in (model.backbone_id, model.backbone_ae) if encoder is not None])
         self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
         kind = RowwiseSGD if config.class_sampling_rate < 1 else torch.optim.SGD
@@ -170,7 +171,12 @@ class IdentityStage:
     @property
     def logged(self) -> dict[str, bool]:
         """The losses that a step gives, and whether each is better when higher."""
-        critic, logged = self.critic, {"face_recognition_loss": False}
+        return self.logged_with(self.config)
+
+    @staticmethod
+    def logged_with(config: TrainConfig) -> dict[str, bool]:
+        """The same, of the settings alone."""
+        critic, logged = critic_of(config), {"face_recognition_loss": False}
         if critic is not None:
             logged |= {
                 critic.objective_name: critic.higher_objective_is_better,
@@ -260,6 +266,11 @@ class IdentityStage:
             return torch.cat([self.model.age_features(part) for part in images.split(self.images_at_once)])
 
 
+def critic_of(config: TrainConfig) -> type[torch.nn.Module] | None:
+    """The kind of critic that --disentangle asks for."""
+    return MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
+
+
 def penalty_weight(config: TrainConfig, critic: torch.nn.Module | None, step: int) -> float:
     """Weight of the critic's penalty in the identity loss: lambda, risen as far as it has by this step."""
     if critic is None:
@@ -294,11 +305,20 @@ class AgeStage:
     @property
     def logged(self) -> dict[str, bool]:
         """The losses and errors that a step gives, and whether each is better when higher."""
+        return self.logged_with(self.config)
+
+    @staticmethod
+    def logged_with(config: TrainConfig) -> dict[str, bool]:
+        """The same, of the settings alone."""
         of_groups = {"age_group_mae": False, "age_group_accuracy_percent": True}
         of_years = {f"by_years_{name}": higher_is_better for name, higher_is_better in of_groups.items()}
         of_years = {"year_loss": False, "age_mae_years": False} | of_years
-        of_years = of_years if self.year_head is not None else {}
-        return {"age_loss": False} | of_groups | of_years | {"gradient_norm": False}
+        return (
+            {"age_loss": False}
+            | of_groups
+            | (of_years if config.age_head == "years" else {})
+            | {"gradient_norm": False}
+        )
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives the losses as they were before."""
@@ -394,29 +414,31 @@ class Run:
 def train(config: TrainConfig) -> int:
     """Trains one stage from the folder of pictures to the weight file, going on where an earlier run stopped.
 
-    The exit status is 0, or 128 + the signal that asked it to stop.
+    The exit status is 0, or 128 + the signal that asked it to stop. What can be wrong is looked for in the order of
+    what it costs to find: flags, small files, the list of pictures, the model, the run's checkpoint.
     """
-    check_needs(config)
-    if config.wandb is not None:
-        import_wandb()  # what lacks is told now, not after a long reading of pictures
+    check_flags(config)
     process = start_process(config.device)
     make_repeatable(config)
+    check_parts(config.batch_size, config.accumulation, process)
     check_run_folder(config, process)
-    benchmarks, index = open_benchmarks(config), open_pictures(config, process)
+    benchmarks, age_branch = open_benchmarks(config), read_weights(config)
+    higher_is_better = check_best_metric(config, STAGES[config.stage].logged_with(config) | figures_of(benchmarks))
+    index = open_pictures(config, process)
     digests = compare_indices(config, index, process)
     check_pictures(config, index, benchmarks, process)
-    model = make_model(config, index.num_identities, process)
-    age_cache = None if config.dry_run else open_age_cache(config, model, index, process)
-    loader, sampler = make_loader(config, index, age_cache, process)
+    loader, sampler = make_loader(config, index, process)
     check_schedule(config, config.epochs * sampler.num_batches)
+    model = make_model(config, index.num_identities, age_branch, process)
     stage = STAGES[config.stage](config, model, process)
-    higher_is_better = check_best_metric(config, stage.logged | figures_of(benchmarks))
     content = load_run(config, stage, digests, process)
     position = position_of(config, content, digests, sampler, process)
     if position.epoch >= config.epochs:
         tell(process, nothing_left(config, position))
     if config.dry_run:
         return tell_dry_run(Run(config, process, index, stage, None, loader, sampler), position, benchmarks)
+    # Last, for it makes, and may allocate, files: until here nothing was written that another run has to do with.
+    loader.dataset.age_cache = age_cache = open_age_cache(config, model, index, process)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
     wait_for_all(process)  # a folder that only the first process can write is its error alone
@@ -453,6 +475,48 @@ def train(config: TrainConfig) -> int:
         log.close()
     stop_process(process)
     return status
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Looks for what is wrong with the flags, before anything is read.
+
+    Raises:
+        UserError: for the first of these.
+    """
+    check_config(config)
+    if "names" in given(config) and find_record_file(config.train_data) is not None:
+        raise UserError(f"--names does nothing with the record file {config.train_data}, whose pictures have no names: "
+                        f"leave it out.")  # fmt: skip
+    if config.validate_every and not config.validate_on:
+        raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
+    if config.backbone not in BACKBONES:
+        raise UserError(f"--backbone {config.backbone} is unknown: give one of {', '.join(BACKBONES)}.")
+    parse_purification(config.purification)
+    check_schedule(config)
+    if config.ages is not None and not config.ages.is_file():
+        raise UserError(f"--ages {config.ages} is no file: give a table of pictures and their ages.")
+    if config.wandb is not None:
+        import_wandb()
+
+
+def read_weights(config: TrainConfig) -> Branch | None:
+    """The architecture of the age branch in --age-weights, None where there is to be none; --init-from is read too.
+
+    Raises:
+        UserError: one of the files is missing, damaged, or not what it should be.
+    """
+    if config.init_from is not None:
+        read_weight_file(config.init_from)
+    critic = critic_of(config)
+    is_needed = critic is not None and critic.needs_age_features
+    is_asked_for = is_needed or config.age_weights != TrainConfig.age_weights or "age_weights" in given(config)
+    if config.stage == "age" or not (is_asked_for or config.age_weights.is_file()):
+        return None
+    age_branch = read_weight_file(config.age_weights).age_branch
+    if age_branch is None:
+        raise UserError(f"--age-weights {config.age_weights} holds no age branch: give a file that does, "
+                        f"such as the age.pth of a run with --stage age.")  # fmt: skip
+    return age_branch
 
 
 def open_log(config: TrainConfig, process: Process, position: Position) -> RunLog:
@@ -554,14 +618,8 @@ def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
     """The benchmarks of --validate-on, by the names that their figures begin with.
 
     Raises:
-        UserError: for flags that do nothing alone, and benchmarks that are unknown, missing or wrong.
+        UserError: for benchmarks that are unknown, missing or wrong.
     """
-    if not config.validate_every:
-        for name in ("validate_on", "face_dataset"):
-            if getattr(config, name) != getattr(TrainConfig(), name):
-                raise UserError(f"{flag(name)} does nothing without --validate-every: say after how many steps.")
-    elif not config.validate_on:
-        raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
     short_names = [Path(name).stem if name.endswith(".bin") else name for name in config.validate_on]
     if len(set(short_names)) < len(short_names):
         raise UserError("--validate-on has one name twice: give each set once, and files of different names.")
@@ -606,10 +664,9 @@ def check_best_metric(config: TrainConfig, logged: dict[str, bool]) -> bool:
 
 
 def make_loader(
-    config: TrainConfig, index: Faces, age_cache: AgeCache | None, process: Process
+    config: TrainConfig, index: Faces, process: Process
 ) -> tuple[torch.utils.data.DataLoader, EpochSampler]:
     """Batches for this process, and the sampler that orders them."""
-    check_parts(config.batch_size, config.accumulation, process)
     return training_loader(
         index,
         config.batch_size // process.world_size,
@@ -619,7 +676,6 @@ def make_loader(
         workers=config.workers,
         pin_memory=process.device.type == "cuda",
         on_bad_image=config.on_bad_image,
-        age_cache=age_cache,
     )
 
 
@@ -659,7 +715,7 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
         wait_for_all(process)
     index = open_index(
         config.train_data,
-        None if config.ages else FILENAME_PATTERNS[config.names],
+        None if config.ages else FILENAME_PATTERNS.get(config.names),
         min_identities=2,
         what="training images",
         how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
@@ -676,7 +732,8 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
         raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
                         f"give --ages with a table of them.")  # fmt: skip
-    by_age_groups = config.disentangle in CRITICS and CRITICS[config.disentangle].needs_age_groups
+    critic = critic_of(config)
+    by_age_groups = config.stage == "identity" and critic is not None and critic.needs_age_groups
     if by_age_groups and (index.ages is None or (index.ages == UNKNOWN).all()):
         raise UserError(f"--train-data {config.train_data} has no picture with an age, which --disentangle "
                         f"{config.disentangle} needs: give --ages with a table of them.")  # fmt: skip
@@ -695,7 +752,7 @@ def why_no_age_cache(config: TrainConfig) -> str | None:
     wanted = config.age_cache == "ahead" or (config.age_cache == "auto" and config.epochs >= 3)
     if config.stage == "age" or not wanted:
         return ""
-    critic = MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
+    critic = critic_of(config)
     if critic is None or not critic.needs_age_features:
         return f"no age features are kept: --disentangle {config.disentangle} uses none"
     if config.augmentation != "flip":
@@ -802,17 +859,13 @@ def fill_age_cache(run: Run) -> int:
 # ------------------------------------------------------------------------------------------------ making, resuming
 
 
-def make_model(config: TrainConfig, num_identities: int, process: Process) -> IEFP:
-    """A model with fresh weights, and for stage identity a trained age branch; what the stage uses is on the device."""
+def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | None, process: Process) -> IEFP:
+    """A model with fresh weights, in stage identity with the trained age branch or without one; on the device."""
     purification = parse_purification(config.purification)
     if config.stage == "age":
         model = IEFP(config.backbone, purification, num_identities=None, year_head=config.age_head == "years")
         used = model.age_branch
     else:
-        age_branch = read_weight_file(config.age_weights).age_branch
-        if age_branch is None:
-            raise UserError(f"--age-weights {config.age_weights} holds no age branch: give a file that does, "
-                            f"such as the age.pth of a run with --stage age.")  # fmt: skip
         model = IEFP(
             config.backbone,
             purification,
@@ -820,13 +873,18 @@ def make_model(config: TrainConfig, num_identities: int, process: Process) -> IE
             config.margin,
             config.margin_scale,
             config.margin_values if config.margin == "combined" else config.margin_value,
-            age_backbone=age_branch.backbone,
-            age_purification=age_branch.purification,
+            age_backbone=age_branch and age_branch.backbone,
+            age_purification=age_branch and age_branch.purification,
             estimator=config.estimator,
             critic=config.disentangle if config.disentangle in CRITICS else None,
             own_identities=own_identities(num_identities, process) if config.sharded_classes else None,
         )
-        load_age_branch(model, config.age_weights)
+        if age_branch is None:
+            tell(process, f"no age branch in the weights: --disentangle {config.disentangle} needs none, and "
+                 f"{config.age_weights} is not there")  # fmt: skip
+            model.drop_age_branch()
+        else:
+            load_age_branch(model, config.age_weights)
         used = (model,)
     if config.init_from is not None:
         prefixes = AGE_PREFIXES if config.stage == "age" else IDENTITY_STAGE_PREFIXES
@@ -1187,7 +1245,7 @@ def measure_step(run: Run, position: Position, bytes_an_image: float) -> tuple[d
     at_once = share // run.config.accumulation
     sizes = gather_lists([dry_run.images_to_measure(at_once, an_image, bytes_an_image, process.device)], process)
     small = dataclasses.replace(config, batch_size=min(sizes) * process.world_size, accumulation=1)
-    loader, sampler = make_loader(small, run.index, None, process)
+    loader, sampler = make_loader(small, run.index, process)
     small_run = dataclasses.replace(run, config=small)
 
     def stream() -> Iterator[FaceBatch]:  # without an end

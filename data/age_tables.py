@@ -120,7 +120,8 @@ def _unknown_message(path: str | Path, index: Faces, unknown: list[str], num_unk
     like = f", whose keys are like {index.key(0)!r}" if len(index) else ""
     return (
         f"The age table {str(path)!r} has {num_unknown:,} lines about pictures that are not in {index.root!r} "
-        f"({shown}){like}: correct these lines, or give --allow-unknown to leave them out."
+        f"({shown}){like}: correct these lines, or let 'python prepare.py ages' with --from-table "
+        "and --allow-unknown write a table without them."
     )
 
 

@@ -4,6 +4,9 @@ The state_dict is the published file format: backbone_id.*, backbone_ae.*, margi
 Source: Xie et al., TIFS 2022, figure 2.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
@@ -12,6 +15,8 @@ from models.club import ESTIMATORS
 from models.disentangle import CRITICS
 from models.iresnet import IResNet
 from models.margin import MARGINS
+
+AGE_PREFIXES = ("backbone_ae.", "age_estimator.", "year_head.")  # of the names of its weights
 
 
 class IEFP(nn.Module):
@@ -85,9 +90,28 @@ class IEFP(nn.Module):
             module.requires_grad_(False)
         return self.train(self.training)
 
+    def drop_age_branch(self) -> None:
+        """Leaves the model without an age branch: `backbone_ae` and its heads become None, no file gets their weights.
+
+        They are drawn first all the same, so that the other parts start alike with and without.
+        """
+        self.backbone_ae = self.age_estimator = self.year_head = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does it; an age branch that only the model or only the table has stays as it is, or is passed over.
+
+        With methods that need none it depends on a file, which may come or go while a run is interrupted.
+        """
+        if self.age_branch_is_frozen:
+            of_age = {key: value for key, value in self.state_dict().items() if key.startswith(AGE_PREFIXES)}
+            others = {key: value for key, value in state_dict.items() if not key.startswith(AGE_PREFIXES)}
+            if not of_age or len(others) == len(state_dict):
+                state_dict = others | of_age
+        return super().load_state_dict(state_dict, strict, assign)
+
     @property
     def age_branch(self) -> list[nn.Module]:
-        """Its encoder and its heads."""
+        """Its encoder and its heads; none after `drop_age_branch`."""
         return [module for module in (self.backbone_ae, self.age_estimator, self.year_head) if module is not None]
 
     def train(self, mode: bool = True) -> "IEFP":

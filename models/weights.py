@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
-from models.iefp import IEFP
+from models.iefp import AGE_PREFIXES, IEFP
 from models.iresnet import BACKBONES
 from models.purification import formula, parse_purification
 
@@ -29,7 +29,6 @@ ACCEPTED = (
     "iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by export.py."
 )
 SAFETENSORS = ".safetensors"
-AGE_PREFIXES = ("backbone_ae.", "age_estimator.", "year_head.")
 MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
@@ -199,8 +198,12 @@ def iefp_file_tensors(model: IEFP) -> dict[str, Tensor]:
 
 def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
     """What the keys of a weight file can't tell, for the JSON file of the same name beside it."""
-    branches = {"identity_branch": model.backbone_id, "age_branch": model.backbone_ae}
-    return {name: vars(Branch(encoder.backbone, encoder.purification)) for name, encoder in branches.items()}
+    encoders = {"identity_branch": model.backbone_id, "age_branch": model.backbone_ae}
+    return {
+        name: vars(Branch(encoder.backbone, encoder.purification))
+        for name, encoder in encoders.items()
+        if encoder is not None
+    }
 
 
 def model_fingerprint(weights_sha256: str, model: IEFP) -> str:

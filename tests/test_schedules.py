@@ -8,6 +8,7 @@ from scripts import load_script
 
 from meta import UserError
 from models.iefp import IEFP
+from utils.config import check_needs
 from utils.distributed import Process
 from utils.optimisation import load_optimiser, make_optimiser
 from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
@@ -88,7 +89,7 @@ def test_a_schedule_that_can_not_be_followed_is_one_sentence(settings, words):
 )
 def test_what_the_schedule_does_not_look_at_is_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        load_script("train").check_needs(TrainConfig(**settings))
+        check_needs(TrainConfig(**settings))
 
 
 # --------------------------------------------------------------------------------------------- groups of parameters

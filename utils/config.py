@@ -1,6 +1,7 @@
 """Flags, argument files and the way scripts end.
 
-A script's settings are one frozen dataclass; tyro makes the flags from it. Bounds stand in the fields (`bounded`).
+A script's settings are one frozen dataclass; tyro makes the flags from it. Bounds stand in the fields (`bounded`), what
+is written in `output_folder` and `output_file`, and the class's NEEDS says beside which others a flag has an effect.
 """
 
 import dataclasses
@@ -10,9 +11,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import typing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import tyro
 
@@ -35,17 +38,48 @@ def bounded(
     return dataclasses.field(default=default, metadata=limits)
 
 
+def available_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def output_folder(default: Path | None = None) -> Any:
+    """A dataclass field for a folder that the script makes where it isn't there."""
+    return dataclasses.field(default=default, metadata={"is_folder": True})
+
+
+def output_file(default: Path | None = None) -> Any:
+    """A dataclass field for a file that the script writes."""
+    return dataclasses.field(default=default, metadata={"is_folder": False})
+
+
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
     """The settings from the command line, with `@FILE` replaced by the arguments in FILE.
 
     Raises:
-        UserError: a value out of its bounds, or an argument file that can't be read.
+        UserError: what `check_config` finds, or an argument file that can't be read.
         SystemExit: status 2 for flags tyro can't parse, 0 after --help.
     """
-    arguments = expand_argument_files(sys.argv[1:] if arguments is None else arguments)
-    config = tyro.cli(config_class, args=arguments)
-    check_bounds(config)
+    words, sources = [], []  # of each word: the argument file it stands in, None for the command line
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        expanded = expand_argument_files([argument])
+        words += expanded
+        sources += [argument[1:] if argument.startswith("@") else None] * len(expanded)
+    config = tyro.cli(config_class, args=words)
+    vars(config)[GIVEN] = _find_flags(type(config), words, sources)  # the dataclass is frozen, and this is no setting
+    check_config(config)
     return config
+
+
+def check_config(config: Any) -> None:
+    """Looks for what is wrong with the settings in themselves: bounds, places to write to, flags without an effect.
+
+    Raises:
+        UserError: for the first of these.
+    """
+    check_bounds(config)
+    check_places(config)
+    check_needs(config)
 
 
 def expand_argument_files(arguments: Sequence[str]) -> list[str]:
@@ -80,7 +114,7 @@ def check_bounds(config: Any) -> None:
     """Raises UserError for the first field outside its bounds, naming the flag."""
     for field in dataclasses.fields(config):
         value, limits = getattr(config, field.name), field.metadata
-        if value is None or not limits:
+        if value is None or "multiple_of" not in limits:
             continue
         for number in value if isinstance(value, tuple) else (value,):
             low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
@@ -91,6 +125,21 @@ def check_bounds(config: Any) -> None:
                 raise UserError(f"{flag(field.name)} {number} must be a multiple of {limits['multiple_of']}.")
 
 
+def check_places(config: Any) -> None:
+    """Raises UserError for a folder to make where a file is, a file to write where a folder is, or either in a file."""
+    for field in dataclasses.fields(config):
+        path, is_folder = getattr(config, field.name), field.metadata.get("is_folder")
+        if is_folder is None or path is None:
+            continue
+        if is_folder and os.path.lexists(path) and not os.path.isdir(path):
+            raise UserError(f"{flag(field.name)} {path} is no folder but a file: give the name of a folder.")
+        if not is_folder and os.path.isdir(path):
+            raise UserError(f"{flag(field.name)} {path} is a folder: give the name of a file.")
+        above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not os.path.isdir(above):
+            raise UserError(f"{flag(field.name)} {path} can't be written, for {above} is a file: give another place.")
+
+
 def flag(field_name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + field_name.replace("_", "-")
@@ -99,6 +148,130 @@ def flag(field_name: str) -> str:
 def _range(limits: dict) -> str:
     words = {"low": "at least", "above": "above", "high": "at most"}
     return " and ".join(f"{word} {limits[key]}" for key, word in words.items() if limits.get(key) is not None)
+
+
+# ------------------------------------------------------------------------------------------- flags without an effect
+
+GIVEN = "_given"  # where parse_config keeps, for each field that was set, the argument file that set it
+
+
+class With:
+    """A flag has an effect only where another one has one of these values, or, without values, where it is set.
+
+    Of a flag that takes several values one is enough. `why` is the reason, where it isn't plain.
+    """
+
+    def __init__(self, other: str, *values: object, why: str = ""):
+        self.other, self.values, self.why = other, values, why
+
+    def holds(self, config: Any) -> bool:
+        value = getattr(config, self.other)
+        if not self.values:
+            return bool(value)
+        return any(one in self.values for one in (value if isinstance(value, tuple) else (value,)))
+
+    def obstacle(self, config: Any) -> str:
+        value, default = getattr(config, self.other), type(config).__dataclass_fields__[self.other].default
+        is_off = not value and (value == default or value in (None, ()))
+        return f"without {self.wish()}" if is_off else f"with {_spelled(self.other, value)}"
+
+    def wish(self) -> str:
+        return " ".join([flag(self.other), " or ".join(map(str, self.values))]).strip()
+
+
+class Without(With):
+    """A flag has an effect only where another one is not set."""
+
+    def holds(self, config: Any) -> bool:
+        return not super().holds(config)
+
+    def wish(self) -> str:
+        return ""  # to leave the flag out is enough
+
+
+class Either:
+    """A flag has an effect where one of several conditions holds."""
+
+    why = ""
+
+    def __init__(self, *conditions: With):
+        self.conditions = conditions
+
+    def holds(self, config: Any) -> bool:
+        return any(condition.holds(config) for condition in self.conditions)
+
+    def obstacle(self, config: Any) -> str:
+        return f"without {self.wish()}"
+
+    def wish(self) -> str:
+        return " or ".join(filter(None, (condition.wish() for condition in self.conditions)))
+
+
+# Field -> the conditions under which its flag has an effect; all of them must hold.
+Needs: TypeAlias = Mapping[str, tuple[With | Either, ...]]
+
+
+def given(config: Any) -> Mapping[str, str | None]:
+    """The fields that were set, each with the argument file that set it (None: the command line, or Python).
+
+    Settings that `parse_config` made: those that arguments name, also with the value that is the default. Settings made
+    in Python: those that differ from the default. None and False, where they are the default, mean "left out".
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    differ = {name: None for name, default in defaults.items() if getattr(config, name) != default}
+    found = vars(config).get(GIVEN, differ)
+    left_out = {name for name, default in defaults.items() if default is None or default is False} - set(differ)
+    return {name: source for name, source in found.items() if name not in left_out}
+
+
+def check_needs(config: Any) -> None:
+    """Looks for flags that were given and change nothing beside the others, by the NEEDS of the settings' class.
+
+    Raises:
+        UserError: naming all for which the reason is the same, and the argument file they stand in.
+    """
+    needs: Needs = getattr(type(config), "NEEDS", {})
+    idle: dict[tuple, list[str]] = {}  # flags by what has to be said of them
+    for name, source in given(config).items():
+        failed = next((condition for condition in needs.get(name, ()) if not condition.holds(config)), None)
+        if failed is not None:
+            value = getattr(config, name)
+            said = _spelled(name, value) if isinstance(value, bool) else flag(name)
+            idle.setdefault((source, failed.obstacle(config), failed.why, failed.wish()), []).append(said)
+    if not idle:
+        return
+    (source, obstacle, why, wish), flags = next(iter(idle.items()))
+    does, them = ("does", "it") if len(flags) == 1 else ("do", "them")
+    raise UserError(f"{', '.join(flags)}{f' in {source}' if source else ''} {does} nothing {obstacle}"
+                    f"{f', {why}' if why else ''}: leave {them} out{f', or give {wish}' if wish else ''}.")  # fmt: skip
+
+
+def _spelled(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag(name) if value else f"--no-{flag(name)[2:]}"
+    return " ".join([flag(name), *map(str, value if isinstance(value, tuple) else (value,))])
+
+
+def _find_flags(config_class: type, words: Sequence[str], sources: Sequence[str | None]) -> dict[str, str | None]:
+    """The fields whose flags stand among the words, each with the source of the last one."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    spellings = {}
+    for field in dataclasses.fields(config_class):
+        aliases = [alias for extra in getattr(hints[field.name], "__metadata__", ())
+                   for alias in getattr(extra, "aliases", None) or ()]  # fmt: skip
+        spellings |= dict.fromkeys([flag(field.name), f"--no-{flag(field.name)[2:]}", *aliases], field.name)
+    found = {}
+    for word, source in zip(words, sources, strict=True):
+        if word == "--":  # what follows is no flag
+            break
+        name = word.split("=")[0].replace("_", "-") if word.startswith("--") else word[:2]  # -oFILE is -o FILE
+        if name in spellings:
+            found.pop(spellings[name], None)
+            found[spellings[name]] = source
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- JSON and text
 
 
 def as_plain(config: Any) -> dict[str, Any]:
@@ -129,11 +302,17 @@ def printable(text: str) -> str:
     )
 
 
+# ------------------------------------------------------------------------------------------------- the way scripts end
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's main function: a user's mistake becomes one sentence and status 2, Ctrl-C status 130."""
     script = Path(sys.argv[0]).name
     try:
-        status = main() or 0
+        with warnings.catch_warnings():
+            # Of torch, where --workers is more than there are cores: who gives so many wants them.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            status = main() or 0
         sys.stdout.flush()  # here, where a reader that has gone is no error, not at the interpreter's end
     except UserError as error:
         print(f"{script}: {printable(str(error))}", file=sys.stderr)

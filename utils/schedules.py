@@ -32,8 +32,8 @@ class Settings(Protocol):
     final_learning_rate: float
 
 
-def check_schedule(config: Settings, num_steps: int) -> None:
-    """Looks whether the schedule can be followed in a run of so many steps.
+def check_schedule(config: Settings, num_steps: float = math.inf) -> None:
+    """Looks whether the schedule can be followed in a run of so many steps, or, of infinitely many, in any run.
 
     Raises:
         UserError: a warm-up as long as the run, or a rate that would rise to its end.

@@ -1,12 +1,16 @@
 """The settings of train.py, which are its flags: what each means, its bounds, and what goes with what."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from meta import FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES, UserError
-from utils.config import bounded, flag
+from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
+from utils.config import Needs, With, Without, available_cores, bounded, output_folder
+
+IDENTITY, AGE = With("stage", "identity"), With("stage", "age")
+CLUB = (IDENTITY, With("disentangle", "iefp"))
+ON_FOLDERS = tuple(f"{one.name}_{count}" if count else one.name
+                   for one in BENCHMARKS.values() for count in one.subject_counts or (0,))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,15 @@ class TrainConfig:
     """Folder with one folder per identity, or an InsightFace record file (train.rec, or the folder that holds it)."""
     ages: Path | None = None
     """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't tell it."""
-    names: Literal["ms1mv3", "fgnet", "morph2"] = "ms1mv3"
-    """How the file names hold the age."""
+    names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
+    """How the file names hold the age; none: not at all, and no age is known (of use where none is needed)."""
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
-    run_folder: Path = Path("runs/iefp")
+    run_folder: Path = output_folder(Path("runs/iefp"))
     """Folder of this run; an unfinished run in it is resumed."""
     age_weights: Path = Path(WEIGHT_FILES["age"].path)
-    """Trained age branch, for stage identity; part of the weights that it writes, whatever --disentangle uses."""
+    """Trained age branch, for stage identity; part of the weights that it writes, whatever --disentangle uses. Where
+    the published file is not there, none, grl and orthogonal do without, and write weights without an age branch."""
 
     backbone: str = "iresnet50"
     """iresnet18, 34, 50, 100, 200, or iresnet18_quarter (for demos on a CPU)."""
@@ -101,7 +106,7 @@ class TrainConfig:
 
     age_cache: Literal["auto", "ahead", "off"] = "auto"
     """Keep the frozen branch's features on disk: auto learns them in the first of 3 or more epochs, ahead before."""
-    cache_folder: Path | None = None
+    cache_folder: Path | None = output_folder()
     """Where age features and the list of pictures are kept; .iefp_cache beside --train-data unless given."""
 
     compile: bool = False
@@ -118,11 +123,11 @@ class TrainConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """skip: use the next image in place of one that can't be read, and list it in the run folder."""
     max_bad_share: float = bounded(0.001, low=0, high=1)
-    """Share of the images that may be skipped before the run ends."""
+    """With --on-bad-image skip: share of the images that may be skipped before the run ends."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = bounded(8, low=0)
+    workers: int = bounded(min(8, available_cores()), low=0)
     """Processes a rank that read images; 0 reads in the training process."""
     seed: int = bounded(0, low=0)
     log_every: int = bounded(50, low=1)
@@ -150,39 +155,42 @@ class TrainConfig:
     """Train nothing: tell the settings, the data, and what memory, time and disk the run needs. Written are its first
     batch, drawn as dry_run.png in the run folder, and the list of pictures that every run keeps (--cache-folder)."""
 
+    NEEDS: ClassVar[Needs] = {
+        "names": (Without("ages"),),
+        "age_weights": (IDENTITY,),
+        "age_head": (AGE,),
+        "mean_loss_weight": (AGE, With("age_head", "years")),
+        "variance_loss_weight": (AGE, With("age_head", "years")),
+        "margin": (IDENTITY,),
+        "margin_scale": (IDENTITY,),
+        "margin_value": (IDENTITY, With("margin", "cosface", "arcface", "adaface")),
+        "margin_values": (IDENTITY, With("margin", "combined")),
+        "sharded_classes": (IDENTITY,),
+        "class_sampling_rate": (IDENTITY, With("sharded_classes")),
+        "disentangle": (IDENTITY,),
+        "disentangle_weight": (IDENTITY, With("disentangle", "grl", "dal", "orthogonal")),
+        "estimator": CLUB,
+        "mutual_information_weight": CLUB,
+        "mutual_information_warmup": (*CLUB, With("mutual_information_weight")),
+        "club_weight": CLUB,
+        "club_steps": CLUB,
+        "learning_rate_epochs": (With("schedule", "steps"),),
+        "polynomial_power": (With("schedule", "polynomial"),),
+        "final_learning_rate": (With("schedule", "cosine", "polynomial"),),
+        "age_cache": (
+            IDENTITY,
+            With("disentangle", "iefp", "dal", why="which uses no age features"),
+            With("augmentation", "flip", why="which gives no image twice"),
+        ),
+        "max_bad_share": (With("on_bad_image", "skip"),),
+        "validate_every": (IDENTITY,),
+        "validate_on": (With("validate_every"),),
+        "face_dataset": (With("validate_every"), With("validate_on", *ON_FOLDERS)),
+    }
+
 
 # What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "assume_aligned", "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
                   "best_metric", "profile", "wandb", "validate_every", "validate_on", "face_dataset",
                   "dry_run", "sharded_classes"}  # fmt: skip
-
-# What does something only where another setting has one of these values.
-NEEDS = {
-    "estimator": ("disentangle", ("iefp",)),
-    "mutual_information_weight": ("disentangle", ("iefp",)),
-    "mutual_information_warmup": ("disentangle", ("iefp",)),
-    "club_weight": ("disentangle", ("iefp",)),
-    "club_steps": ("disentangle", ("iefp",)),
-    "disentangle_weight": ("disentangle", ("grl", "dal", "orthogonal")),
-    "disentangle": ("stage", ("identity",)),
-    "validate_every": ("stage", ("identity",)),
-    "margin_value": ("margin", ("cosface", "arcface", "adaface")),
-    "margin_values": ("margin", ("combined",)),
-    "learning_rate_epochs": ("schedule", ("steps",)),
-    "polynomial_power": ("schedule", ("polynomial",)),
-    "final_learning_rate": ("schedule", ("cosine", "polynomial")),
-    "sharded_classes": ("stage", ("identity",)),
-    "class_sampling_rate": ("sharded_classes", (True,)),
-}
-
-
-def check_needs(config: TrainConfig) -> None:
-    """Raises UserError for the first setting that would do nothing beside the others."""
-    for field in dataclasses.fields(config):
-        other, values = NEEDS.get(field.name, (None, ()))
-        if other and getattr(config, field.name) != field.default and getattr(config, other) not in values:
-            if values == (True,):
-                raise UserError(f"{flag(field.name)} does nothing without {flag(other)}: leave it out, or give both.")
-            raise UserError(f"{flag(field.name)} does nothing with {flag(other)} {getattr(config, other)}: leave it "
-                            f"out, or give {flag(other)} {' or '.join(values)}.")  # fmt: skip

@@ -1,0 +1,481 @@
+"""Flags of all scripts: what changes nothing is refused, and all that can be wrong is found before anything is done."""
+
+import dataclasses
+import os
+import shutil
+import typing
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from scripts import ROOT, load_script
+
+from meta import UserError
+from models.disentangle import CRITICS, MutualInformation
+from models.iefp import IEFP
+from models.weights import age_file_tensors, load_for_embedding, read_weight_file
+from utils.config import Either, Without, available_cores, given, parse_config
+
+SCRIPTS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}
+SUBCOMMANDS = {typing.get_args(one)[1].name: typing.get_args(one)[0] for one in
+               typing.get_args(load_script("prepare").Subcommand)}  # fmt: skip
+# Every class of settings, by the words that call it.
+CLASSES = {(name,): getattr(load_script(name), config) for name, config in SCRIPTS.items()} | {
+    ("prepare", name): one for name, one in SUBCOMMANDS.items()
+}
+
+
+def parse(line: str):
+    script, *words = line.split()
+    name = SCRIPTS.get(script, "Subcommand")
+    return parse_config(getattr(load_script(script), name), words)
+
+
+# ------------------------------------------------------------------------------------------ flags that change nothing
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train --stage age --mean-loss-weight 0.2", "does nothing with --age-head groups: leave it out, or give "
+         "--age-head years."),
+        ("train --stage age --variance-loss-weight 0", "--variance-loss-weight does nothing with --age-head groups"),
+        ("train --mean-loss-weight 0.2 --age-head years", "--mean-loss-weight, --age-head do nothing with --stage "
+         "identity: leave them out, or give --stage age."),
+        ("train --age-head groups", "--age-head does nothing with --stage identity"),
+        ("train --stage age --estimator sampled", "--estimator does nothing with --stage age"),
+        ("train --stage age --club-steps=1", "--club-steps does nothing with --stage age"),
+        ("train --stage age --mutual_information_weight 1", "--mutual-information-weight does nothing with --stage"),
+        ("train --stage age --margin arcface", "--margin does nothing with --stage age"),
+        ("train --stage age --margin-scale 64", "--margin-scale does nothing with --stage age"),
+        ("train --stage age --margin-value 0.3", "--margin-value does nothing with --stage age"),
+        ("train --stage age --age-cache off", "--age-cache does nothing with --stage age"),
+        ("train --stage age --age-weights x.pth", "--age-weights does nothing with --stage age"),
+        ("train --stage age --class-sampling-rate 0.5", "--class-sampling-rate does nothing with --stage age"),
+        ("train --disentangle none --club-weight 0.1", "--club-weight does nothing with --disentangle none"),
+        ("train --disentangle none --age-cache ahead", "with --disentangle none, which uses no age features: leave it "
+         "out, or give --disentangle iefp or dal."),
+        ("train --augmentation changes --age-cache auto", "--age-cache does nothing with --augmentation changes"),
+        ("train --mutual-information-weight 0 --mutual-information-warmup 5",
+         "--mutual-information-warmup does nothing with --mutual-information-weight 0.0"),
+        ("train --class-sampling-rate 1", "--class-sampling-rate does nothing without --sharded-classes"),
+        ("train --max-bad-share 0.001", "--max-bad-share does nothing with --on-bad-image error: leave it out, or give "
+         "--on-bad-image skip."),
+        ("train --ages a.csv --names ms1mv3", "--names does nothing with --ages a.csv: leave it out."),
+        ("train --validate-on fgnet", "--validate-on does nothing without --validate-every"),
+        ("train --validate-every 9 --validate-on lfw.bin --face-dataset x", "--face-dataset does nothing with "
+         "--validate-on lfw.bin"),
+        ("train --schedule cosine --learning-rate-epochs 10 18 22", "--learning-rate-epochs does nothing with"),
+        ("test --benchmarks calfw --distractors x", "--distractors does nothing without --benchmarks fgnet or "
+         "--identity-folders: leave it out, or give --benchmarks fgnet or --identity-folders."),
+        ("test --names ms1mv3", "--names does nothing without --identity-folders"),
+        ("test --benchmarks fgnet --morph2-subjects 500", "--morph2-subjects does nothing with --benchmarks fgnet"),
+        ("test --benchmarks fgnet --allow-missing", "--allow-missing does nothing with --benchmarks fgnet"),
+        ("test --no-analysis --seed 0", "--seed does nothing without --analysis or --morph2-subjects"),
+        ("test --no-analysis --no-pictures", "--no-pictures does nothing with --no-analysis"),
+        ("test --no-keep-embeddings --cache-folder x", "--cache-folder does nothing with --no-keep-embeddings"),
+        ("test --embeddings x.npz --batch-size 64", "--batch-size does nothing without --weights"),
+        ("embed a.jpg b.jpg -o x.npz --far 1e-3", "--far does nothing with --output x.npz"),
+        ("embed a.jpg b.jpg -ox.npz --top 5", "--top does nothing without --gallery"),
+        ("embed a.jpg b.jpg --top 3", "--top does nothing without --gallery"),
+        ("embed a.jpg --gallery g.npz --ages 3 4", "--ages does nothing with --gallery g.npz"),
+        ("embed a.jpg b.jpg --force", "--force does nothing without --output"),
+        ("export --check x.onnx --views one", "--views does nothing with --check x.onnx, for that file says itself"),
+        ("export -o x.onnx --calibration-count 5", "--calibration-count does nothing without --calibration-pictures"),
+        ("export -o x.onnx --face-dataset x", "--face-dataset does nothing without --measure-on"),
+        ("export -o x.onnx --workers 2", "--workers does nothing without --calibration-pictures or --measure-on"),
+        ("export -o x.onnx --batch-size 2", "--batch-size does nothing without"),
+        ("prepare ages --data x --from-table t.csv --output o.csv --undo-file u", "--undo-file does nothing without "
+         "--rename: leave it out, or give --rename."),
+        ("prepare ages --data x --weights w.pth --output o.csv --allow-unknown", "--allow-unknown does nothing without "
+         "--from-table"),
+        ("prepare ages --data x --from-table t.csv --output o.csv --on-bad-image error", "--on-bad-image does nothing "
+         "without --weights"),
+        ("prepare ages --data x --from-table t.csv --output o.csv --device cpu", "--device does nothing without"),
+        ("prepare ages --data x --from-names fgnet --rename --force", "--force does nothing without --output or "
+         "--histogram"),
+        ("prepare ages --undo u.jsonl --data x --output y", "--data, --output do nothing with --undo u.jsonl"),
+        ("prepare check --force", "--force does nothing without --json"),
+        ("prepare unpack --names plain --ages t.csv", "--ages does nothing with --names plain"),
+        ("prepare align-morph2 --raw x --subjects s.csv --seed 0", "--seed does nothing with --subjects s.csv"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_changes_nothing_beside_the_others_is_one_sentence_that_says_why(line, sentence):
+    """6: a flag given explicitly that changes nothing, also with the value that is the default, is an error."""
+    with pytest.raises(UserError) as refused:
+        parse(line)
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --stage age --age-head years --mean-loss-weight 0.2 --ages a.csv",
+        "train --disentangle dal --age-cache ahead --disentangle-weight 0.1",
+        "train --disentangle grl --age-weights age.pth",
+        "train --disentangle none --no-sharded-classes --margin-values None",  # not set: a way to undo a recipe's
+        "train --validate-every 9 --validate-on lfw.bin calfw --face-dataset x",
+        "train --on-bad-image skip --max-bad-share 0.1",
+        "test --identity-folders x --names none --benchmarks --distractors y",
+        "test --embeddings x.npz --weights w.pth --batch-size 8 --workers 0",
+        "test --no-analysis --seed 4 --morph2-subjects 20",
+        "embed a.jpg b.jpg --far 1e-2 --ages 3 40 --benchmark fgnet",
+        "embed a.jpg --gallery g.npz --top 3 --far 1e-2",
+        "embed a.jpg -o x.npz --force --json",
+        "export --check x.onnx --batch-size 4",
+        "export -o x.onnx --measure-on fgnet --face-dataset x --workers 0",
+        "prepare ages --data x --from-table t.csv --rename --undo-file u --allow-unknown",
+        "prepare ages --undo u.jsonl --dry-run",
+        "prepare align-morph2 --raw x --subjects s.csv --ages a.csv --training-folder t",
+    ],
+)
+def test_a_flag_that_changes_something_is_taken(line):
+    """6: what has an effect is no error."""
+    parse(line)
+
+
+def test_all_flags_of_a_recipe_that_change_nothing_are_named_with_its_file():
+    """6: the sentence says which file they stand in, so that it is plain what to leave out where."""
+    recipe = ROOT / "recipes" / "published.args"
+    with pytest.raises(UserError) as refused:
+        parse(f"train @{recipe} --disentangle none")
+    flags = "--estimator, --mutual-information-weight, --mutual-information-warmup, --club-weight, --club-steps"
+    assert str(refused.value) == (f"{flags} in {recipe} do nothing with --disentangle none: leave them out, or give "
+                                  f"--disentangle iefp.")  # fmt: skip
+
+
+def test_what_was_given_is_known_in_every_spelling_and_with_its_source(tmp_path):
+    """6: --name value, --name=value, --name_with_underscore, --no-name, -o FILE, -oFILE, @FILE; not behind "--"."""
+    (tmp_path / "some.args").write_text("--batch-size 3 --json")
+    config = parse(f"embed --device=cpu @{tmp_path / 'some.args'} -ox.npz --no-assume-aligned -- --force --top")
+    recipe = str(tmp_path / "some.args")
+    expected = {"device": None, "batch_size": recipe, "json": recipe, "output": None}
+    assert {name: source for name, source in given(config).items() if name != "pictures"} == expected
+    of_python = dataclasses.replace(config, top=7)  # made in Python: what differs from the default
+    assert {"top", "output", "batch_size"} <= set(given(of_python)) and "far" not in given(of_python)
+
+
+@pytest.mark.parametrize("words", CLASSES, ids=" ".join)
+def test_the_table_names_fields_and_values_that_there_are(words):
+    """6: a slip in a table of needs would make a rule that never holds, or always."""
+    config_class = CLASSES[words]
+    hints = typing.get_type_hints(config_class)
+    names = {field.name for field in dataclasses.fields(config_class)}
+    for name, conditions in getattr(config_class, "NEEDS", {}).items():
+        assert name in names
+        for condition in conditions:
+            for one in condition.conditions if isinstance(condition, Either) else (condition,):
+                assert one.other in names, f"{name} needs {one.other}"
+                assert not (isinstance(one, Without) and one.values)
+                hint = hints[one.other]
+                literal = next((part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal),
+                               None)  # fmt: skip
+                if literal is not None:
+                    assert set(one.values) <= set(typing.get_args(literal)), f"{name} needs {one.other}"
+
+
+def test_the_age_cache_has_an_effect_with_those_critics_that_need_age_features():
+    """6: the table repeats in words what the critics say of themselves."""
+    needing = {name for name, critic in {"iefp": MutualInformation, **CRITICS}.items() if critic.needs_age_features}
+    condition = next(one for one in CLASSES["train",].NEEDS["age_cache"] if one.other == "disentangle")
+    assert set(condition.values) == needing
+
+
+def test_names_of_files_that_a_record_file_does_not_have_are_refused(run_main, tiny_faces, tmp_path):
+    """6: --names with a record file, given as a file or as its folder."""
+    folder = tiny_faces / "ms1mv3_256times256_with_age"
+    assert run_main("prepare", "pack", "--data", folder, "--output", tmp_path / "packed" / "train.rec").status == 0
+    for place in (tmp_path / "packed", tmp_path / "packed" / "train.rec"):
+        outcome = run_main("train", "--train-data", place, "--names", "ms1mv3", "--run-folder", tmp_path / "run")
+        assert outcome.status == 2 and "--names does nothing with the record file" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_benchmarks_that_were_named_are_all_that_is_tested_also_when_they_are_the_default_ones(tmp_path):
+    """6, neighbour: --benchmarks with all four names was taken for not given, and .bin files were tested too."""
+    test = load_script("test")
+    (tmp_path / "lfw.bin").touch()
+    every = "fgnet morph2 cacd_vs calfw"
+    titles = {
+        line: [setting.name for setting in test.settings_of(parse(f"test --face-dataset {tmp_path}{line}"))]
+        for line in ("", f" --benchmarks {every}")
+    }
+    assert "lfw.bin" in titles[""] and "lfw.bin" not in titles[f" --benchmarks {every}"]
+
+
+# ------------------------------------------------------------------------------------------------- wrong values
+
+
+def wrong_values(hint) -> list[str]:
+    """Values that a flag of this type can't take, whatever its bounds."""
+    parts = [part for part in (hint, *typing.get_args(hint)) if part is not type(None)]
+    if any(typing.get_origin(part) is Literal or part in (int, float) for part in parts):
+        return [" nonsense"]
+    return []  # paths and names: what they are is looked at later
+
+
+def every_flag() -> list[tuple[tuple[str, ...], str, str]]:
+    found = []
+    for words, config_class in CLASSES.items():
+        hints = typing.get_type_hints(config_class)
+        for field in dataclasses.fields(config_class):
+            flag, limits = "--" + field.name.replace("_", "-"), field.metadata
+            for value in wrong_values(hints[field.name]):
+                found.append((words, field.name, f"{flag}{value}"))
+            for bound, beyond in (("low", -1), ("high", 1), ("above", 0)):
+                if limits.get(bound) is not None:
+                    count = len([part for part in typing.get_args(hints[field.name]) if part in (int, float)]) or 1
+                    found.append((words, field.name, f"{flag} {' '.join([str(limits[bound] + beyond)] * count)}"))
+    return found
+
+
+@pytest.mark.parametrize("words", sorted({words for words, _, _ in every_flag()}), ids=" ".join)
+def test_every_flag_with_a_wrong_value_is_status_2_and_nothing_is_written(words, run_main, tmp_path, monkeypatch):
+    """6: all flags of all scripts, walked through: a wrong value ends with status 2 before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    cases = [case for case in every_flag() if case[0] == words]
+    needed = {"prepare bin": "--pairs x --images x --output x", "embed": "a.jpg"}.get(" ".join(words), "")
+    needed = "--raw x" if "align" in words[-1] else needed
+    for _, name, flags in cases:
+        outcome = run_main(words[0], *words[1:], *needed.split(), *flags.split())
+        assert outcome.status == 2, (flags, outcome)
+        assert name.replace("_", "-") in outcome.err.replace("\n", "") and "Traceback" not in outcome.err, outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+FILE = "README.md"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (f"train --run-folder {FILE}", "--run-folder"),
+        (f"train --run-folder {FILE}/below/it", "--run-folder"),
+        (f"train --cache-folder {FILE}", "--cache-folder"),
+        (f"test --output {FILE}", "--output"),
+        (f"test --cache-folder {FILE}", "--cache-folder"),
+        (f"prepare unpack --output {FILE}", "--output"),
+        (f"prepare ages --data x --from-names fgnet --link {FILE}", "--link"),
+        (f"prepare align-fgnet --raw x --output {FILE}", "--output"),
+        (f"prepare synthetic --output {FILE}", "--output"),
+        ("prepare pack --output folder --force", "--output"),
+        ("prepare bin --pairs x --images x --output folder --force", "--output"),
+        ("prepare ages --data x --from-names fgnet --output folder --force", "--output"),
+        ("prepare ages --data x --from-names fgnet --histogram folder --force", "--histogram"),
+        ("prepare contact-sheet --output folder", "--output"),
+        (f"prepare contact-sheet --output {FILE}/sheet.png", "--output"),
+        ("prepare check --json folder --force", "--json"),
+        ("embed a.jpg -o folder --force", "--output"),
+        ("export -o folder", "--output"),
+    ],
+)
+def test_a_folder_to_write_that_is_a_file_and_a_file_that_is_a_folder_are_one_sentence(
+    line, named, run_main, tmp_path, monkeypatch
+):
+    """13: --run-folder README.md says what is wrong, and so do the places that the other scripts write to."""
+    monkeypatch.chdir(tmp_path)
+    Path(FILE).write_text("text")
+    Path("folder").mkdir()
+    script, *flags = line.split()
+    outcome = run_main(script, *flags)
+    assert outcome.status == 2 and f"{named} " in outcome.err, outcome.err
+    assert "is no folder but a file" in outcome.err or "is a folder: give the name of a file" in outcome.err \
+        or f"{FILE} is a file: give another place" in outcome.err  # fmt: skip
+    assert "Errno" not in outcome.err and outcome.err.count("\n") == 1
+    assert Path(FILE).read_text() == "text" and sorted(os.listdir()) == [FILE, "folder"]
+
+
+# ----------------------------------------------------------------------------------------------- before what is costly
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """Aligned pictures of 4 people, whose names tell no age."""
+    for k in range(16):
+        pixels = np.random.default_rng(k).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+        place = tmp_path / "people" / f"person {k // 4}" / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    return tmp_path / "people"
+
+
+FROM_FLAGS = {
+    "accumulation": ("--accumulation 4", "--accumulation 4 can't cut"),
+    "best metric": ("--best-metric fgnet_rank1", "--best-metric fgnet_rank1 is not logged"),
+    "backbone": ("--backbone iresnet9", "--backbone iresnet9 is unknown"),
+    "purification": ("--purification x_times_two", "purification 'x_times_two' is unknown"),
+    "final rate": ("--schedule cosine --final-learning-rate 0.5", "--final-learning-rate 0.5 is above"),
+    "start": ("--init-from none.pth", "none.pth does not exist"),
+    "age branch": ("--age-weights none.pth", "none.pth does not exist"),
+    "ages": ("--ages none.csv", "--ages none.csv is no file"),
+    "benchmark": ("--validate-every 2 --validate-on nothing", "'nothing' is no benchmark"),
+    "no benchmark": ("--validate-every 2", "--validate-every needs --validate-on"),
+}
+FROM_DATA = {
+    "batch size": ("--batch-size 20", "do not fill one batch of 20"),
+    "warm-up": ("--warmup-steps 3", "--warmup-steps 3 leaves nothing"),
+    "another model": ("--purification 0", "are of another model"),
+    "nothing fits": ("--init-from AGE --run-folder NEW", "nothing in"),
+}
+
+
+@pytest.mark.parametrize("what", FROM_FLAGS)
+def test_what_flags_alone_can_tell_is_said_before_pictures_are_listed(what, train_identity, tmp_path, monkeypatch):
+    """5c: names, divisors, rates and small files are looked at before a data set is."""
+    flags, sentence = FROM_FLAGS[what]
+
+    def not_yet(*_):
+        raise AssertionError("pictures were listed")
+
+    monkeypatch.setattr(load_script("train"), "open_pictures", not_yet)
+    outcome = train_identity(tmp_path / "run", *flags.split())
+    assert outcome.status == 2 and sentence in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_cache_is_touched_before_all_is_found_right(train_identity, age_weights, tmp_path):
+    """5c: a run with any wrong flag, and another age branch, leaves the caches beside the data as they are."""
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    common = ("--cache-folder", cache, "--epochs", 1, "--age-cache", "ahead")
+    assert train_identity(run, *common).status == 0
+    torch.manual_seed(11)
+    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "other.pth")
+
+    def content() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+
+    before = content()
+    assert any("age_features" in str(path) for path in before)
+    for flags, sentence in (FROM_FLAGS["accumulation"], FROM_FLAGS["best metric"], *FROM_DATA.values()):
+        places = {"AGE": str(age_weights), "NEW": str(tmp_path / "new")}
+        given_flags = [places.get(word, word) for word in flags.split()]
+        others = ("--age-weights", tmp_path / "other.pth", "--override-config")
+        outcome = train_identity(run, *common, *others, *given_flags)
+        assert outcome.status == 2 and sentence in outcome.err, outcome
+        assert content() == before, flags
+    assert train_identity(tmp_path / "good", *common, "--age-weights", tmp_path / "other.pth").status == 0
+    assert content() != before  # of a run that is right
+
+
+# ----------------------------------------------------------------------------------------------- what is not needed
+
+
+@pytest.mark.parametrize("method", ["none", "grl", "orthogonal"])
+def test_a_method_without_age_features_trains_without_age_weights(method, run_main, tiny_faces, tmp_path, monkeypatch):
+    """8: no --age-weights file is asked for; what is written has no age branch, and every script takes it."""
+    monkeypatch.chdir(tmp_path)
+    data = tiny_faces / "ms1mv3_256times256_with_age"
+    flags = ("--train-data", data, *SMALL, "--disentangle", method, "--run-folder", "run", "--epochs", 1)
+    outcome = run_main("train", *flags)
+    assert outcome.status == 0, outcome.err
+    assert f"no age branch in the weights: --disentangle {method} needs none" in outcome.out
+    weights = read_weight_file("run/iefp.pth")
+    assert weights.age_branch is None and weights.identity_branch is not None
+    assert not any(key.startswith(("backbone_ae.", "age_estimator.")) for key in weights.tensors)
+    assert not load_for_embedding("run/iefp.pth")[1]
+    checkpoint = next(Path("run/checkpoints").glob("step_*.pt*"))
+    assert read_weight_file(checkpoint).age_branch is None
+    if method != "none":
+        return
+    pictures = sorted((tiny_faces / "ID_processed_FGNET" / "001").iterdir())[:2]
+    outcome = run_main("test", "--weights", "run/iefp.pth", "--face-dataset", tiny_faces, "--benchmarks", "fgnet",
+                       "--no-analysis", "--no-keep-embeddings", "--workers", 0, "--device", "cpu")  # fmt: skip
+    assert outcome.status == 0 and "holds no age branch" in outcome.out
+    for script, *flags in (("embed", *pictures, "--assume-aligned", "--device", "cpu", "--far", 0.1),
+                           ("export", "-o", "run/iefp.safetensors")):  # fmt: skip
+        assert run_main(script, *flags, "--weights", "run/iefp.pth").status == 0
+
+
+def test_the_identity_branch_is_the_same_with_and_without_age_weights_and_a_run_goes_on_when_they_come_or_go(
+    run_main, tiny_faces, age_weights, tmp_path, monkeypatch
+):
+    """8: the file decides what is written beside the identity branch, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    data, train = tiny_faces / "ms1mv3_256times256_with_age", load_script("train")
+    common = ("--train-data", data, *SMALL, "--disentangle", "none", "--learning-rate-epochs", 9, "--epochs")
+
+    def tensors(folder: str) -> dict:
+        return {key: value for key, value in read_weight_file(f"{folder}/iefp.pth").tensors.items()
+                if key.startswith(("backbone_id.", "margin_fc."))}  # fmt: skip
+
+    def equal(a: dict, b: dict) -> bool:
+        return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+    assert run_main("train", *common, 2, "--run-folder", "without").status == 0
+    default = Path(train.TrainConfig.age_weights)
+    for there_first in (False, True):
+        folder = f"there first {there_first}"
+        for epochs, is_there in ((1, there_first), (2, not there_first)):
+            shutil.rmtree(default.parent, ignore_errors=True)
+            if is_there:
+                default.parent.mkdir()
+                shutil.copy(age_weights, default)
+            override = ("--override-config",) if epochs == 2 else ()
+            outcome = run_main("train", *common, epochs, "--run-folder", folder, *override)
+            assert outcome.status == 0, outcome.err
+        assert equal(tensors(folder), tensors("without"))
+        assert (read_weight_file(f"{folder}/iefp.pth").age_branch is not None) == is_there
+    outcome = run_main("train", *common, 1, "--age-weights", "none.pth", "--run-folder", "asked")
+    assert outcome.status == 2 and "none.pth does not exist" in outcome.err  # one that was asked for has to be there
+
+
+def test_pictures_without_ages_in_their_names_can_be_trained_on_where_no_age_is_needed(
+    run_main, photographs, age_weights, tmp_path
+):
+    """8: --names none; with IEFP too, whose age features come from the frozen branch. Methods that need ages say so."""
+    common = ("--train-data", photographs, *SMALL, "--epochs", 1, "--age-weights", age_weights)
+    for method in ("none", "iefp"):
+        folder = tmp_path / method
+        outcome = run_main("train", *common, "--names", "none", "--disentangle", method, "--run-folder", folder)
+        assert outcome.status == 0, outcome.err
+        assert (folder / "iefp.pth").is_file()
+    outcome = run_main("train", *common, "--names", "none", "--disentangle", "grl", "--run-folder", tmp_path / "grl")
+    assert outcome.status == 2 and "which --disentangle grl needs: give --ages" in outcome.err
+    outcome = run_main("train", *common[:-2], "--names", "none", "--stage", "age", "--run-folder", tmp_path / "age")
+    assert outcome.status == 2 and "which --stage age needs: give --ages" in outcome.err
+
+
+# ------------------------------------------------------------------------------------------------ words and workers
+
+
+def test_no_script_asks_for_more_workers_than_there_are_cores_and_who_does_hears_nothing_of_torch(
+    run_main, photographs, age_weights, tmp_path
+):
+    """13: the defaults fit a small machine, and torch's warning with file and line is not for users."""
+    for config_class in CLASSES.values():
+        workers = [field.default for field in dataclasses.fields(config_class) if field.name == "workers"]
+        assert all(default <= available_cores() for default in workers), config_class
+    flags = ("--train-data", photographs, *SMALL, "--epochs", 1, "--age-weights", age_weights, "--names", "none",
+             "--run-folder", tmp_path / "run", "--workers", available_cores() + 1)  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert run_main("train", *flags, "--dry-run").status == 0
+    assert not [each for each in caught if "worker" in str(each.message)]
+
+
+def test_an_age_table_about_other_pictures_leads_to_a_command_that_there_is(run_main, photographs, tmp_path):
+    """16: train.py has no --allow-unknown; the advice names the command that has it, which does what is promised."""
+    names = sorted(path.relative_to(photographs).as_posix() for path in photographs.rglob("*.png"))
+    table = tmp_path / "ages.csv"
+    table.write_text("".join(f"{name},30\n" for name in [*names, "nobody/1.png"]))
+    outcome = run_main("train", "--train-data", photographs, "--ages", table, "--run-folder", tmp_path / "run", *SMALL,
+                       "--disentangle", "none")  # fmt: skip
+    assert outcome.status == 2 and "--from-table and --allow-unknown" in outcome.err
+    assert "'python prepare.py ages' with" in outcome.err
+    made = ("--data", photographs, "--from-table", table, "--output", tmp_path / "new.csv", "--allow-unknown")
+    assert run_main("prepare", "ages", *made).status == 0
+    assert len((tmp_path / "new.csv").read_text().splitlines()) == 1 + len(names)
+
+
+def test_export_does_not_advise_a_flag_that_it_has_not(run_main, tiny_faces, weights, tmp_path):
+    """16, neighbour: a missing picture of --measure-on led to --allow-missing, which export.py doesn't have."""
+    shutil.copytree(tiny_faces / "CALFW", tmp_path / "faces" / "CALFW")
+    next((tmp_path / "faces" / "CALFW" / "processed_CALFW_2").iterdir()).unlink()
+    outcome = run_main("export", "--weights", weights, "-o", tmp_path / "x.safetensors", "--measure-on", "calfw",
+                       "--face-dataset", tmp_path / "faces")  # fmt: skip
+    assert outcome.status == 2 and "--allow-missing" not in outcome.err and "lacks 1 pictures" in outcome.err
