@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +29,7 @@ from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
 from data.picture_grid import draw_grid
-from data.transforms import mirror, random_changes, random_mirror, to_network_input
+from data.transforms import mirror, random_changes, random_mirror, random_stream, to_network_input
 from meta import (
     AGE_GROUP_NAMES,
     EMBEDDING_SIZE,
@@ -61,7 +60,16 @@ from utils.averaging import MovingAverage
 from utils.checkpoint import BEST, list_checkpoints, load_checkpoint, load_newest, save_atomically, save_checkpoint
 from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, flag, parse_config, run_script, write_json
-from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.distributed import (
+    Collectives,
+    Process,
+    gather_lists,
+    in_parallel,
+    start_process,
+    stop_process,
+    tell,
+    wait_for_all,
+)
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
     RowwiseSGD,
@@ -134,7 +142,7 @@ class IdentityStage:
             self.face_recognition = ShardedMarginLoss(model.margin_fc, shards.collectives, rate, config.seed)
         else:
             self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
-            self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
+            self.face_recognition = in_parallel(MarginLoss(model.margin_fc, Collectives(process).gather), process)
         self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
@@ -584,7 +592,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     alike however many processes share it.
     """
     config, process = run.config, run.process
-    draws = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    draws = random_stream(config.seed, step)
     own = slice(process.rank * len(faces.images), (process.rank + 1) * len(faces.images))
     flips = torch.rand(config.batch_size, generator=draws)[own] < 0.5
     parts = [len(faces.images) // config.accumulation] * config.accumulation
@@ -596,7 +604,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     images, _ = random_mirror(images, flips=flips_there)
     images = to_network_input(images, channels_last=True)
     if config.augmentation == "changes":
-        images = random_changes(images, draws.initial_seed(), own.start, config.batch_size)
+        images = random_changes(images, config.seed, step, own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
         views = faces.age_features if faces.age_features.numel() else learn_age_features(run, faces, images, flips)
