@@ -413,7 +413,9 @@ def train(config: TrainConfig) -> int:
         status = fill_age_cache(run) if config.age_cache == "ahead" and age_cache is not None else 0
         if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
             validate(run, position)
-            save(run, position)
+            saved, status = save(run, position), run.stop.status() or 0
+            if status:
+                print_stop(run, position, status, saved)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if not status:
@@ -474,11 +476,15 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
             if is_to_save or status or config.best_metric in figures_now(run, position):
                 saved = save(run, position)
             if status:
-                done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
-                tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
+                print_stop(run, position, status, saved)
                 return position, status
     tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
+
+
+def print_stop(run: Run, position: Position, status: int, saved: bool) -> None:
+    done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
+    tell(run.process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
 
 
 def validate(run: Run, position: Position) -> None:
@@ -557,7 +563,9 @@ def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validatio
                 raise UserError(f"asked to stop (signal {run.stop.noted}).")
             yield batch
 
-    return Validation(benchmarks, process, batches_of, to_network_input) if benchmarks else None
+    if not benchmarks:
+        return None
+    return Validation(benchmarks, process, batches_of, to_network_input, run.stop.status)
 
 
 def check_best_metric(config: TrainConfig, told: list[str]) -> None:

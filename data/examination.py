@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.faces import Faces
 from data.files import Progress
 from data.transforms import FORMATS, UnreadablePicture, decode_picture
+from data.worker_processes import started
 
 BATCH = 64  # pictures that a worker process hands over at once
 FEW = 500  # pictures for which no worker process is worth its start
@@ -51,7 +52,7 @@ def examine(faces: Faces, quick: bool, workers: int, progress: Progress, what: s
     batches = DataLoader(
         _Pictures(faces, quick), BATCH, num_workers=workers if len(faces) > FEW else 0, collate_fn=list
     )
-    items = (item for batch in batches for item in batch)
+    items = (item for batch in started(batches) for item in batch)
     for i, (digest, width, height, reason) in enumerate(progress(items, len(faces), what)):
         digests[i] = np.frombuffer(digest, dtype=np.uint64)
         sizes[i] = width, height
