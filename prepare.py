@@ -71,7 +71,7 @@ class Check:
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Some of: ms1mv3 fgnet morph2 cacd_vs calfw age_weights iefp_weights, and .bin files such as lfw.bin."""
+    """Some of: ms1mv3 fgnet morph2 cacd_vs calfw age_weights iefp_weights caches, and .bin files such as lfw.bin."""
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the data sets' folders."""
     quick: bool = False

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from data.age_cache import AgeCache, cache_bytes, prepare_cache
+from data.age_cache import NUM_VIEWS, AgeCache, cache_bytes, prepare_cache
 from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
 from data.faces import UNKNOWN, Faces, with_ages
@@ -41,7 +41,7 @@ from meta import (
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
-from models.iresnet import set_batchnorm_momentum
+from models.iresnet import IResNet, set_batchnorm_momentum
 from models.margin import MarginLoss
 from models.purification import parse_purification
 from models.sharded_margin import ShardedMarginLoss
@@ -128,6 +128,7 @@ class IdentityStage:
 
     def __init__(self, config: TrainConfig, model: IEFP, process: Process):
         self.config, self.model = config, model.freeze_age_branch()
+        self.images_at_once = max(1, config.batch_size // process.world_size // config.accumulation)
         self.averaged = MovingAverage(model, ["backbone_id"], config.ema_decay) if config.ema_decay else None
         self.keep_pace(config.accumulation)
         translate(config, (model.backbone_id, model.backbone_ae))
@@ -242,9 +243,9 @@ class IdentityStage:
 
     @torch.no_grad()
     def age_features(self, images: Tensor) -> Tensor:
-        """(N, 3, 112, 112) in [-1, 1] -> (N, 512) of the frozen branch."""
+        """(N, 3, 112, 112) in [-1, 1] -> (N, 512) of the frozen branch, which gets one part of a batch at a time."""
         with self.autocast:
-            return torch.cat([self.model.age_features(part) for part in images.chunk(self.config.accumulation)])
+            return torch.cat([self.model.age_features(part) for part in images.split(self.images_at_once)])
 
 
 def penalty_weight(config: TrainConfig, critic: torch.nn.Module | None, step: int) -> float:
@@ -615,8 +616,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
         images = random_changes(images, config.seed, step, own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
-        views = faces.age_features if faces.age_features.numel() else learn_age_features(run, faces, images, flips)
-        rows = torch.arange(len(flips))
+        views, rows = known_age_features(run, faces, images, flips), torch.arange(len(flips))
         age_features = views[rows, flips.long()].to(process.device, non_blocking=True).float()
     return Batch(images, identities, age_groups, ages, permutation, age_features, step)
 
@@ -625,8 +625,8 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
 
 
 def open_pictures(config: TrainConfig, process: Process) -> Faces:
-    """The index of the training set with its ages; the first process makes it, the others find it kept."""
-    if not process.is_first:
+    """The index of the training set with its ages; a machine's first process makes it, the others find it kept."""
+    if not process.is_first_of_node:
         wait_for_all(process)
     index = open_index(
         config.train_data,
@@ -638,7 +638,7 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
         report=lambda sentence: tell(process, sentence),
         progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
     )
-    if process.is_first:
+    if process.is_first_of_node:
         wait_for_all(process)
     if config.scaled_decoding:
         index = dataclasses.replace(index, scaled=True)
@@ -674,65 +674,92 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
         if reason:
             tell(process, reason)
         return None
-    describes = {
-        "pictures": index.fingerprint(),
-        "weights": fingerprint(model.backbone_ae),
-        "precision": choose_precision(config, process.device),
-        "scaled": config.scaled_decoding,
-    }
-    digest = hashlib.sha256(json.dumps(describes).encode()).hexdigest()[:12]
-    root = Path(index.root)
-    name = f"{root.name}_node{process.node}_age_features_{digest}"
-    parent = config.cache_folder or root.parent / CACHE_FOLDER
-    made = [False]
+    made = [None]
     if process.is_first_of_node:
+        root, watched = Path(index.root), functools.partial(progress, enabled=process.is_first, silent_below=2.0)
         made = [
-            prepare_cache(parent, name, describes, len(index), lambda sentence: tell(process, sentence)) is not None
+            prepare_cache(
+                config.cache_folder or root.parent / CACHE_FOLDER,
+                f"{root.name}_node{process.node}_age_features",  # machines may share a folder, but not mapped memory
+                {
+                    "pictures": index.state(watched),
+                    "weights": fingerprint(model.backbone_ae),
+                    "precision": choose_precision(config, process.device),
+                    "scaled": config.scaled_decoding,
+                },
+                len(index),
+                functools.partial(print, flush=True),  # on each machine
+            )
         ]
-    made_everywhere = sum(gather_lists(made, process)) == process.num_nodes
-    return AgeCache(parent / name, len(index)) if made_everywhere else None
+    made = gather_lists(made, process)
+    caches = made[:: process.processes_of_node]  # one a machine
+    if None in caches:
+        if caches != [None]:
+            tell(process, "no age features are kept, for they can't be on every machine: training goes on without")
+        return None
+    return caches[process.node]
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+def fingerprint(encoder: IResNet) -> str:
+    """SHA-256 of all that decides what an encoder gives: its parameters and buffers, and its purification unit."""
+    digest = hashlib.sha256(f"{encoder.backbone} {encoder.purification}".encode())
+    for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def learn_age_features(run: Run, faces: FaceBatch, images: Tensor, flips: Tensor) -> Tensor:
-    """Age features of a batch and its mirror images, kept in the cache: (N, 2, 512) float16 on the CPU.
+def known_age_features(run: Run, faces: FaceBatch, images: Tensor, flips: Tensor) -> Tensor:
+    """Age features of a batch and its mirror images, from the cache or computed now: (N, 2, 512) float16 on the CPU.
 
-    All rows of a batch are computed, also those that are known: on a CPU a resumed run then has the same bits, since
-    what a network gives for one image may depend in its last bits on the others.
+    `flips` (N,) says which of the images are mirrored. Only rows that are not known are computed. What a network gives
+    for one image may depend in its last bits on how many others pass with it (in fp32 on a CPU about one value of 150,
+    after rounding to 16 bits, where that is no multiple of 4). A resumed run has the same bits nevertheless: it reads
+    what was written after its checkpoint, so that the same rows of each batch remain to be computed. The exception is
+    a batch that was just being written when SIGKILL came or the power failed.
     """
+    views = faces.age_features
+    if not views.numel():
+        views = torch.zeros(len(flips), NUM_VIEWS, EMBEDDING_SIZE, dtype=torch.float16)
+    unknown = torch.nonzero(~views[:, 0].any(dim=1)).flatten()
+    if len(unknown):
+        there = unknown.to(images.device)
+        views[unknown] = computed_age_features(run, faces.indices[unknown], images[there], flips[unknown])
+    return views
+
+
+def computed_age_features(run: Run, indices: Tensor, images: Tensor, flips: Tensor) -> Tensor:
+    """Age features of images and their mirror images, kept in the cache: (N, 2, 512) float16 on the CPU."""
+    images = images.contiguous(memory_format=torch.channels_last)
     given, mirrored = (run.stage.age_features(each).cpu() for each in (images, mirror(images)))  # (N, 512)
     flips = flips[:, None]
     views = torch.stack([torch.where(flips, mirrored, given), torch.where(flips, given, mirrored)], dim=1)
-    run.age_cache.write(faces.indices.numpy(), views.numpy())
+    run.age_cache.write(indices.numpy(), views.numpy())
     return views.half()
 
 
 def fill_age_cache(run: Run) -> int:
-    """Computes all age features that are not known yet, each process its share; 128 + a signal that asks to stop."""
+    """Computes all age features that are not known yet; 128 + a signal that asks to stop.
+
+    Each machine fills its own cache, its processes by turns. All take part in as many rounds as the longest share has,
+    so that they go on to training, or stop, together.
+    """
     config, process = run.config, run.process
-    unknown = run.age_cache.unknown()
-    wait_for_all(process)  # before anybody writes: all must see the same ones
-    if len(unknown) == 0:
-        return 0
+    own = run.age_cache.unknown()[process.local_rank :: process.processes_of_node]
     size = config.batch_size // process.world_size
-    loader = evaluation_loader(run.index, size, config.workers, process.device.type == "cuda", process.rank,
-                               process.world_size, unknown, config.on_bad_image)  # fmt: skip
-    watched = progress(batches(loader), len(loader), "age features", enabled=process.is_first)
-    for faces in watched:
-        images = to_network_input(faces.images.to(process.device, non_blocking=True), channels_last=True)
-        learn_age_features(run, faces, images, torch.zeros(len(images), dtype=torch.bool))
-        if run.stop.noted:
-            tell(process, f"asked to stop (signal {run.stop.noted}); age features so far are kept")
-            return 128 + run.stop.noted
-    wait_for_all(process)
+    rounds = max(gather_lists([-(-len(own) // size)], process))  # nobody writes before all have looked
+    loader = evaluation_loader(run.index, size, config.workers, process.device.type == "cuda", indices=own,
+                               on_bad_image=config.on_bad_image)  # fmt: skip
+    loaded = batches(loader)
+    for _ in progress(range(rounds), rounds, "age features", enabled=process.is_first):
+        faces = next(loaded, None)
+        if faces is not None:
+            images = to_network_input(faces.images.to(process.device, non_blocking=True), channels_last=True)
+            computed_age_features(run, faces.indices, images, torch.zeros(len(images), dtype=torch.bool))
+        status = run.stop.status()
+        if status:
+            tell(process, f"asked to stop (signal {status - 128}); age features so far are kept")
+            return status
     return 0
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from data.faces import FaceIndex, index_identity_folders
-from data.index_cache import CACHE_FOLDER, folder_state, open_index, records_state, save_index
+from data.index_cache import folder_state, index_file, open_index, records_state, save_index
 from data.record_packing import pack_folder
 from data.records import RecordIndex, index_record_file
 from meta import FILENAME_PATTERNS, IMAGE_SIZE
@@ -188,7 +188,7 @@ def keep_folder_index(root: Path, num_pictures: int) -> None:
         ages,
         tuple(f"{k:08d}" for k in range(num_identities)),
     )
-    save_index(root.parent / CACHE_FOLDER / f"{root.name}.{PATTERN.name}.npz", index, folder_state(str(root), PATTERN))
+    save_index(index_file(str(root), PATTERN), index, folder_state(str(root), PATTERN))
 
 
 def keep_record_index(path: Path, num_pictures: int) -> None:
@@ -208,7 +208,7 @@ def keep_record_index(path: Path, num_pictures: int) -> None:
         (keys % 90).astype(np.int16),
         tuple(map(str, range(num_identities))),
     )
-    save_index(path.parent / CACHE_FOLDER / f"{path.name}.npz", index, records_state(str(path)))
+    save_index(index_file(str(path), None), index, records_state(str(path)))
 
 
 def open_and_tell(path: str, with_torch: bool) -> None:

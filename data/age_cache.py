@@ -1,20 +1,25 @@
 """Age features of both views of every training picture, computed once by the frozen age branch and kept on disk.
 
-A cache is a folder: `age_features.f16` holds (N, 2, 512) float16, original then mirror image, and `cache.json` says of
-which pictures and weights. The file has holes where nothing was written yet: a row of zeros is one that is not known.
-No flags are needed, since a row of 2,048 bytes lies in one page of memory and its four disk sectors are looked at.
+A cache is a folder: `age_features.f16` holds (N, 2, 512) float16, original then mirror image, and `cache.json` says
+what they were computed from; the folder's name has a digest of that. Caches of different pictures, weights or precision
+stand side by side: no run removes another one's.
+
+The file has holes where nothing was written yet: a row of zeros is one that is not known. No flags are needed, since a
+row of 2,048 bytes lies in one page of memory and its four disk sectors are looked at.
 """
 
-import fcntl
+import functools
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from data.files import written_beside
+from data.files import in_bytes, nearest_existing
 from meta import EMBEDDING_SIZE, UserError
 
 NUM_VIEWS = 2  # original, mirror
@@ -25,46 +30,50 @@ DATA, DESCRIPTION = "age_features.f16", "cache.json"
 
 
 class AgeCache:
-    """The features of N pictures by their position in the index; a copy can be sent to a worker process."""
+    """The features of N pictures by their position in the index; a copy can be sent to another process."""
 
     def __init__(self, folder: str | Path, num_images: int):
         self.folder, self.num_images = Path(folder), num_images
-        self._rows: np.memmap | None = None  # opened by each process for itself
-        self._lock = None
 
-    def __getstate__(self) -> dict:
-        return {"folder": self.folder, "num_images": self.num_images, "_rows": None, "_lock": None}
+    def __getstate__(self) -> dict:  # files are opened by each process for itself
+        return {"folder": self.folder, "num_images": self.num_images}
 
-    def _opened(self) -> np.memmap:  # (N, 1024)
-        if self._rows is None:
-            shape = (self.num_images, ROW_VALUES)
-            self._rows = np.memmap(self.folder / DATA, dtype=np.float16, mode="r+", shape=shape)
-            self._lock = open(self.folder / DESCRIPTION)  # held while in use, see `_drop_others`
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-        return self._rows
+    @functools.cached_property
+    def _rows(self) -> np.memmap:  # (N, 1024)
+        return np.memmap(self.folder / DATA, dtype=np.float16, mode="r", shape=(self.num_images, ROW_VALUES))
+
+    @functools.cached_property
+    def _file(self) -> BinaryIO:
+        return open(self.folder / DATA, "r+b", buffering=0)
 
     def read(self, i: int) -> np.ndarray | None:
         """Both views of picture i, (2, 512) float16, or None when they are not known yet."""
-        row = np.array(self._opened()[i])
+        row = np.array(self._rows[i])
         known = row.view(np.uint16).reshape(-1, VALUES_A_SECTOR).any(axis=1).all()
         return row.reshape(NUM_VIEWS, EMBEDDING_SIZE) if known else None
 
     def write(self, indices: np.ndarray, features: np.ndarray) -> None:
-        """Keeps features (B, 2, 512) of the pictures at `indices` (B,), any float.
+        """Keeps features (B, 2, 512) of the pictures at `indices` (B,), any float, in 16 bits.
 
         Raises:
-            UserError: a value that float16 can't hold.
+            UserError: a value that float16 can't hold, or no room on the disk.
         """
         with np.errstate(over="ignore"):
-            rows = features.reshape(len(indices), ROW_VALUES).astype(np.float16)
+            rows = np.ascontiguousarray(features, np.float16).reshape(len(indices), ROW_VALUES)
         if not np.isfinite(rows).all():
             raise UserError("the age features are too large for the cache's 16 bits: give --age-cache off, and look "
                             "whether --age-weights is a trained age branch.")  # fmt: skip
-        self._opened()[indices] = rows
+        try:
+            for i, row in zip(indices.tolist(), rows, strict=True):
+                # Not through the mapped memory, where a full disk would end the process by SIGBUS.
+                os.pwrite(self._file.fileno(), row.data, i * BYTES_A_PICTURE)
+        except OSError as error:
+            raise UserError(f"age features can't be written to {self.folder} ({error.strerror}): make room, give "
+                            f"--cache-folder, or --age-cache off.") from error  # fmt: skip
 
     def unknown(self) -> np.ndarray:
         """Positions of the pictures that are not known yet, int64."""
-        rows, found = self._opened(), []
+        rows, found = self._rows, []
         for start in range(0, self.num_images, 1 << 16):
             bits = (
                 rows[start : start + (1 << 16)]
@@ -83,66 +92,57 @@ def cache_bytes(num_images: int) -> int:
 def prepare_cache(
     parent: str | Path, name: str, describes: dict[str, str | int], num_images: int, tell: Callable[[str], None]
 ) -> AgeCache | None:
-    """The cache `parent/name` of these pictures and weights, made when it is not there; None when there is no room.
+    """The cache in `parent` of what `describes` says, made when it is not there; None when there is no room.
 
-    Caches of other pictures or weights beside it are dropped, unless another process is using them. `tell` gets a
-    sentence on what was found and what it will take. Of several processes one calls this, the others open the cache
-    afterwards.
+    `describes` names all that the features depend on; the folder's name is `name` and a digest of it. `tell` gets a
+    sentence on what was found and what it will take. Of the processes of a machine one calls this.
     """
-    parent, describes = Path(parent), describes | {"num_images": num_images}
-    folder = parent / name
-    gigabytes = cache_bytes(num_images) / 1e9
+    describes = describes | {"num_images": num_images}
+    digest = hashlib.sha256(json.dumps(describes, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(parent, f"{name}_{digest}")
+    needed = cache_bytes(num_images)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _drop_others(parent, name, tell)
-        if _description(folder) != describes:
-            if (folder / DATA).exists():
-                tell(f"age features in {folder} are of other weights or pictures and are dropped")
-            return _start_cache(folder, describes, num_images, tell)
+        if read_description(folder) == describes:
+            tell(f"age features of earlier epochs or runs are used: {folder} (up to {in_bytes(needed)})")
+            return AgeCache(folder, num_images)
+        free = shutil.disk_usage(nearest_existing(folder)).free
+        if needed > free:
+            tell(f"age features of all pictures would take {in_bytes(needed)}, {folder.parent} has {in_bytes(free)} "
+                 f"free: training goes on without; --cache-folder gives a place, prepare.py check lists caches that "
+                 f"can go")  # fmt: skip
+            return None
+        _make(folder, describes)
     except OSError as error:
         tell(f"no age features are kept in {folder} ({error}): training goes on without; --cache-folder gives a place")
         return None
-    tell(f"age features of earlier epochs or runs are used: {folder} (up to {gigabytes:.1f} GB)")
+    tell(f"age features are kept in {folder}: {in_bytes(needed)} when complete")
     return AgeCache(folder, num_images)
 
 
-def _start_cache(
-    folder: Path, describes: dict[str, str | int], num_images: int, tell: Callable[[str], None]
-) -> AgeCache | None:
-    (folder / DATA).unlink(missing_ok=True)
-    needed, free = cache_bytes(num_images), shutil.disk_usage(folder).free
-    if needed > free:
-        tell(f"age features of all pictures would take {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: "
-             f"training goes on without; --cache-folder gives a place")  # fmt: skip
-        return None
-    with open(folder / DATA, "wb") as file:
-        file.truncate(needed)  # a hole: the disk gives room as rows are written
-    with written_beside(folder / DESCRIPTION, "w") as file:
-        json.dump(describes, file)
-    tell(f"age features are kept in {folder}: {needed / 1e9:.1f} GB when complete")
-    return AgeCache(folder, num_images)
-
-
-def _description(folder: Path) -> dict | None:
+def read_description(folder: Path) -> dict | None:
     """What the cache in `folder` is of; None where there is none or it is damaged."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        size = os.path.getsize(folder / DATA)
-    except (OSError, ValueError):
+        is_whole = os.path.getsize(folder / DATA) == cache_bytes(int(description["num_images"]))
+    except (OSError, ValueError, TypeError, LookupError):
         return None
-    whole = isinstance(description, dict) and size == cache_bytes(description.get("num_images", -1))
-    return description if whole else None
+    return description if is_whole else None
 
 
-def _drop_others(parent: Path, name: str, tell: Callable[[str], None]) -> None:
-    kind = name.rsplit("_", 1)[0]  # caches of one kind differ in what comes last
-    for description in sorted(parent.glob(f"{kind}_*/{DESCRIPTION}")):
-        if description.parent.name == name:
-            continue
-        with open(description) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # in use
-            tell(f"age features of other weights or pictures are dropped: {description.parent}")
-            shutil.rmtree(description.parent)
+def _make(folder: Path, describes: dict[str, str | int]) -> None:
+    """An empty cache under its name, all or nothing: another run may make the same one now. Raises: OSError."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(beside / DATA, "wb") as file:
+            file.truncate(cache_bytes(describes["num_images"]))  # a hole: the disk gives room as rows are written
+        (beside / DESCRIPTION).write_text(json.dumps(describes))
+        if folder.exists() and read_description(folder) is None:
+            shutil.rmtree(folder)  # damaged: of use to nobody
+        try:
+            beside.rename(folder)
+        except OSError:
+            if read_description(folder) != describes:
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data.doctor_caches import check_caches
 from data.doctor_folders import check_identity_benchmark, check_probe_gallery, check_training_set
 from data.doctor_pairs import check_bin, check_pairs
 from data.examination import shared
@@ -51,6 +52,8 @@ def check(
     visit = Visit(Path(root), Path(weights_root), quick, workers, progress, read_weights)
     for name in dict.fromkeys(names or checks):
         checks[name](visit)
+    if "caches" in names and not any(found.name == "caches" for found in visit.findings):
+        visit.ok("caches", f"nothing is kept below {root}")
     _compare_with_training(visit)
     if names:
         return [replace(found, severity="wrong") if found.severity == "missing" else found for found in visit.findings]
@@ -68,6 +71,7 @@ def _checks(root: Path) -> dict[str, Callable[[Visit], None]]:
         checks[path.name] = partial(check_bin, path=path)
     for name, weights in WEIGHT_FILES.items():
         checks[f"{name}_weights"] = partial(_check_weights, name=f"{name}_weights", weights=weights)
+    checks["caches"] = check_caches
     return checks
 
 

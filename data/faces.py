@@ -68,7 +68,7 @@ class Faces(Protocol):
         """Changes with what decides which picture stands at which position: what is kept by position depends on it."""
         ...
 
-    def state(self) -> str:
+    def state(self, progress: Progress = no_progress) -> str:
         """Changes with the fingerprint and where files were written anew: pixels may be others then."""
         ...
 
@@ -141,12 +141,18 @@ class FaceIndex:
         digest.update(np.ascontiguousarray(self.path_bytes))
         return digest.hexdigest()
 
-    def state(self) -> str:
-        """SHA-256 of the names, sizes and times of the files: changes where what is computed from the pixels may."""
+    def state(self, progress: Progress = no_progress) -> str:
+        """SHA-256 of the names, sizes and times of the files: changes where what is computed from the pixels may.
+
+        A file that is missing counts as such: to read it is the error.
+        """
         digest = hashlib.sha256(self.fingerprint().encode())
-        for i in range(len(self)):
-            found = os.stat(self.path(i))
-            digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))
+        for i in progress(range(len(self)), len(self), "sizes and times of pictures"):
+            try:
+                found = os.stat(self.path(i))
+                digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))
+            except OSError:
+                digest.update(b"missing")
         return digest.hexdigest()
 
     def of_identities(self, kept: Iterable[int]) -> "FaceIndex":

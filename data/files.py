@@ -20,6 +20,20 @@ def no_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     yield from items
 
 
+def in_bytes(count: float) -> str:
+    """A size for people, such as 10.6 GB or 36.9 kB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return f"{count:,.0f} bytes"
+
+
+def nearest_existing(path: str | Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    path = Path(os.path.abspath(path))
+    return path if path.exists() else nearest_existing(path.parent)
+
+
 @contextmanager
 def written_beside(path: str | Path, mode: str = "wb", **how) -> Iterator[IO]:
     """A new file beside `path` to write to; it takes the name when all was written, or goes when anything failed."""

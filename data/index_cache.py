@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.faces import FaceIndex, check_enough_identities, index_identity_folders
-from data.files import Progress, no_progress, written_beside
+from data.files import Progress, nearest_existing, no_progress, written_beside
 from data.records import (
     RECORD_EXTENSION,
     TRAINING_RECORDS,
@@ -77,9 +77,7 @@ def open_index(
         build = functools.partial(index_identity_folders, root, pattern, **words, progress=progress)
     if not cache or not os.path.exists(root):  # build has the words for what is missing
         return build()
-    names = "" if pattern is None or records is not None else f".{pattern.name}"
-    folder = Path(os.path.dirname(root), CACHE_FOLDER) if cache_folder is None else Path(cache_folder)
-    kept_path = folder / f"{os.path.basename(root) or 'root'}{names}.npz"
+    kept_path = index_file(root, None if records is not None else pattern, cache_folder)
     try:
         state = state_of()
     except OSError:
@@ -100,6 +98,19 @@ def find_record_file(path: str | Path) -> str | None:
         return path
     inside = os.path.join(path, TRAINING_RECORDS)
     return inside if os.path.isfile(inside) else None
+
+
+def index_file(root: str, pattern: FilenamePattern | None, cache_folder: str | Path | None = None) -> Path:
+    """Where the index of the folder or record file `root`, an absolute path, is kept.
+
+    A folder that was given may be shared by data sets of one name, as train.rec is of many: then the file's name has a
+    digest of the whole path. Beside the data set it has none, so that both can be moved together.
+    """
+    name = os.path.basename(root) or "root"
+    names = "" if pattern is None else f".{pattern.name}"
+    if cache_folder is None:
+        return Path(os.path.dirname(root), CACHE_FOLDER, f"{name}{names}.npz")
+    return Path(cache_folder, f"{name}{names}.{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}.npz")
 
 
 # ------------------------------------------------------------------------------------------------------------ states
@@ -166,9 +177,11 @@ def _build_and_keep(
 
 
 def _time_of_file_system(folder: Path) -> int:
-    """Now, by the clock that dates files in `folder`, in nanoseconds. Raises: OSError where nothing can be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part") as probe:
+    """Now, by the clock that dates files in `folder`, in nanoseconds. Raises: OSError where nothing can be written.
+
+    The folder is not made yet: what is listed next may turn out to be no data set.
+    """
+    with tempfile.NamedTemporaryFile(dir=nearest_existing(folder), prefix=".", suffix=".part") as probe:
         return os.fstat(probe.fileno()).st_mtime_ns
 
 

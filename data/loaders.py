@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from data.age_cache import AgeCache
+from data.age_cache import NUM_VIEWS, AgeCache
 from data.faces import UNKNOWN, Faces
 from data.transforms import UnreadablePicture
 from data.worker_processes import started
-from meta import UserError
+from meta import EMBEDDING_SIZE, UserError
 
 OnBadImage = Literal["error", "skip"]
 MAX_TRIES = 100  # pictures in a row that cannot be decoded are a broken disk or folder, not some broken files
@@ -25,7 +25,7 @@ class FaceBatch(NamedTuple):
     age_groups: Tensor  # (N,) int64, -1 where unknown
     indices: Tensor  # (N,) int64, positions in the index
     ages: Tensor  # (N,) int64, years, -1 where unknown
-    age_features: Tensor  # (N, 2, 512) float16 of original and mirror image, or (N, 0) where not all are known
+    age_features: Tensor  # (N, 2, 512) float16 of both views, zeros where they are not known; (N, 0) where none is
     failures: tuple[str, ...] = ()  # "'path': reason" of each picture that was skipped, see `training_loader`
 
 
@@ -73,9 +73,12 @@ def collate(items: list[Item | UserError]) -> FaceBatch | UserError:
         if isinstance(item, UserError):
             return item
     failures = tuple(failure for item in items for failure in item[-1])
-    features = [item[-2] for item in items]
-    known = torch.empty(len(items), 0) if any(row is None for row in features) else torch.from_numpy(np.stack(features))
-    return FaceBatch(*default_collate([item[:-2] for item in items]), known, failures)
+    known = {row: item[-2] for row, item in enumerate(items) if item[-2] is not None}
+    features = torch.empty(len(items), 0, dtype=torch.float16)
+    if known:
+        features = torch.zeros(len(items), NUM_VIEWS, EMBEDDING_SIZE, dtype=torch.float16)
+        features[list(known)] = torch.from_numpy(np.stack(list(known.values())))
+    return FaceBatch(*default_collate([item[:-2] for item in items]), features, failures)
 
 
 def batches(loader: DataLoader) -> Iterator[FaceBatch]:

@@ -237,7 +237,7 @@ class RecordIndex:
             digest.update(np.ascontiguousarray(numbers, "<i8"))
         return digest.hexdigest()
 
-    def state(self) -> str:
+    def state(self, progress: Progress = no_progress) -> str:
         """SHA-256 of the fingerprint and of when the file was written."""
         return hashlib.sha256(f"{self.fingerprint()} {os.stat(self.root).st_mtime_ns}".encode()).hexdigest()
 

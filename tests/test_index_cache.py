@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -175,7 +176,7 @@ def test_what_changed_within_two_seconds_is_not_trusted(root):
         index, listed, (sentence,) = opened(root)
         assert (len(index), listed) == (6, True)
         assert "changed less than 2 seconds before" in sentence
-    assert kept_files(root) == []
+    assert not (root.parent / CACHE_FOLDER).exists()
     os.utime(root / "a", ns=(0, os.stat(root / "a").st_mtime_ns - 3_000_000_000))
     assert opened(root)[1:] == (True, [])
     assert opened(root)[1:] == (False, [])
@@ -289,8 +290,27 @@ def test_a_cache_folder_can_be_given_or_none_be_used(root, tmp_path):
     assert not (tmp_path / CACHE_FOLDER).exists()
     for expected in (True, False):
         assert opened(root, cache_folder=tmp_path / "x" / "y")[1] is expected
-    assert os.listdir(tmp_path / "x" / "y") == ["faces.ms1mv3.npz"]
+    (name,) = os.listdir(tmp_path / "x" / "y")
+    assert re.fullmatch(r"faces\.ms1mv3\.[0-9a-f]{12}\.npz", name)
     assert not (tmp_path / CACHE_FOLDER).exists()
+
+
+def test_data_sets_of_one_name_share_a_cache_folder(tmp_path, root):
+    """2d: two train.rec took turns replacing each other's index."""
+    paths = [tmp_path / name / "train.rec" for name in ("a", "b")]
+    for path in paths:
+        pack_faces(root, path)
+    for expected in (True, False):
+        assert [opened(path, cache_folder=tmp_path / "cache")[1:] for path in paths] == [(expected, [])] * 2
+
+
+@pytest.mark.parametrize("below", ["", "a"])
+def test_a_path_that_is_refused_leaves_nothing_behind(tmp_path, root, below):
+    """13: --train-data that is no data set left an empty cache folder beside it, here inside the data set."""
+    before = sorted(root.rglob("*")), os.listdir(tmp_path)
+    with pytest.raises(UserError):
+        opened(root / below, min_identities=9)
+    assert (sorted(root.rglob("*")), os.listdir(tmp_path)) == before
 
 
 def test_a_data_set_that_moves_with_its_cache_stays_known(root, tmp_path):

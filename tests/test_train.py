@@ -234,14 +234,14 @@ def test_the_frozen_branch_is_not_asked_again_for_what_the_cache_knows(train_ide
     assert asked == [6] * 6  # both views of 18 pictures in the first epoch
 
 
-def test_other_age_weights_drop_the_cache(train_identity, tmp_path):
+def test_other_age_weights_get_a_cache_of_their_own(train_identity, tmp_path):
     flags = ("--epochs", 3, "--cache-folder", tmp_path / "cache")
     assert train_identity(tmp_path / "a", *flags).status == 0
     torch.manual_seed(9)
     torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "other.pth")
     outcome = train_identity(tmp_path / "b", *flags, "--age-weights", tmp_path / "other.pth")
-    assert outcome.status == 0 and "age features of other weights or pictures are dropped" in outcome.out
-    assert len(list((tmp_path / "cache").glob("*_age_features_*"))) == 1
+    assert outcome.status == 0 and "age features are kept" in outcome.out
+    assert len(list((tmp_path / "cache").glob("*_age_features_*"))) == 2
 
 
 def test_a_record_file_with_ages_trains_as_its_folder_does(train_identity, tiny_faces, tmp_path):

@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
 import numpy as np
@@ -19,6 +20,10 @@ from meta import UserError
 # thread, which may need the interpreter to let go of a tensor: the process would hang (seen with torch 2.6).
 JOINED: list[dist.ProcessGroup] = []
 
+# How long a process of the CPU group waits for the others: one may list five million pictures, look at each of them on
+# a slow network disk, or score a large benchmark. One that dies is noticed at once, by its closed connection.
+PATIENCE = timedelta(hours=24)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -28,13 +33,25 @@ class Process:
     world_size: int
     device: torch.device
     cpu_group: dist.ProcessGroup | None = None  # for what lies on the CPU: small facts and results; None when alone
-    node: int = 0  # machine, of `num_nodes`
+    node: int = 0  # machine, of `num_nodes`, which all have as many processes
     num_nodes: int = 1
-    is_first_of_node: bool = True
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def processes_of_node(self) -> int:
+        return self.world_size // self.num_nodes
+
+    @property
+    def local_rank(self) -> int:
+        """Its number among the processes of its machine."""
+        return self.rank % self.processes_of_node
+
+    @property
+    def is_first_of_node(self) -> bool:
+        return self.local_rank == 0
 
 
 def start_process(device: str = "auto") -> Process:
@@ -51,10 +68,10 @@ def start_process(device: str = "auto") -> Process:
         return Process(rank, world_size, chosen)
     if not dist.is_initialized():
         join_group("nccl" if chosen.type == "cuda" else "gloo")
-    cpu_group = dist.new_group(backend="gloo") if chosen.type == "cuda" else dist.group.WORLD
+    cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if chosen.type == "cuda" else dist.group.WORLD
     JOINED.append(cpu_group)
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun gives every machine as many
-    return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node, rank % of_node == 0)
+    return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node)
 
 
 def join_group(backend: str) -> None:
@@ -65,7 +82,8 @@ def join_group(backend: str) -> None:
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
+    timeout = PATIENCE if backend == "gloo" else None  # NCCL's own, ten minutes, for what takes milliseconds
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
@@ -255,8 +273,9 @@ def share_batchnorm_statistics(model: object, process: Process) -> None:
 
 
 def wait_for_all(process: Process) -> None:
+    """Waits for the others, for hours if need be (on GPUs the group of NCCL would give up after ten minutes)."""
     if process.world_size > 1:
-        dist.barrier()
+        dist.barrier(group=process.cpu_group)
 
 
 def tell(process: Process, sentence: str) -> None:
