@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,7 +32,7 @@ from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
 from data.picture_grid import draw_grid
-from data.transforms import mirror, random_changes, random_mirror, to_network_input
+from data.transforms import mirror, random_changes, random_mirror, random_stream, to_network_input
 from meta import (
     AGE_GROUP_NAMES,
     EMBEDDING_SIZE,
@@ -77,7 +76,16 @@ from utils.checkpoint import (
 from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from utils.config import as_plain, check_config, flag, given, parse_config, run_script, write_json
 from utils.device_errors import first_line
-from utils.distributed import Process, gather_lists, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.distributed import (
+    Collectives,
+    Process,
+    gather_lists,
+    in_parallel,
+    start_process,
+    stop_process,
+    tell,
+    wait_for_all,
+)
 from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from utils.optimisation import (
     RowwiseSGD,
@@ -151,7 +159,7 @@ class IdentityStage:
             self.face_recognition = ShardedMarginLoss(model.margin_fc, shards.collectives, rate, config.seed)
         else:
             self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
-            self.face_recognition = in_parallel(MarginLoss(model.margin_fc), process)
+            self.face_recognition = in_parallel(MarginLoss(model.margin_fc, Collectives(process).gather), process)
         self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
@@ -459,10 +467,9 @@ def train(config: TrainConfig) -> int:
         is_validated = content is not None and content.get("validated", False)
         if is_due(run, position) and not is_validated and not status:  # the run was stopped just before it
             validate(run, position)
-            saved = save(run, position)
-            status = run.stop.status() or 0
+            saved, status = save(run, position), run.stop.status() or 0
             if status:
-                tell_stopped(process, status, position, saved)
+                print_stop(run, position, status, saved)
         while position.epoch < config.epochs and not status:
             position, status = train_epoch(run, position)
         if not status:
@@ -565,15 +572,15 @@ def train_epoch(run: Run, start: Position) -> tuple[Position, int]:
             if is_to_save or status or config.best_metric in figures_now(run, position):
                 saved = save(run, position)
             if status:
-                tell_stopped(process, status, position, saved)
+                print_stop(run, position, status, saved)
                 return position, status
     tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return position, 0
 
 
-def tell_stopped(process: Process, status: int, position: Position, saved: bool) -> None:
+def print_stop(run: Run, position: Position, status: int, saved: bool) -> None:
     done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
-    tell(process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
+    tell(run.process, f"asked to stop (signal {status - 128}) after step {position.step:,}; {done}")
 
 
 def validate(run: Run, position: Position) -> None:
@@ -646,7 +653,9 @@ def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validatio
                 raise UserError(f"asked to stop (signal {run.stop.noted}).")
             yield batch
 
-    return Validation(benchmarks, process, batches_of, to_network_input) if benchmarks else None
+    if not benchmarks:
+        return None
+    return Validation(benchmarks, process, batches_of, to_network_input, run.stop.status)
 
 
 def check_best_metric(config: TrainConfig, logged: dict[str, bool]) -> bool:
@@ -686,7 +695,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     alike however many processes share it.
     """
     config, process = run.config, run.process
-    draws = torch.Generator().manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    draws = random_stream(config.seed, step)
     own = slice(process.rank * len(faces.images), (process.rank + 1) * len(faces.images))
     flips = torch.rand(config.batch_size, generator=draws)[own] < 0.5
     parts = [len(faces.images) // config.accumulation] * config.accumulation
@@ -698,7 +707,7 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
     images, _ = random_mirror(images, flips=flips_there)
     images = to_network_input(images, channels_last=True)
     if config.augmentation == "changes":
-        images = random_changes(images, draws.initial_seed(), own.start, config.batch_size)
+        images = random_changes(images, config.seed, step, own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
         views, rows = known_age_features(run, faces, images, flips), torch.arange(len(flips))

@@ -12,6 +12,7 @@ from data.alignment import HOW_TO_ALIGN
 from data.faces import FaceIndex, Faces
 from data.files import Progress
 from data.transforms import UnreadablePicture, decode_picture, picture_size
+from data.worker_processes import started
 from meta import IMAGE_SIZE, UserError
 
 BATCH = 64  # pictures that a worker process hands over at once
@@ -58,7 +59,7 @@ def examine(faces: Faces, quick: bool, workers: int, progress: Progress, what: s
     batches = DataLoader(
         _Pictures(faces, quick), BATCH, num_workers=workers if len(faces) > FEW else 0, collate_fn=list
     )
-    items = (item for batch in batches for item in batch)
+    items = (item for batch in started(batches) for item in batch)
     for i, (digest, width, height, reason) in enumerate(progress(items, len(faces), what)):
         digests[i] = np.frombuffer(digest, dtype=np.uint64)
         sizes[i] = width, height

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from data.age_cache import NUM_VIEWS, AgeCache
 from data.faces import UNKNOWN, Faces
 from data.transforms import UnreadablePicture
+from data.worker_processes import started
 from meta import EMBEDDING_SIZE, UserError
 
 OnBadImage = Literal["error", "skip"]
@@ -88,7 +89,7 @@ def batches(loader: DataLoader) -> Iterator[FaceBatch]:
     Raises:
         UserError: for a picture that cannot be decoded.
     """
-    for batch in loader:
+    for batch in started(loader):
         if isinstance(batch, UserError):
             try:
                 raise batch

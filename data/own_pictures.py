@@ -24,6 +24,7 @@ from data.landmarks import PointTable
 from data.layout import is_image_name, packed
 from data.looks import looks_aligned
 from data.transforms import decode_picture
+from data.worker_processes import started
 from meta import IMAGE_SIZE, UserError, wrong_file
 
 Source: TypeAlias = str | Path | Image.Image
@@ -200,4 +201,5 @@ def load_pieces(pictures: NamedSources, aligner: Aligner, batch_size: int = 64, 
     """All pictures in their order, `batch_size` at a time, read and aligned by so many processes (0: this one)."""
     workers = 0 if len(pictures.names) <= batch_size else workers  # to start one takes longer than some pictures
     faces = _AlignedFaces(pictures, aligner)
-    yield from DataLoader(faces, batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
+    loader = DataLoader(faces, batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
+    yield from started(loader)

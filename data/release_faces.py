@@ -11,12 +11,10 @@ import functools
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -28,6 +26,7 @@ from data.alignment import align, alignment_sheet, check_points
 from data.faces import is_image_name
 from data.files import Progress, no_progress, written_beside
 from data.transforms import UnreadablePicture, decode_picture
+from data.worker_processes import signals_held, worker_pool
 from meta import IMAGE_SIZE, UserError
 
 JPEG_QUALITY = 95
@@ -281,10 +280,11 @@ def _in_processes(work: Callable[[Face], str | None], faces: list[Face], workers
     if workers <= 1:
         yield from map(work, faces)
         return
-    context = multiprocessing.get_context("spawn")  # safe beside threads and CUDA, and the same on every system
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         try:
-            yield from pool.map(work, faces, chunksize=PICTURES_A_CHUNK)
+            with signals_held():
+                outcomes = pool.map(work, faces, chunksize=PICTURES_A_CHUNK)
+            yield from outcomes
         except BrokenProcessPool as error:
             raise UserError(
                 "A process that aligns was ended from outside, perhaps for lack of memory: give fewer --workers and "

@@ -5,10 +5,8 @@ of processes nor on the order of drawing.
 """
 
 import functools
-import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from data.synthetic_people import (
     sample_person,
     sample_shot,
 )
+from data.worker_processes import signals_held, worker_pool
 from meta import IMAGE_SIZE, UserError
 
 # First person of each set. A set of ten million people would be needed for two of them to share somebody.
@@ -68,9 +67,10 @@ def write_pictures(pictures: list[Picture], workers: int, title: str, progress: 
                 write_picture(picture)
                 bar.update()
         else:
-            context = multiprocessing.get_context("spawn")  # safe beside threads and CUDA, and the same on every system
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                for _ in pool.map(write_picture, pictures, chunksize=32):
+            with worker_pool(workers) as pool:
+                with signals_held():
+                    written = pool.map(write_picture, pictures, chunksize=32)
+                for _ in written:
                     bar.update()
     return len(pictures)
 

@@ -146,22 +146,36 @@ def random_mirror(
     return torch.where(flips[:, None, None, None], mirror(images), images), flips  # flips as (N, 1, 1, 1)
 
 
+# What a stream of random numbers is for; a purpose of 0 would give the stream without one.
+CROP, COLOUR = 1, 2
+
+
+def random_stream(seed: int, step: int, *purpose: int) -> torch.Generator:
+    """The generator, on the CPU, of all that a step draws for one purpose; without one: mirroring, CLUB's negatives."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step, *purpose)).generate_state(1)[0]))
+
+
 CHANGE_PROBABILITY = 0.2  # of each kind of change, as AdaFace takes it
 SMALLEST_BOX = 0.5  # of a side
 COLOUR_RANGE = (0.5, 1.5)  # factors of brightness, contrast and saturation
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
-def random_changes(images: Tensor, seed: int, start: int, batch_size: int) -> Tensor:
+def random_changes(images: Tensor, seed: int, step: int, start: int, batch_size: int) -> Tensor:
     """The images (N, 3, H, W) in [-1, 1], some of them cropped (black outside of a box) or with other colours.
 
-    They are the images `start` to `start + N` of a whole batch, for which `seed` decides all that is random: however
-    many processes share it, an image is changed alike.
+    They are the images `start` to `start + N` of a whole batch, for which `seed` and `step` decide all that is random:
+    however many processes share it, an image is changed alike.
     Source of the idea: Kim, Jain, Liu, "AdaFace", CVPR 2022, section 4.1 (whose low resolution is left out).
     """
-    draws = torch.rand(batch_size, 9, generator=torch.Generator().manual_seed(seed))[start : start + len(images)]
-    draws = draws.to(images.device, non_blocking=True)  # (N, 9)
-    return _in_other_colours(_in_boxes(images, draws[:, :5]), draws[:, 5:])
+    own = slice(start, start + len(images))
+    boxes, colours = (
+        torch.rand(batch_size, size, generator=random_stream(seed, step, purpose))[own].to(
+            images.device, non_blocking=True
+        )
+        for purpose, size in ((CROP, 5), (COLOUR, 4))
+    )
+    return _in_other_colours(_in_boxes(images, boxes), colours)
 
 
 def _in_boxes(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 5)

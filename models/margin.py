@@ -5,7 +5,7 @@ logits themselves.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,9 @@ class MarginHead(nn.Module):
         logits.scatter_(1, labels.unsqueeze(1), self._at_label(features, weight, labels, quality).unsqueeze(1))
         return logits.mul_(self.scale)
 
-    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """features (N, 512), labels (N,) int64 -> mean cross-entropy of the logits, a scalar."""
-        quality = self.quality(features)
+    def loss(self, features: Tensor, labels: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """features (N, 512), labels (N,) int64 -> mean cross-entropy of the logits, a scalar. `gather`: see quality."""
+        quality = self.quality(features, gather)
         features, weight = F.normalize(features), F.normalize(self.weight)
         at_label = self._at_label(features, weight, labels, quality)  # (N,)
         return _ScaledCrossEntropy.apply(features, weight, at_label, labels, self.scale)
@@ -56,8 +56,11 @@ class MarginHead(nn.Module):
         # Computed apart: autograd would keep the logits for gather's backward and forbid writing into them.
         return self.with_margin((features * weight[labels]).sum(dim=1), quality)
 
-    def quality(self, features: Tensor) -> Tensor | None:
-        """What a margin that adapts to the picture goes by, (N,) without gradient; None for the others."""
+    def quality(self, features: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
+        """What a margin that adapts to the picture goes by, (N,) without gradient; None for the others.
+
+        Where `features` are one process's share of a batch, `gather` joins rows (N, ...) of all processes.
+        """
         return None
 
     def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
@@ -71,14 +74,15 @@ class MarginLoss(nn.Module):
     """A head whose forward pass gives the loss: what DistributedDataParallel can call.
 
     It is called as models.sharded_margin's loss is, which draws a sample by the step; here all identities take part.
+    `gather` joins rows of all processes that share a batch, see MarginHead.quality.
     """
 
-    def __init__(self, head: MarginHead):
+    def __init__(self, head: MarginHead, gather: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.head = head
+        self.head, self.gather = head, gather
 
     def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
-        return self.head.loss(features, labels)
+        return self.head.loss(features, labels, self.gather)
 
 
 ROWS_DRAWN = 65536  # at a time: 128 MiB
@@ -188,16 +192,16 @@ class CombinedMargin(MarginHead):
 class AdaFace(MarginHead):
     """cos(theta - m z) - (m z + m): z in [-1, 1] says by the feature's length how good the picture is.
 
-    z = (length - mean) h / deviation, cut at -1 and 1, h = 0.333; mean and deviation of the lengths are running ones,
-    which in training move by 0.99 to those of the batch. Good pictures get a margin like CosFace's that pulls hard on
-    what is hard, poor ones a margin like a negative ArcFace's. theta - m z is held between 0 and pi.
-    Of several processes all go by the lengths that the first one sees, or with sharded identities by those of all.
-    Source: Kim et al., "AdaFace", CVPR 2022, section 3.
+    z = (length - mean) h / deviation, cut at -1 and 1, h = 0.333; mean and deviation of the lengths are running ones:
+    in training running <- t * batch + (1 - t) * running, over the whole batch of all processes, t = 0.01. Good pictures
+    get a margin like CosFace's that pulls hard on what is hard, poor ones a margin like a negative ArcFace's.
+    theta - m z is held between 0 and pi.
+    Source: Kim et al., "AdaFace", CVPR 2022, section 3; t as in the authors' programs (AdaFace, CVLface).
     """
 
     default_margin = 0.4
     concentration = 0.333  # h
-    rate = 0.99  # of the running mean and deviation
+    rate = 0.01  # t; the 0.99 of the paper is the weight of the old value
     shortest, longest = 0.001, 100.0  # lengths beyond count as these
 
     def __init__(
@@ -213,12 +217,16 @@ class AdaFace(MarginHead):
         self.register_buffer("length_deviation", torch.tensor(100.0))
 
     @torch.no_grad()
-    def quality(self, features: Tensor) -> Tensor:  # (N, 512) -> (N,)
-        lengths = features.norm(dim=1).clamp(self.shortest, self.longest)
-        if self.training and len(lengths) > 1:  # one length has no deviation
+    def quality(self, features: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        lengths = features.norm(dim=1).clamp(self.shortest, self.longest)  # (N,)
+        if self.training:
+            self._update_statistics(lengths if gather is None else gather(lengths))
+        return (self.concentration * (lengths - self.length_mean) / (self.length_deviation + 1e-3)).clamp(-1, 1)
+
+    def _update_statistics(self, lengths: Tensor) -> None:  # (N,) of the whole batch
+        if len(lengths) > 1:  # one length has no deviation
             self.length_mean.lerp_(lengths.mean().to(self.length_mean), self.rate)
             self.length_deviation.lerp_(lengths.std().to(self.length_deviation), self.rate)
-        return (self.concentration * (lengths - self.length_mean) / (self.length_deviation + 1e-3)).clamp(-1, 1)
 
     def with_margin(self, cosine: Tensor, quality: Tensor) -> Tensor:
         shifted = (_angle(cosine) - self.margin * quality).clamp(1e-3, math.pi - 1e-3)

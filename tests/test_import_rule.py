@@ -1,4 +1,8 @@
-"""Who may know whom (DESIGN.md): the imports of every module are walked, nothing is run."""
+"""Which module may import which: the source of every module is walked, nothing is run.
+
+meta.py imports nothing of the project, and no torch. models, data and utils import meta and modules of their own room,
+never each other; what joins them stands in a script. No module imports a script, tests or benchmarks.
+"""
 
 import ast
 from pathlib import Path

@@ -10,7 +10,16 @@ from torchvision import transforms
 
 from data.faces import index_identity_folders
 from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
-from data.transforms import decode_face, mirror, random_changes, random_mirror, to_network_input
+from data.transforms import (
+    COLOUR,
+    CROP,
+    decode_face,
+    mirror,
+    random_changes,
+    random_mirror,
+    random_stream,
+    to_network_input,
+)
 from meta import FILENAME_PATTERNS, UserError
 
 NUM_FACES = 14
@@ -323,10 +332,13 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
 
 def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():
     images = torch.rand(200, 3, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    changed = random_changes(images, seed=5, start=0, batch_size=200)
-    draws = torch.rand(200, 9, generator=torch.Generator().manual_seed(5)).tolist()
+    changed = random_changes(images, seed=5, step=7, start=0, batch_size=200)
+    crops, colours = (torch.rand(200, size, generator=random_stream(5, 7, purpose)).tolist()
+                      for size, purpose in ((5, CROP), (4, COLOUR)))  # fmt: skip
     cropped = coloured = 0
-    for image, result, (crop, tall, wide, down, right, colour, *factors) in zip(images, changed, draws, strict=True):
+    for image, result, (crop, tall, wide, down, right), (colour, *factors) in zip(
+        images, changed, crops, colours, strict=True
+    ):
         expected = image.clone()
         if crop < 0.2:
             cropped += 1
@@ -351,6 +363,6 @@ def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():
 
 def test_an_image_is_changed_alike_however_many_processes_share_the_batch():
     images = torch.rand(12, 3, 20, 20) * 2 - 1
-    whole = random_changes(images, seed=1, start=0, batch_size=12)
-    shares = [random_changes(images[start : start + 4], seed=1, start=start, batch_size=12) for start in (0, 4, 8)]
+    whole = random_changes(images, seed=1, step=2, start=0, batch_size=12)
+    shares = [random_changes(images[start : start + 4], 1, 2, start, batch_size=12) for start in (0, 4, 8)]
     assert torch.equal(whole, torch.cat(shares)) and not torch.equal(whole, images)

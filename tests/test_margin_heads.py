@@ -79,23 +79,47 @@ def test_adaface_is_the_plain_one(margin, statistics, pictures):
     assert [head.length_mean.item(), head.length_deviation.item()] == list(statistics)
 
 
-def test_adafaces_statistics_follow_the_batch_in_training_alone(pictures):
+def test_adafaces_statistics_follow_the_batch_in_training_alone():
+    """7a: running <- t * batch + (1 - t) * running with t = 0.01, from 20 and 100, as in the authors' programs."""
     head = head_of(AdaFace)
+    assert [head.length_mean.item(), head.length_deviation.item()] == [20, 100]
     features, labels = normal(50, 4, seed=2, scale=8.0), torch.zeros(50, dtype=torch.long)
     lengths = features.norm(dim=1)
     head(features, labels)
-    assert head.length_mean.item() == pytest.approx(0.99 * lengths.mean().item() + 0.01 * 20)
-    assert head.length_deviation.item() == pytest.approx(0.99 * lengths.std().item() + 0.01 * 100)
+    assert head.length_mean.item() == pytest.approx(0.01 * lengths.mean().item() + 0.99 * 20)
+    assert head.length_deviation.item() == pytest.approx(0.01 * lengths.std().item() + 0.99 * 100)
     before = head.length_mean.item()
     head(features[:1], labels[:1])  # one picture says nothing of a deviation
     assert head.length_mean.item() == before
 
 
+def test_the_last_69_batches_make_half_of_adafaces_statistics():
+    """7a: a batch's mean counts for 69 steps, not for a fraction of one."""
+    head = head_of(AdaFace)
+    head.length_mean.fill_(0.0)
+    for _ in range(69):
+        head.quality(10 * F.normalize(normal(8, 4)))
+    assert head.length_mean.item() == pytest.approx(10 * (1 - 0.99**69)) == pytest.approx(5, rel=0.01)
+
+
+def test_shares_of_a_batch_move_adafaces_statistics_as_the_whole_batch_does():
+    """7a: two processes see one picture each, neither of which has a deviation of its own."""
+    alone, shared = head_of(AdaFace), head_of(AdaFace)
+    features = normal(2, 4, seed=2, scale=30.0)
+    whole = alone.quality(features)
+    lengths = features.norm(dim=1)
+    part = shared.quality(features[1:], gather=lambda own: torch.cat([lengths[:1], own]))
+    assert torch.equal(part, whole[1:])
+    assert torch.equal(shared.length_mean, alone.length_mean)
+    assert torch.equal(shared.length_deviation, alone.length_deviation) and alone.length_deviation != 100
+
+
 def test_adaface_takes_lengths_that_are_all_equal_for_middling():
     head, labels = head_of(AdaFace), torch.arange(5)
+    head.length_mean.fill_(7.0)
+    head.length_deviation.fill_(0.0)
     features = (7 * F.normalize(normal(5, 4, seed=6))).requires_grad_()
-    for _ in range(6):
-        loss = head.loss(features, labels)
+    loss = head.loss(features, labels)
     assert head.quality(features).abs().max() < 1e-6  # no deviation: nothing to tell pictures apart by
     for gradient in torch.autograd.grad(loss, (features, head.weight)):
         assert gradient.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scripts import load_script
 
-from utils.optimisation import RowwiseSGD, make_optimiser, update
+from utils.optimisation import RowwiseSGD, choose_precision, make_optimiser, update
 
 train = load_script("train")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -70,3 +70,17 @@ def test_steps_that_overflow_leave_weights_and_momentum_as_they_were(device, kin
         ends.append(everything(optimiser, parameters))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
     assert all(value.isfinite().all() for value in ends[0])
+
+
+# ------------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize(("in_hardware", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_auto_takes_bf16_only_where_the_gpu_computes_in_it(monkeypatch, in_hardware, precision):
+    """7c: V100, T4 and RTX 20 emulate bf16, and torch counts that as support unless it is asked not to."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
+    )
+    config = train.TrainConfig()
+    assert choose_precision(config, torch.device("cuda")) == precision
+    assert choose_precision(config, torch.device("cpu")) == "fp32"

@@ -15,6 +15,7 @@ from utils.distributed import Process, average, leave, start_process, stop_proce
 
 STEPS, WHOLE_BATCH, IDENTITIES = 2, 8, 5
 LEAST_NORM = 0.5  # at which those runs clip
+ADAFACE_START = {"length_mean": 20.0, "length_deviation": 5.0}  # so that pictures differ in quality
 
 
 def take_steps(process: Process, **settings) -> dict:
@@ -25,11 +26,15 @@ def take_steps(process: Process, **settings) -> dict:
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, clip_norm=LEAST_NORM, **settings)
     own = train.own_identities(IDENTITIES, process) if config.sharded_classes else None
-    model = IEFP("iresnet18_quarter", 1, IDENTITIES, own_identities=own)
-    whole = fill(IEFP("iresnet18_quarter", 1, IDENTITIES)).state_dict()
+    of_head = {"margin": config.margin, "margin_value": None}
+    model = IEFP("iresnet18_quarter", 1, IDENTITIES, **of_head, own_identities=own)
+    whole = fill(IEFP("iresnet18_quarter", 1, IDENTITIES, **of_head)).state_dict()
     if config.sharded_classes:
         whole["margin_fc.weight"] = whole["margin_fc.weight"][model.margin_fc.own.start : model.margin_fc.own.stop]
     model.load_state_dict(whole)
+    if config.margin == "adaface":
+        for name, value in ADAFACE_START.items():
+            model.margin_fc.get_buffer(name).fill_(value)
     stage = train.IdentityStage(config, model.double(), process)
     stage.model.train()
     share = WHOLE_BATCH // process.world_size
@@ -84,6 +89,19 @@ def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two
     assert one["state"].keys() == told["state"].keys()
     for key, value in one["state"].items():
         torch.testing.assert_close(told["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
+
+
+def test_two_processes_with_adaface_train_as_one(two):
+    """7a: AdaFace's statistics, so its margins, go by the whole batch (shares of a head: test_sharded_margin.py)."""
+    one, told = (
+        take_steps(Process(0, 1, torch.device("cpu")), margin="adaface"),
+        two(margin="adaface", sync_batchnorm=True),
+    )
+    torch.testing.assert_close(told["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+    for name, start in ADAFACE_START.items():
+        value = one["state"][f"margin_fc.{name}"]
+        torch.testing.assert_close(told["state"][f"margin_fc.{name}"], value, rtol=1e-9, atol=0)
+        assert value != start
 
 
 def test_without_it_each_process_has_statistics_of_its_own_share(one, two):

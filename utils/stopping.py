@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import torch
 import torch.distributed as dist
@@ -12,16 +13,20 @@ from utils.distributed import Process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A process that waits for one that died would never see the request: it is ended after this time.
 GRACE_SECONDS = 20.0
+# `timeout` sends its signal to the process and then to the group that it is in; torchrun passes on what Slurm sends to
+# every process anyway: within this time it is one request.
+ONE_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
     """Notes SIGTERM and SIGINT instead of dying; `status()` is what every process should leave with, or None.
 
-    A second signal ends the process at once.
+    Another signal, more than ONE_REQUEST_SECONDS after the first, ends the process at once.
     """
 
     def __init__(self, process: Process):
         self.process, self.owner, self.noted, self.seen = process, os.getpid(), 0, threading.Event()
+        self.noted_at = 0.0  # time.monotonic()
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         if process.world_size > 1:
             # Python runs handlers between its own instructions; a byte in a pipe is written even while the main
@@ -33,10 +38,11 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         if os.getpid() != self.owner:
-            return  # a data worker that inherited the handler
-        if self.noted:
+            return  # forked from this process with its handlers
+        if not self.noted:
+            self.noted, self.noted_at = number, time.monotonic()
+        elif time.monotonic() - self.noted_at > ONE_REQUEST_SECONDS:
             os._exit(128 + number)
-        self.noted = number
 
     def _end_when_stuck(self, reader: int) -> None:
         number = 0

@@ -40,7 +40,8 @@ PUBLISHED_ONLY = Options(analysis=False)
 class Validation:
     """The benchmarks of a run by name, and the curves that came of them so far.
 
-    `batches_of` gives this process's share of some pictures in batches, see utils.extraction.extract.
+    `batches_of` gives this process's share of some pictures in batches, see utils.extraction.extract. `stop_status`
+    says whether any process was asked to stop, as utils.stopping.StopRequest.status does; all call it together.
     """
 
     def __init__(
@@ -49,14 +50,15 @@ class Validation:
         process: Process,
         batches_of: Callable[[Any], Iterable],
         to_network_input: Callable[..., Tensor],
+        stop_status: Callable[[], int | None] = lambda: None,
     ):
-        self.benchmarks, self.process = benchmarks, process
+        self.benchmarks, self.process, self.stop_status = benchmarks, process, stop_status
         self.batches_of, self.to_network_input = batches_of, to_network_input
         self.curves: dict[str, list[Curves]] = {name: [] for name in benchmarks}
         self.newest: tuple[int, dict[str, float]] | None = None  # step and figures
 
     def figures_at(self, step: int) -> dict[str, float] | None:
-        """What the validation at this step gave; None where there was none, or it failed."""
+        """What the validation at this step gave; None where there was none, it failed or was left."""
         return self.newest[1] if self.newest is not None and self.newest[0] == step else None
 
     def run(self, model: TwoBranches, step: int, log: RunLog) -> None:
@@ -72,6 +74,11 @@ class Validation:
                 for name, benchmark in self.benchmarks.items():
                     of_benchmarks[name], curves[name] = self._score(name, benchmark, model)
         except UserError as error:
+            if self.stop_status():
+                tell(self.process, f"validation at step {step:,} is left, since the run was asked to stop; a resumed "
+                     f"run begins with it")  # fmt: skip
+                log.event("validation_stopped", step)
+                return
             tell(self.process, f"validation at step {step:,} failed, training goes on: {error}")
             log.event("validation_failed", step, reason=str(error))
             return
