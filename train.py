@@ -997,7 +997,7 @@ def put_into(stage: IdentityStage | AgeStage, content: dict[str, Any], folder: P
         RuntimeError: of memory or of a device.
     """
     try:
-        different = differences(stage.model.state_dict(), content["model"])
+        different = differences(stage.model.state_dict(), stage.model.with_own_age_branch(content["model"]))
         if not different:
             stage.model.load_state_dict(content["model"])
             for name, optimiser in stage.optimisers.items():

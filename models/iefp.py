@@ -98,16 +98,19 @@ class IEFP(nn.Module):
         self.backbone_ae = self.age_estimator = self.year_head = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does it; an age branch that only the model or only the table has stays as it is, or is passed over.
+        """As torch does it, of what `with_own_age_branch` gives."""
+        return super().load_state_dict(self.with_own_age_branch(state_dict), strict, assign)
+
+    def with_own_age_branch(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`state_dict` with the frozen age branch of this model, where one of the two has none.
 
         With methods that need none it depends on a file, which may come or go while a run is interrupted.
         """
-        if self.age_branch_is_frozen:
-            of_age = {key: value for key, value in self.state_dict().items() if key.startswith(AGE_PREFIXES)}
-            others = {key: value for key, value in state_dict.items() if not key.startswith(AGE_PREFIXES)}
-            if not of_age or len(others) == len(state_dict):
-                state_dict = others | of_age
-        return super().load_state_dict(state_dict, strict, assign)
+        if not self.age_branch_is_frozen:
+            return state_dict
+        of_age = {key: value for key, value in self.state_dict().items() if key.startswith(AGE_PREFIXES)}
+        others = {key: value for key, value in state_dict.items() if not key.startswith(AGE_PREFIXES)}
+        return state_dict if of_age and len(others) < len(state_dict) else others | of_age
 
     @property
     def age_branch(self) -> list[nn.Module]:
