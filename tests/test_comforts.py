@@ -105,8 +105,8 @@ def test_an_average_can_be_asked_for_in_mid_run_and_then_begins_there(train_iden
 def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(train_identity, tmp_path):
     assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
     content = load_newest(tmp_path / "run" / "checkpoints", print)
-    assert content.keys() == {"format", "step", "config", "position", "best", "model", "branches", "optimisers",
-                              "scaler", "validated"}  # fmt: skip
+    assert content.keys() == {"format", "step", "config", "position", "index", "best", "is_best", "model", "branches",
+                              "optimisers", "scaler", "validated"}  # fmt: skip
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "log.jsonl", "tensorboard", "checkpoints", "iefp.json", "iefp.pth"}  # fmt: skip
 

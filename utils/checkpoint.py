@@ -21,7 +21,7 @@ from torch import Tensor
 
 from meta import UserError
 from utils.config import write_text
-from utils.device_errors import is_device_error
+from utils.device_errors import first_line, is_device_error
 from utils.distributed import Process, gather_lists
 
 FORMAT = 2
@@ -43,6 +43,10 @@ def save_atomically(content: Any, path: Path) -> None:
 
 class BestNotKept(OSError):
     """A checkpoint was written, but it could not be kept as best.pth."""
+
+
+class NotLoaded(UserError):
+    """Memory did not suffice for a checkpoint, which may be good."""
 
 
 class _Writer:
@@ -244,12 +248,14 @@ def load_newest(
     `load` reads one instead of load_checkpoint; it raises UserError for one that is not good.
 
     Raises:
-        UserError: there are checkpoints and none of them is good.
+        UserError: there are checkpoints and none of them is good, or memory does not suffice for the newest.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
             return (load or load_checkpoint)(path)
+        except NotLoaded:
+            raise
         except UserError as error:
             report(str(error))
     if paths:
@@ -266,14 +272,15 @@ def find_best(
     best.pth itself says its value. Where the run was stopped after `newest`, the checkpoint it goes on from, had been
     written as the best and before it was kept as best.pth, that is done now.
     """
-    best = None
+    own, best = _best_of(newest, metric), None
+    if own is None:
+        return None  # best.pth, if there is one, is of another metric or another run
     if (folder / BEST).exists():
         try:
             best = _best_of(load_checkpoint(folder / BEST, mmap=True), metric)
         except UserError as error:
             report(str(error))
-    own = _best_of(newest, metric) if newest.get("is_best") else None
-    if own is not None and (best is None or (own > best if higher_is_better else own < best)):
+    if newest.get("is_best") and (best is None or (own > best if higher_is_better else own < best)):
         try:
             keep_as_best(folder / f"step_{newest['step']:08d}.pth")
         except OSError as error:
@@ -339,11 +346,10 @@ def _read_checked(path: Path, expected: list[str], mmap: bool = False) -> dict[s
         raise UserError(f"checkpoint {path} is damaged (its SHA-256 is not the one noted): it is not used.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or BELIEVES_LENGTHS)
-    except (MemoryError, KeyboardInterrupt):
-        raise
     except Exception as error:
         if is_device_error(error):
-            raise  # it says nothing about the file
+            raise NotLoaded(f"checkpoint {path} could not be loaded ({first_line(error)}): make memory free and give "
+                            f"the same command again.") from None  # fmt: skip
         # torch raises a dozen kinds for a damaged file; each means the same to the user
         reason = ascii(re.split(r"\.\s|\n", f"{type(error).__name__}: {error}")[0][:200])[
             1:-1

@@ -117,18 +117,18 @@ def load_with_rows(path: Path, own: range | None, num_identities: int, process: 
     Raises:
         UserError: on all processes, when one of them can't use it.
     """
-    content, reason = None, None
+    content, errors = None, []
     try:
         content = load_checkpoint(path)
         if own is not None:
             _put_rows(path, content, own, num_identities)
     except UserError as error:
-        reason = str(error)
+        errors = [error.with_traceback(None)]
     except (KeyError, IndexError, TypeError):
         pass  # of another stage or model: who loads it finds what it lacks
-    reasons = [reason for reason in gather_lists([reason], process) if reason]
-    if reasons:
-        raise UserError(reasons[0])
+    errors = gather_lists(errors, process)
+    if errors:
+        raise errors[0]
     return content
 
 
