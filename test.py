@@ -277,8 +277,11 @@ class WeightsModel:
         kept = None if cache is None else cache.load_array(describes)
         if any(gather_lists([kept is not None], process)):
             return kept
-        in_memory = contextlib.nullcontext(np.empty(shape, np.float32) if process.is_first else None)
-        with in_memory if cache is None else cache.keep_array(describes, shape) as joined:
+        if cache is not None:
+            place = cache.keep_array(describes, shape)
+        else:
+            place = contextlib.nullcontext(np.empty(shape, np.float32) if process.is_first else None)
+        with place as joined:
             self._fill(joined, faces, what)
         return joined
 

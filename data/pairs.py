@@ -76,7 +76,7 @@ def fold_counts(genuine: np.ndarray) -> list[tuple[int, int]]:
 
 
 def check_folds(genuine: np.ndarray, list_path: str | Path) -> None:
-    """Raises UserError for a fold with genuine pairs only or impostor pairs only: it says nothing of the other kind."""
+    """Raises UserError for a fold without genuine or without impostor pairs: it says nothing of errors of that kind."""
     one_class = [
         f"fold {number}: {same:,} genuine, {other:,} impostor"
         for number, (same, other) in enumerate(fold_counts(genuine), 1)
@@ -85,7 +85,7 @@ def check_folds(genuine: np.ndarray, list_path: str | Path) -> None:
     if one_class:
         shown = "; ".join(one_class[:NUM_NAMES_SHOWN]) + ("; ..." if len(one_class) > NUM_NAMES_SHOWN else "")
         raise UserError(
-            f"{str(list_path)!r} has only one kind of pairs in {len(one_class)} of the ten folds ({shown}): folds are "
+            f"{str(list_path)!r} lacks one kind of pairs in {len(one_class)} of the ten folds ({shown}): folds are "
             "tenths of the list in its order, deal the pairs so that each has both kinds."
         )
 
