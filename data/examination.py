@@ -99,9 +99,9 @@ def check_shapes(faces: Faces, report: Callable[[str], object]) -> None:
     Raises:
         UserError: the pictures are not square and of many sizes, so nobody has aligned them.
     """
-    count = min(len(faces), SAMPLE)
+    num = min(len(faces), SAMPLE)
     # One out of each of as many equal ranges: an even step could meet the same camera of every person.
-    rows = ((np.arange(count) + np.random.default_rng(0).random(count)) * len(faces) / max(count, 1)).astype(int)
+    rows = ((np.arange(num) + np.random.default_rng(0).random(num)) * len(faces) / max(num, 1)).astype(int)
     sizes = Counter(size for i in rows.tolist() if (size := _size_in_header(faces, i)) is not None)
     not_square = Counter({(width, height): count for (width, height), count in sizes.items() if width != height})
     shown = ", ".join(f"{width}x{height}" for (width, height), _ in not_square.most_common(NUM_SHOWN))

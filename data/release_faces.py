@@ -160,8 +160,6 @@ def write_plan(
             file.write(text)
     sheet = _beside(folder, "alignment.png")
     alignment_sheet([partial / target for target in sorted(face.targets[0] for face in written.faces)], sheet)
-    with written_beside(partial / marker, "w", encoding="ascii") as file:  # anew: a kill may have cut a line off
-        file.writelines(_as_line(target, states) for target in states)
     _put_in_place(partial, folder)
     num_kept = len(plan.faces) - len(missing)
     return Written(folder, written.counts(), num_kept, left_out, left_out_path, sheet)
@@ -211,14 +209,17 @@ def _noted(notes: Path) -> States:
 
 
 def _missing(plan: Plan, partial: Path, notes: Path, states: States) -> list[Face]:
-    """The pictures that were not aligned yet, or when their sources were other files."""
+    """The pictures that were not aligned yet, or when their sources were other files; the notes keep the others."""
     noted = _noted(notes)
-    return [
-        face
+    missing = {
+        face.targets[0]: face
         for face in plan.faces
         if noted.get(face.targets[0]) != states[face.targets[0]]
         or not all((partial / target).exists() for target in face.targets)
-    ]
+    }
+    with written_beside(notes, "w", encoding="ascii") as file:  # before a target is replaced
+        file.writelines(_as_line(target, states) for target in states if target not in missing)
+    return list(missing.values())
 
 
 def _finished(plan: Plan, folder: Path, notes: Path, states: States, allow_missing: bool) -> Written | None:
