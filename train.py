@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from data.age_cache import NUM_VIEWS, AgeCache, cache_bytes, prepare_cache
+from data.age_cache import NUM_VIEWS, AgeCache, bytes_there, cache_bytes, cache_folder, prepare_cache
 from data.age_tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
 from data.examination import check_shapes
@@ -778,21 +778,9 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
         return None
     made = [None]
     if process.is_first_of_node:
-        root, watched = Path(index.root), functools.partial(progress, enabled=process.is_first, silent_below=2.0)
-        made = [
-            prepare_cache(
-                config.cache_folder or root.parent / CACHE_FOLDER,
-                f"{root.name}_node{process.node}_age_features",  # machines may share a folder, but not mapped memory
-                {
-                    "pictures": index.state(watched),
-                    "weights": fingerprint(model.backbone_ae),
-                    "precision": choose_precision(config, process.device),
-                    "scaled": config.scaled_decoding,
-                },
-                len(index),
-                functools.partial(print, flush=True),  # on each machine
-            )
-        ]
+        place = age_cache_place(config, index, process)
+        describes = age_cache_description(config, model, index, process)
+        made = [prepare_cache(*place, describes, len(index), functools.partial(print, flush=True))]  # on each machine
     made = gather_lists(made, process)
     caches = made[:: process.processes_of_node]  # one a machine
     if None in caches:
@@ -800,6 +788,24 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
             tell(process, "no age features are kept, for they can't be on every machine: training goes on without")
         return None
     return caches[process.node]
+
+
+def age_cache_place(config: TrainConfig, index: Faces, process: Process) -> tuple[Path, str]:
+    """The folder of the caches of age features, and how the names of this data set's caches begin."""
+    root = Path(index.root)
+    name = f"{root.name}_node{process.node}_age_features"  # machines may share a folder, but not mapped memory
+    return config.cache_folder or root.parent / CACHE_FOLDER, name
+
+
+def age_cache_description(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> dict[str, str | int]:
+    """All that the age features depend on."""
+    watched = functools.partial(progress, enabled=process.is_first, silent_below=2.0)
+    return {
+        "pictures": index.state(watched),
+        "weights": fingerprint(model.backbone_ae),
+        "precision": choose_precision(config, process.device),
+        "scaled": config.scaled_decoding,
+    }
 
 
 def fingerprint(encoder: IResNet) -> str:
@@ -1218,10 +1224,7 @@ def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchma
 
     of_step, measured = measure_step(run, position, an_image + logits * FP32)
     say(dry_run.times(of_step, measured, share, run.sampler.num_batches, config.epochs, keeps))
-    cache = None
-    if keeps in ("auto", "ahead"):
-        folder = config.cache_folder or Path(index.root).parent / CACHE_FOLDER
-        cache = dry_run.Stored("age features of both views", folder, cache_bytes(len(index)))
+    cache = age_cache_stored(run) if keeps in ("auto", "ahead") else None
     say(dry_run.disk(dry_run.files_of(run, trained, cache)))
     if process.is_first:
         say(f"picture of the first batch: {draw_first_batch(run, position)}")
@@ -1237,6 +1240,17 @@ def age_features_kept(run: Run) -> str:
     if critic is None or not critic.needs_age_features:
         return "none"
     return run.config.age_cache if why_no_age_cache(run.config) is None else "off"
+
+
+def age_cache_stored(run: Run) -> dry_run.Stored:
+    """The cache of age features, and what of it is there."""
+    config, index, process = run.config, run.index, run.process
+    parent, name = age_cache_place(config, index, process)
+    there = 0
+    if any(parent.glob(f"{name}_*")):  # else the state of all pictures need not be read
+        describes = age_cache_description(config, run.stage.model, index, process) | {"num_images": len(index)}
+        there = bytes_there(cache_folder(parent, name, describes))
+    return dry_run.Stored("age features of both views", parent, cache_bytes(len(index)), there=there, in_place=True)
 
 
 def made_up_batch(size: int, device: torch.device) -> Batch:

@@ -89,6 +89,20 @@ def cache_bytes(num_images: int) -> int:
     return num_images * BYTES_A_PICTURE
 
 
+def cache_folder(parent: str | Path, name: str, describes: dict[str, str | int]) -> Path:
+    """The folder of the cache of what `describes` says, `num_images` too: its name is `name` and a digest of it all."""
+    digest = hashlib.sha256(json.dumps(describes, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(parent, f"{name}_{digest}")
+
+
+def bytes_there(folder: Path) -> int:
+    """What the cache in `folder` takes on disk by now: holes take nothing."""
+    try:
+        return (folder / DATA).stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
 def prepare_cache(
     parent: str | Path, name: str, describes: dict[str, str | int], num_images: int, tell: Callable[[str], None]
 ) -> AgeCache | None:
@@ -98,9 +112,7 @@ def prepare_cache(
     sentence on what was found and what it will take. Of the processes of a machine one calls this.
     """
     describes = describes | {"num_images": num_images}
-    digest = hashlib.sha256(json.dumps(describes, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(parent, f"{name}_{digest}")
-    needed = cache_bytes(num_images)
+    folder, needed = cache_folder(parent, name, describes), cache_bytes(num_images)
     try:
         if read_description(folder) == describes:
             tell(f"age features of earlier epochs or runs are used: {folder} (up to {in_bytes(needed)})")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_train import same_weights, training_set
 from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
 from meta import FILENAME_PATTERNS
 from models.iefp import IEFP
+from models.margin import CosFace
 from utils import dry_run
 from utils.distributed import Process
 from utils.memory import FP32, SavedTensors, saved_by, step_memory
@@ -147,6 +149,71 @@ def test_the_checkpoint_is_as_large_as_told(train_identity, tmp_path):
     assert float(told[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
     told = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
     assert float(told[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------ the disk
+
+
+@pytest.fixture
+def disks(monkeypatch, tmp_path):
+    """Folders a and b on one disk of 71 GB, c on another of 50 GB."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    free = {"a": 71e9, "b": 71e9, "c": 50e9}
+    monkeypatch.setattr(dry_run, "disk_of", lambda folder: free[folder.name])
+    monkeypatch.setattr(
+        dry_run.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder.relative_to(tmp_path).parts[0]])
+    )
+    return tmp_path
+
+
+def test_what_goes_to_one_disk_is_added_up(disks):
+    """7e: two files of 43 GB each do not fit on 71 GB, whichever folders they go to."""
+    told = dry_run.disk([dry_run.Stored("x", disks / name / "new", 43e9) for name in "abc"]).splitlines()
+    assert (
+        told[-2] == f"  disk of {disks / 'a'}, {disks / 'b'}: 86.00 GB needed at most, 71.00 GB free: THERE IS NO ROOM"
+    )
+    assert told[-1] == f"  disk of {disks / 'c'}: 43.00 GB needed at most, 50.00 GB free"
+
+
+def test_what_is_there_is_not_needed_again(disks):
+    """7e: a cache that is there takes nothing more; what is written beside an old file takes one file more."""
+    kinds = [
+        dry_run.Stored("cache", disks / "a", 60e9, there=45e9, in_place=True),
+        dry_run.Stored("checkpoint", disks / "a", 10e9, count=4, there=30e9),
+        dry_run.Stored("weights", disks / "a", 2e9, count=1, there=2e9),
+    ]
+    assert [stored.more for stored in kinds] == [15e9, 10e9, 2e9]
+    assert "27.00 GB needed at most beside 77.00 GB that is there, 71.00 GB free" in dry_run.disk(kinds)
+
+
+def test_a_file_with_two_names_is_there_once(tmp_path):
+    """7e: best.pth is a link to a checkpoint."""
+    (tmp_path / "a").write_bytes(bytes(100_000))
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    names = [tmp_path / name for name in "abc"]
+    assert 100_000 <= dry_run.bytes_on_disk(names) == dry_run.bytes_on_disk(names[:1]) < 150_000
+
+
+def test_rows_that_other_processes_hold_are_written_too():
+    """7e: with --sharded-classes the table had one process's rows alone."""
+    stage = SimpleNamespace(model=SimpleNamespace(margin_fc=CosFace(6, own=range(2))))
+    assert dry_run.rows_of_others(SimpleNamespace(stage=stage)) == 4 * 512 * FP32
+
+
+def test_a_run_that_is_done_has_its_files_and_its_cache(train_identity, tmp_path):
+    """7e: caches and checkpoints that are there were counted again."""
+    flags = ("--epochs", 3, "--cache-folder", tmp_path / "cache")
+    before = train_identity(tmp_path / "run", *flags, "--dry-run")
+    assert train_identity(tmp_path / "run", *flags).status == 0
+    after = train_identity(tmp_path / "run", *flags, "--dry-run")
+    sizes = re.findall(r"(\d) x +([\d.]+) ([kM])B", before.out)
+    sizes = [(int(count), float(number) * {"k": 1e3, "M": 1e6}[unit]) for count, number, unit in sizes]
+    (_, checkpoint), (_, weights), (_, cache) = sizes[-3:]
+    needed = [float(re.search(r"([\d.]+) MB needed at most", told.out)[1]) * 1e6 for told in (before, after)]
+    assert needed[0] == pytest.approx(3 * checkpoint + weights + cache, rel=0.01)
+    assert needed[1] == pytest.approx(checkpoint + weights, rel=0.01)
+    assert "that is there" in after.out and "that is there" not in before.out
 
 
 # ------------------------------------------------------------------------------------------------------------ the time

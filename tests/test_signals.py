@@ -128,7 +128,7 @@ def test_signals_within_two_seconds_are_one_request(monkeypatch):
 
 @pytest.fixture
 def flags_of(tiny_faces, weights, age_weights, tmp_path) -> dict[str, list]:
-    """What makes each script start two workers, and give them more than two batches."""
+    """What makes each script start two workers, and give them more than two batches, or chunks of a pool."""
     many = tmp_path / "many" / TRAINING_SETS["ms1mv3"].folder
     picture = next(training_set(tiny_faces).rglob("*.jpg")).read_bytes()
     for i in range(600):
@@ -141,7 +141,7 @@ def flags_of(tiny_faces, weights, age_weights, tmp_path) -> dict[str, list]:
                  "--output", tmp_path / "results", "--device", "cpu", *two],
         "embed": [many, "--weights", weights, "-o", tmp_path / "e.npz", "--batch-size", 4, "--device", "cpu", *two],
         "prepare check": ["check", "ms1mv3", "--face-dataset", tmp_path / "many", *two],
-        "prepare synthetic": ["synthetic", "--output", tmp_path / "drawn", *two],
+        "prepare synthetic": ["synthetic", "--output", tmp_path / "drawn", "--num-people", 5, *two],
     }  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """What a run would do and need, in words: settings, data, parameters, memory, time, disk. Nothing is written here."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,39 +308,77 @@ class Stored:
     folder: Path
     num_bytes: float
     count: int = 1
+    there: float = (
+        0  # bytes on disk of such files that an earlier run wrote, and that this one replaces or goes on with
+    )
+    in_place: bool = False  # else a file is written beside the one that it replaces
+
+    @property
+    def more(self) -> float:
+        """Bytes that it takes at most beside those that are there."""
+        return max(self.count * self.num_bytes - self.there, 0 if self.in_place else self.num_bytes)
 
 
 def files_of(run: Any, trained: list[Tensor], age_features: Stored | None) -> list[Stored]:
     """What the run writes at most."""
     config, model, has_best = run.config, run.stage.model, run.config.best_metric is not None
-    checkpoint = tensor_bytes(list(model.state_dict().values()))
-    checkpoint += tensor_bytes(trained) if config.momentum > 0 else 0
-    weights = tensor_bytes(list(run.stage.published_tensors(model).values()))
-    has_average = run.stage.averaged is not None
+    has_momentum, has_average = config.momentum > 0, run.stage.averaged is not None
+    of_others = rows_of_others(run)
+    checkpoint = tensor_bytes(list(model.state_dict().values())) + of_others
+    checkpoint += tensor_bytes(trained) + of_others if has_momentum else 0
+    weights = tensor_bytes(list(run.stage.published_tensors(model).values())) + of_others
     if has_average:
         checkpoint += tensor_bytes(list(run.stage.averaged.state_tensors()))
+    checkpoints, path = config.run_folder / "checkpoints", config.run_folder / run.stage.weights_file
+    published = [path.with_stem(path.stem + ending) for ending in ("", "_ema", "_best")]
     files = [
-        Stored("checkpoint (one is written before an older one goes)", config.run_folder / "checkpoints",
-                       checkpoint, config.keep_checkpoints + 1 + has_best),
-        Stored("weights in the published layout", config.run_folder, weights,
-                       1 + has_average + has_best),
+        Stored("checkpoint (one is written before an older one goes)", checkpoints, checkpoint,
+               config.keep_checkpoints + 1 + has_best, bytes_on_disk(checkpoints.glob("*.pth"))),
+        Stored("weights in the published layout", config.run_folder, weights, 1 + has_average + has_best,
+               bytes_on_disk(published)),
     ]  # fmt: skip
     return files if age_features is None else [*files, age_features]
 
 
+def rows_of_others(run: Any) -> float:
+    """Bytes of the margin head's rows that other processes hold, and write."""
+    head = run.stage.model.margin_fc
+    return 0 if head is None else tensor_bytes([head.weight]) / len(head.weight) * (head.num_identities - len(head.own))
+
+
+def bytes_on_disk(paths: Iterable[Path]) -> int:
+    """What those of the files that exist take on disk; one with two names (links) counts once."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            info = path.stat()
+            found[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(found.values())
+
+
 def disk(files: Sequence[Stored]) -> str:
-    """What the run writes, and the room there is where it goes."""
+    """What the run writes, and the room there is on each disk that it goes to."""
     rows = [(stored.what, f"{stored.count} x", size(stored.num_bytes)) for stored in files]
-    places: dict[Path, float] = {}
+    on_disk: dict[int, list[Stored]] = {}
     for stored in files:
-        place = existing(stored.folder)
-        places[place] = places.get(place, 0) + stored.count * stored.num_bytes
-    told = []
-    for place, needed in places.items():
-        free = shutil.disk_usage(place).free
-        beyond = "" if needed < free else ": THERE IS NO ROOM"
-        told.append(f"  below {place}: {size(needed)} needed at most, {size(free)} free{beyond}")
-    return "\n".join(["disk", columns(rows), *told])
+        on_disk.setdefault(disk_of(existing(stored.folder)), []).append(stored)
+    room = []
+    for stored_there in on_disk.values():
+        places = list(dict.fromkeys(existing(stored.folder) for stored in stored_there))
+        needed, there = (
+            sum(values) for values in zip(*((each.more, each.there) for each in stored_there), strict=True)
+        )
+        beside = f" beside {size(there)} that is there" if there else ""
+        free = shutil.disk_usage(places[0]).free
+        beyond = ": THERE IS NO ROOM" if needed > free else ""
+        room.append(f"  disk of {', '.join(map(str, places))}: {size(needed)} needed at most{beside}, {size(free)} "
+                    f"free{beyond}")  # fmt: skip
+    return "\n".join(["disk", columns(rows), *room])
+
+
+def disk_of(folder: Path) -> int:
+    """A number for the disk that the folder lies on."""
+    return folder.stat().st_dev
 
 
 def existing(folder: Path) -> Path:
