@@ -9,6 +9,7 @@ from PIL import Image
 from scripts import load_script
 
 from data.detection import DetectorError, find_faces, open_detector
+from data.looks import looks_aligned
 from data.own_pictures import Aligner, list_pictures, load_pieces
 from meta import UserError, wrong_file
 
@@ -155,6 +156,17 @@ def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
     pytest.importorskip("cv2")
     faces = find_faces(open_detector(str(YUNET)), Image.new("RGB", size, (128, 128, 128)))
     assert faces.shape[1:] == (5, 2)
+
+
+@needs_yunet
+def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
+    """17: the detector that passed the trial is the one that finds the face."""
+    pytest.importorskip("cv2")
+    from skimage.data import astronaut
+
+    face = Aligner(detector_path=str(YUNET)).face(Image.fromarray(astronaut()), "astronaut")
+    assert face.aligned_by == "detector" and not face.notes  # one face
+    assert looks_aligned(face.pixels[None].numpy()).all()
 
 
 @needs_yunet
