@@ -20,7 +20,7 @@ from data.doctor import check
 from data.index_cache import open_index
 from data.own_pictures import list_pictures
 from data.pairs import read_pair_list
-from data.releases import plan_agedb, plan_calfw
+from data.releases import plan_agedb, plan_cacd, plan_calfw, plan_fgnet
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS, UserError
 from utils.config import flag
@@ -101,6 +101,8 @@ PACKED = {
     "training set": ("mine.7z", lambda root: open_index(root / "mine", None, cache=False)),
     "the archive itself": ("mine.zip", lambda root: open_index(root / "mine.zip", None, cache=False)),
     "pictures of a list": ("faces.rar", lambda root: read_pair_list(touch(root, "a.jpg") / "list", root / "faces")),
+    "a release": ("fgnet.zip", lambda root: plan_fgnet(root / "fgnet.zip", already_aligned=True)),
+    "another release": ("cacd.zip", lambda root: plan_cacd(root / "cacd", already_aligned=True)),
     "pictures to embed": ("faces.zip", lambda root: list_pictures([root / "faces"])),
     "face_dataset": ("face_dataset.zip", lambda root: check(root / "face_dataset", ["fgnet"])),
     "face_dataset is the archive": ("face_dataset.zip", lambda root: open_set("fgnet", root / "face_dataset.zip")),
