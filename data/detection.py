@@ -95,4 +95,5 @@ def find_faces(detector: Any, picture: Image.Image) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     """OpenCV's own words in one line, cut short; `err` of cv2.error lacks the place in its source."""
-    return " ".join(str(getattr(error, "err", "") or error).split())[:NUM_CHARACTERS_SHOWN]
+    words = str(getattr(error, "err", "") or error).split()
+    return " ".join(word for word in words if word != ">")[:NUM_CHARACTERS_SHOWN]  # ">" begins each of its lines

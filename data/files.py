@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
-from meta import UserError
+from meta import UserError, wrong_file
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Item], int, str], Iterator[Item]]  # (items, total, what): utils.run_log.progress
@@ -83,12 +83,16 @@ def numbered_lines(path: str | Path, what: str, expected: str) -> Iterator[tuple
     UTF-8 come as surrogates: to the disk a name is bytes.
 
     Raises:
-        UserError: for a file that can't be read, is no regular file, or has a line of more than 10,000 characters.
+        UserError: for a file that can't be read, is no regular file, is a web page or an archive, or has a line of
+            more than 10,000 characters.
     """
     shown = repr(str(path))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a device may have no end
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a device may have no end
             raise ValueError("it is a folder or a device")
+        if status.st_size and (wrong := wrong_file(path, what)):  # an empty one has no lines
+            raise UserError(f"The {what} {shown} {wrong[0]}: {wrong[1]}; {expected}.")
         # utf-8-sig: editors on Windows put a mark before the first name.
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             number = 0

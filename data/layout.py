@@ -74,12 +74,15 @@ def packed(folder: str | Path) -> str | None:
 
 
 def no_such_folder(folder: str | Path, what: str, advice: str) -> str:
-    """The sentence for a folder of `what` that is not there; `advice` where it isn't packed either."""
+    """The sentence for a folder of `what` that is not there; `advice` where nothing is there in its place."""
     archive = packed(folder)
+    if os.path.exists(folder):
+        kind, advice = ("a file", "give a folder") if archive is None else ("an archive", "unpack it, give the folder")
+        return f"{str(folder)!r} is {kind}, no folder of {what}: {advice}."
     if archive is not None:
-        advice = "unpack it, so that the folder is there"
-    but = "" if archive is None else f", but its archive {archive!r} does"
-    return f"The folder {str(folder)!r} of {what} does not exist{but}: {advice}."
+        return (f"The folder {str(folder)!r} of {what} does not exist, but its archive {archive!r} does: unpack it, so "
+                "that the folder is there.")  # fmt: skip
+    return f"The folder {str(folder)!r} of {what} does not exist: {advice}."
 
 
 def _entries(folder: str | Path) -> tuple[list[str], list[str]]:

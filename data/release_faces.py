@@ -25,6 +25,7 @@ from PIL import Image
 from data.alignment import align, alignment_sheet, check_points
 from data.faces import is_image_name
 from data.files import Progress, no_progress, written_beside
+from data.layout import no_such_folder, packed
 from data.transforms import UnreadablePicture, decode_picture
 from data.worker_processes import signals_held, worker_pool
 from meta import IMAGE_SIZE, UserError
@@ -369,6 +370,8 @@ def find_pictures(folder: Path) -> list[str]:
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
+        if packed(folder):
+            raise UserError(no_such_folder(folder, "the release", ""))
         raise UserError(f"The folder {str(error.filename)!r} cannot be read, {error.strerror}: check its path and who "
                         "may read it.") from error  # fmt: skip
 
@@ -407,5 +410,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        if packed(folder):
+            raise UserError(no_such_folder(folder, "the release", "")) from None
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"The folder {str(folder)!r} cannot be read, {reason}: check its path.") from error

@@ -224,7 +224,8 @@ def _read_content(path: Path) -> dict[str, Any]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, no weight file: {_give_one_inside(path)}. {ACCEPTED}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
-        raise UserError(f"weight file {path} does not exist. {_where_to_get(path)}")
+        why = "is a device or a pipe, no file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
     if wrong := wrong_file(path, "weight file", zip_based=True):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
     read = _safetensors_reader(path) if path.suffix.lower() == SAFETENSORS else _read_archive

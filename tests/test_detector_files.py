@@ -9,6 +9,8 @@ from PIL import Image
 from scripts import load_script
 
 from data.detection import DetectorError, find_faces, open_detector
+from data.files import numbered_lines
+from data.looks import looks_aligned
 from data.own_pictures import Aligner, list_pictures, load_pieces
 from meta import UserError, wrong_file
 
@@ -158,6 +160,17 @@ def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
 
 
 @needs_yunet
+def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
+    """17: the detector that passed the trial is the one that finds the face."""
+    pytest.importorskip("cv2")
+    from skimage.data import astronaut
+
+    face = Aligner(detector_path=str(YUNET)).face(Image.fromarray(astronaut()), "astronaut")
+    assert face.aligned_by == "detector" and not face.notes  # one face
+    assert looks_aligned(face.pixels[None].numpy()).all()
+
+
+@needs_yunet
 def test_workers_search_with_the_detector_that_was_tried_before_them(photos):
     """17: trying the detector first doesn't hang the processes that are forked afterwards."""
     pytest.importorskip("cv2")
@@ -191,6 +204,14 @@ def test_a_web_page_at_another_flag_is_named_once(run_main, weights, photos, tmp
     told = run_main("embed", *pictures, "--weights", weights, "--device", "cpu", "--workers", 0, flag, path)
     assert told.status == 2 and told.err.count("\n") == 1 and f"is {kind}, no {wanted}" in told.err
     assert str(path) in told.err
+
+
+def test_a_web_page_among_lists_and_tables_is_named(tmp_path):
+    """17: so are text files: lists of pairs, tables of ages, landmarks of one picture."""
+    path = make(tmp_path / "list.txt", WEB_PAGE)
+    for what in ("pair list", "age table", "landmark file"):
+        with pytest.raises(UserError, match=f"The {what} '.*list.txt' is a web page, no {what}: open its address"):
+            list(numbered_lines(path, what, "lines are expected"))
 
 
 def test_what_a_file_is_is_seen_by_its_first_bytes(tmp_path):

@@ -120,7 +120,7 @@ def test_missing_folder_is_named_with_how_to_get_it(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     touch(tmp_path, "file")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="file' is a file, no folder of images: give a folder"):
         index_identity_folders(tmp_path / "file", None)
 
 

@@ -428,16 +428,16 @@ def test_a_description_of_something_else_says_nothing(tmp_path, told):
 def test_weight_files_that_are_no_files_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for path in (
-        tmp_path,
-        "/dev/zero",
-        tmp_path / "pipe",
-        tmp_path / "loop",
-        "a\0b",
-        "x" * 5000,
-        tmp_path / ("x" * 300),
+    for path, words in (
+        (tmp_path, "is a folder, no weight file"),
+        ("/dev/zero", "is a device or a pipe"),
+        (tmp_path / "pipe", "is a device or a pipe"),
+        (tmp_path / "loop", "does not exist"),
+        ("a\0b", "does not exist"),
+        ("x" * 5000, "does not exist"),
+        (tmp_path / ("x" * 300), "does not exist"),
     ):
-        with pytest.raises(UserError, match="does not exist"):
+        with pytest.raises(UserError, match=words):
             read_weight_file(path)
 
 
