@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/evaluation.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/evaluation.py --leaks          probes that read the age, against scikit-learn's
+    python benchmarks/evaluation.py --leaks          probes that read the age
     python benchmarks/evaluation.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
@@ -34,7 +34,6 @@ import torch
 from benchmarks import published_evaluation as published
 from benchmarks.loading import peak_megabytes
 from benchmarks.timing import machine, ratios, take_turns
-from meta import AGE_GROUP_UPPER_EDGES
 from utils import leaks, protocols
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,63 +203,28 @@ def published_seconds(count: int) -> float:
 
 # --------------------------------------------------------------------------------------------------------- age probes
 
-ALL_THREADS, ONE_THREAD = "scikit-learn, all threads", "scikit-learn, one thread"
 PLANTED = 6.0  # how far 20 years move an embedding, in standard deviations of one of its numbers
 
 
-def measure_leaks(rounds: int, full: bool) -> dict:
-    """`age_probe` against scikit-learn's estimators fitted one by one, where no age is in the embeddings and where one
-    is."""
+def measure_leaks(rounds: int) -> dict:
+    """Seconds of the whole `age_probe`, where no age is in the embeddings and where one is."""
     draw = np.random.default_rng(0)
     identities, ages = fgnet_identities(draw), draw.integers(0, 70, NUM_IMAGES)
     faces = protocols.join_views(embeddings_of(draw, identities, 1), embeddings_of(draw, identities, 1), "concatenate")
     direction = draw.standard_normal(faces.shape[1])
     moved = PLANTED * ((ages - 35) / 20)[:, None] * direction / np.linalg.norm(direction)
     spread = np.linalg.norm(faces, axis=1).mean() / np.sqrt(faces.shape[1])
-    told = {"benchmark": "evaluation, leaks", "rounds": rounds, **told_machine()}
-    print("seconds and their middle half; times as long as ours, and the middle half of that")
-    for title, rows in (("random ages", faces), ("planted age", faces + spread * moved)):
-        told[title] = probes_in_turns(rows, ages, identities, rounds, full)
-        print(title)
-        for name, row in told[title]["seconds"].items():
-            ratio = row["ratio"]
-            print(f"  {name:26}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})   "
-                  f"{ratio['median']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})")  # fmt: skip
-        print(f"  against scikit-learn: {told[title]['same']}")
-    return told
-
-
-def probes_in_turns(rows: np.ndarray, ages: np.ndarray, identities: np.ndarray, rounds: int, full: bool) -> dict:
-    """Seconds of the whole probe, ages as they are and dealt anew, and how far ours is from scikit-learn."""
-    from threadpoolctl import threadpool_limits
-
-    units, folds = published.unit_rows(rows), leaks.person_folds(identities)
-    groups = np.searchsorted(AGE_GROUP_UPPER_EDGES, ages)
-    dealt = np.random.default_rng((0, 1)).permutation(len(ages))
-
-    def plain(order: np.ndarray, **precision) -> tuple[np.ndarray, np.ndarray]:
-        return published.read_by_probes(
-            units, groups[order], ages[order], folds, leaks.LOGISTIC_C, leaks.RIDGE_ALPHA, **precision
-        )
-
-    def both() -> None:
-        plain(np.arange(len(ages)))
-        plain(dealt)
-
-    steps = {ONE_THREAD: threadpool_limits.wrap(limits=1)(both),
-             "ours": lambda: leaks.age_probe(rows, ages, identities)}  # fmt: skip
-    if full:
-        steps[ALL_THREADS] = both
+    steps = {
+        title: lambda rows=rows: leaks.age_probe(rows, ages, identities)
+        for title, rows in (("random ages", faces), ("planted age", faces + spread * moved))
+    }
     seconds = take_turns(steps, CPU, rounds, warm_up=0, steps_a_turn=1)
-    with threadpool_limits(1):
-        exact_groups, exact_years = plain(np.arange(len(ages)), tolerance=1e-9, max_steps=20_000)
-    ours = leaks._read_by_probes(units, groups[:, None], ages[:, None].astype(np.float64), folds)
-    read_groups, read_years = (read[:, 0] for read in ours)
-    same = {"equal_groups_percent": round(100 * float(np.mean(read_groups == exact_groups)), 2),
-            "accuracy_points": round(100 * float(np.mean(read_groups == groups) - np.mean(exact_groups == groups)), 3),
-            "years": float(np.abs(read_years - exact_years).max())}  # fmt: skip
-    return {"same": same, "seconds": {name: middle(each) | {"ratio": ratios(each, seconds["ours"])}
-                                      for name, each in seconds.items()}}  # fmt: skip
+    print("seconds and their middle half")
+    for title, each in seconds.items():
+        row = middle(each)
+        print(f"  {title:26}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})")
+    told = {"benchmark": "evaluation, leaks", "rounds": rounds, **told_machine()}
+    return told | {"seconds": {title: middle(each) for title, each in seconds.items()}}
 
 
 def middle(values: list[float]) -> dict[str, float]:
@@ -403,7 +367,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--full", action="store_true",
-        help="the published loop over mates on every probe; with --leaks, scikit-learn on all threads too",
+        help="the published loop over mates on every probe",
     )  # fmt: skip
     parser.add_argument("--distractors", type=int, metavar="N", help="FG-NET's protocol with N distractors instead")
     parser.add_argument("--leaks", action="store_true", help="the probes that read the age instead")
@@ -417,7 +381,7 @@ def main() -> None:
     if flags.score_file:
         score_file(flags.score_file, flags.way)
     elif flags.leaks:
-        print(json.dumps(measure_leaks(flags.rounds, flags.full)))
+        print(json.dumps(measure_leaks(flags.rounds)))
     elif flags.whole:
         print(json.dumps(measure_whole(flags.whole)))
     elif flags.distractors:

@@ -3,13 +3,11 @@
 FG-NET: a Python loop over probes, and within it over mates, that copies the whole gallery of each. Pair lists: ten
 folds, and in each a Python loop over 201 thresholds with passes over all its pairs. That both give the same figures as
 ours is what `tests/test_published_evaluation.py` says.
-The age probes were not published: here they are scikit-learn's, fitted one by one.
 Source: the published protocols (Xie et al., TIFS 2022, section IV), in our words.
 """
 
 import itertools
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -126,48 +124,3 @@ def crossing(fpr: np.ndarray, tpr: np.ndarray) -> float:
         if after >= 0:
             return float(fpr[k - 1] - before / (after - before) * (fpr[k] - fpr[k - 1]))
     return 1.0
-
-
-# ---------------------------------------------------------------------------------------------------------- age probes
-
-
-def read_by_probes(
-    features: np.ndarray, groups: np.ndarray, years: np.ndarray, folds: np.ndarray,
-    inverse_strengths: Sequence[float], alphas: Sequence[float], tolerance: float = 1e-4, max_steps: int = 300,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Age group (N,) and age (N,) that probes tell of each image of `features` (N,D) when its fold is left out.
-
-    The fold after the one left out says how strong the regularisation is; the defaults are scikit-learn's and ours.
-    """
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def classifier(c: float):
-        return make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=tolerance, max_iter=max_steps))
-
-    def regressor(alpha: float):
-        return make_pipeline(StandardScaler(), Ridge(alpha=alpha))
-
-    read_groups, read_years = np.empty_like(groups), np.empty(len(years))
-    for fold in range(folds.max() + 1):
-        test, chosen_on = folds == fold, folds == (fold + 1) % (folds.max() + 1)
-        fitted = ~(test | chosen_on)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some need not converge
-            losses = [log_loss(classifier(c).fit(features[fitted], groups[fitted]), features[chosen_on],
-                               groups[chosen_on]) for c in inverse_strengths]  # fmt: skip
-            probe = classifier(inverse_strengths[int(np.argmin(losses))]).fit(features[~test], groups[~test])
-        read_groups[test] = probe.predict(features[test])
-        errors = [np.square(regressor(alpha).fit(features[fitted], years[fitted]).predict(features[chosen_on])
-                            - years[chosen_on]).mean() for alpha in alphas]  # fmt: skip
-        probe = regressor(alphas[int(np.argmin(errors))]).fit(features[~test], years[~test])
-        read_years[test] = probe.predict(features[test])
-    return read_groups, read_years
-
-
-def log_loss(probe, features: np.ndarray, groups: np.ndarray) -> float:
-    """Mean over the images of groups that the probe knows."""
-    classes, log_probabilities = list(probe.classes_), probe.predict_log_proba(features)
-    return -float(np.mean([row[classes.index(group)] for row, group in zip(log_probabilities, groups, strict=True)
-                           if group in classes]))  # fmt: skip

@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE
 from models.iefp import IEFP
@@ -89,9 +90,7 @@ class ScaleAndShift(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
         super().__init__()
         shape = (-1, 1, 1) if isinstance(norm, nn.BatchNorm2d) else (-1,)
-        scale, shift = _scale_and_shift(norm)
-        self.scale = _like(norm.weight, scale.view(shape))
-        self.shift = _like(norm.weight, shift.view(shape))
+        self.scale, self.shift = (nn.Parameter(values.view(shape), False) for values in _scale_and_shift(norm))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) or (N, C)
         return x * self.scale + self.shift
@@ -99,24 +98,26 @@ class ScaleAndShift(nn.Module):
 
 @torch.no_grad()
 def fold_batchnorm(encoder: IResNet) -> None:
-    """Folds BatchNorm in place, so that what comes out is the same function but for rounding (eval mode).
+    """Folds BatchNorm in place, so that what comes out is the same function but for rounding. In eval mode only.
 
     Into a neighbour go those behind a convolution (stem, second and third of a block, shortcut), the one before the
     linear layer, "features" behind it, and those beside a linear layer of the purification unit. Others become a scale
     and a shift: the first of each block, for the convolution behind it pads with zeros after BatchNorm, which a bias
     can't give at the border; and in the purification unit those with ReLU between them and the linear layer.
     """
-    encoder.conv1, encoder.bn1 = _conv_after(encoder.conv1, encoder.bn1)
+    dtype = encoder.fc.weight.dtype
+    encoder.double()  # rounded once, at the end
+    encoder.conv1, encoder.bn1 = fuse_conv_bn_eval(encoder.conv1, encoder.bn1), nn.Identity()
     for block in (module for module in encoder.modules() if isinstance(module, Block)):
         block.bn1 = ScaleAndShift(block.bn1)
-        block.conv1, block.bn2 = _conv_after(block.conv1, block.bn2)
-        block.conv2, block.bn3 = _conv_after(block.conv2, block.bn3)
+        block.conv1, block.bn2 = fuse_conv_bn_eval(block.conv1, block.bn2), nn.Identity()
+        block.conv2, block.bn3 = fuse_conv_bn_eval(block.conv2, block.bn3), nn.Identity()
         if block.downsample is not None:
-            block.downsample = nn.Sequential(*_conv_after(*block.downsample))
-    encoder.fc = _linear_before(encoder.bn2, encoder.fc)
-    encoder.fc = _linear_after(encoder.fc, encoder.features)
+            block.downsample = fuse_conv_bn_eval(*block.downsample)
+    encoder.fc = fuse_linear_bn_eval(_linear_before(encoder.bn2, encoder.fc), encoder.features)
     encoder.bn2, encoder.features = nn.Identity(), nn.Identity()
     _fold_unit(encoder.spu)
+    encoder.to(dtype)
 
 
 def _fold_unit(unit: PurificationUnit) -> None:
@@ -124,7 +125,7 @@ def _fold_unit(unit: PurificationUnit) -> None:
     for layer in unit.seq:
         before = layers[-1] if layers else None
         if isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
-            layers[-1] = _linear_after(before, layer)
+            layers[-1] = fuse_linear_bn_eval(before, layer)
         elif isinstance(layer, nn.Linear) and isinstance(before, nn.BatchNorm1d):
             layers[-1] = _linear_before(before, layer)
         else:
@@ -135,27 +136,9 @@ def _fold_unit(unit: PurificationUnit) -> None:
 
 
 def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """BatchNorm in eval mode is scale * x + shift, a number of each for a channel: (C,) float64."""
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-def _conv_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
-    """What does BatchNorm after a convolution in one layer, and nothing in the place of the other."""
-    scale, shift = _scale_and_shift(norm)
-    both = copy.deepcopy(conv)
-    both.weight = _like(conv.weight, conv.weight.double() * scale[:, None, None, None])
-    both.bias = _like(conv.weight, shift)  # a convolution before BatchNorm has none
-    return both, nn.Identity()
-
-
-def _linear_after(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
-    """BatchNorm after a linear layer."""
-    scale, shift = _scale_and_shift(norm)
-    both = copy.deepcopy(linear)
-    both.weight = _like(linear.weight, linear.weight.double() * scale[:, None])
-    both.bias = _like(linear.weight, linear.bias.double() * scale + shift)
-    return both
+    """BatchNorm in eval mode is scale * x + shift, a number of each for a channel: (C,)."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> nn.Linear:
@@ -163,13 +146,9 @@ def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> 
     inputs_a_channel = linear.in_features // norm.num_features
     scale, shift = (values.repeat_interleave(inputs_a_channel) for values in _scale_and_shift(norm))
     both = copy.deepcopy(linear)
-    both.weight = _like(linear.weight, linear.weight.double() * scale)
-    both.bias = _like(linear.weight, linear.bias.double() + linear.weight.double() @ shift)
+    both.weight.mul_(scale)
+    both.bias.add_(linear.weight @ shift)
     return both
-
-
-def _like(parameter: Tensor, values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.to(parameter.dtype), requires_grad=False)
 
 
 def _views(values: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +24,8 @@ from utils.arrays import (
 from utils.identification import leave_one_out_cmc, leave_one_out_cmc_chance
 
 if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
     from utils.arrays import Array
 
 MEANING = (
@@ -36,9 +37,6 @@ NUM_FOLDS = 5
 UNKNOWN = -1  # an age that nobody told us
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths, strongest regularisation first
 RIDGE_ALPHA = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # strengths, strongest first
-MAX_STEPS = 1000  # of the logistic regression
-CHOOSING_TOLERANCE, READING_TOLERANCE = 1e-2, 1e-4  # of its derivatives
-SMALL = 4_000_000  # numbers
 CLUB_BATCH = 1024
 
 MutualInformation = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
@@ -114,126 +112,51 @@ def person_folds(identities: Array, seed: int = 0, num_folds: int = NUM_FOLDS) -
 def _read_by_probes(
     units: np.ndarray, groups: np.ndarray, years: np.ndarray, folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the two regressions say of each picture when its fold is left out: (N,T) and (N,T), as the targets are."""
+    """Age groups and ages predicted for each picture when its fold is left out: (N,T) and (N,T), as the targets are."""
+    from sklearn.linear_model import Ridge  # scikit-learn takes a second to import, which only a probe shall cost
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
     read_groups, read_years = np.empty_like(groups), np.empty_like(years)
-    for test, rest, chosen_on, fitted in _rounds(folds):
-        with _few_threads(units):
-            to_choose, to_read = _rotated(units, fitted, chosen_on), _rotated(units, rest, test)
-            for target in range(groups.shape[1]):
-                known = groups[:, target]
-                c = LOGISTIC_C[int(np.argmin(_log_losses(to_choose, known[fitted], known[chosen_on])))]
-                classes, logits = next(_softmax_regression(to_read, known[rest], (c,), READING_TOLERANCE))
-                read_groups[test, target] = classes[np.argmax(logits, axis=1)]
-            tried = _ridge(to_choose, years[fitted], RIDGE_ALPHA)  # (A,M,T)
-            best = np.argmin(np.square(tried - years[chosen_on]).mean(axis=1), axis=0)
-            for target, k in enumerate(best):
-                read_years[test, target] = _ridge(to_read, years[rest, target], RIDGE_ALPHA[k : k + 1])[0]
+    with threadpool_limits(1):  # products this thin are done before a second thread has begun
+        for test, rest, chosen_on, fitted in _rounds(folds):
+            scaler = StandardScaler().fit(units[fitted])
+            rows, held_out = scaler.transform(units[fitted]), scaler.transform(units[chosen_on])
+            candidates = (Ridge(alpha).fit(rows, years[fitted]).predict(held_out) for alpha in RIDGE_ALPHA)
+            errors = [np.square(predicted - years[chosen_on]).mean(axis=0) for predicted in candidates]  # (A,T)
+            alphas = np.array(RIDGE_ALPHA)[np.argmin(errors, axis=0)]  # (T,)
+            cs = [_best_c(rows, known[fitted], held_out, known[chosen_on]) for known in groups.T]
+            scaler = StandardScaler().fit(units[rest])
+            rows, held_out = scaler.transform(units[rest]), scaler.transform(units[test])
+            read_years[test] = Ridge(alphas).fit(rows, years[rest]).predict(held_out)
+            for target, c in enumerate(cs):
+                known = groups[rest, target]
+                one_group = len(np.unique(known)) == 1  # which LogisticRegression refuses
+                predicted = known[0] if one_group else _classifier(c).fit(rows, known).predict(held_out)
+                read_groups[test, target] = predicted
     return read_groups, read_years
 
 
-@dataclass(frozen=True)
-class _Rotated:
-    """Standardised features, turned so that the columns of the rows to fit are orthogonal.
+def _best_c(rows: np.ndarray, groups: np.ndarray, held_out: np.ndarray, groups_held_out: np.ndarray) -> float:
+    """The value of LOGISTIC_C with the least log loss, over the held-out pictures whose group was fitted."""
+    from sklearn.metrics import log_loss
 
-    A turn changes neither a product of rows nor the length of the weights, and the best weights lie in the span of the
-    rows to fit. So both regressions have the same answers here, in fewer numbers where there are fewer rows than
-    features, and one factorisation serves all strengths and targets.
-    """
-
-    fitted: np.ndarray  # (N,R)
-    others: np.ndarray  # (M,R)
-    squares: np.ndarray  # (R,) of the lengths of the columns of `fitted`
-
-
-def _rotated(units: np.ndarray, fitted: np.ndarray, others: np.ndarray) -> _Rotated:
-    """The rows `fitted` and `others` (both (N,) bool), standardised over the first and turned."""
-    rows, further = _standardised(units, fitted, others)
-    if len(rows) <= rows.shape[1]:
-        squares, left = _positive(rows @ rows.T)
-        lengths = np.sqrt(squares)
-        return _Rotated(left * lengths, (further @ rows.T) @ (left / lengths), squares)
-    squares, turn = _positive(rows.T @ rows)
-    return _Rotated(rows @ turn, further @ turn, squares)
+    classes = np.unique(groups)
+    is_known = np.isin(groups_held_out, classes)
+    if len(classes) == 1 or not is_known.any():
+        return LOGISTIC_C[0]
+    probe, losses = _classifier(), []
+    for c in LOGISTIC_C:  # each fit begins where the one before ended
+        probabilities = probe.set_params(C=c).fit(rows, groups).predict_proba(held_out[is_known])
+        losses.append(log_loss(groups_held_out[is_known], probabilities, labels=classes))
+    return LOGISTIC_C[int(np.argmin(losses))]
 
 
-def _positive(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues that are more than rounding, and their vectors as columns."""
-    values, vectors = np.linalg.eigh(gram)
-    kept = values > 1e-12 * max(values[-1], 1e-12)
-    return values[kept], vectors[:, kept]
+def _classifier(c: float = 1.0) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
 
-
-def _few_threads(units: np.ndarray):
-    """Products this thin are done before a second thread has begun: waiting for it took most of the time."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1 if units.size < SMALL else None)
-
-
-def _log_losses(rows: _Rotated, groups: np.ndarray, groups_of_others: np.ndarray) -> list[float]:
-    """Of each of LOGISTIC_C, the mean over the pictures of known groups: others cost the same at every strength."""
-    is_known = np.isin(groups_of_others, groups)
-    if not is_known.any():
-        return [0.0]
-    losses = []
-    for classes, logits in _softmax_regression(rows, groups, LOGISTIC_C, CHOOSING_TOLERANCE):
-        position = np.searchsorted(classes, groups_of_others[is_known])
-        losses.append(float(-_log_softmax(logits[is_known])[np.arange(len(position)), position].mean()))
-    return losses
-
-
-def _softmax_regression(
-    rows: _Rotated, groups: np.ndarray, strengths: Sequence[float], tolerance: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Multinomial logistic regression at each inverse strength: the classes (K,), and the logits of `others` (M,K).
-
-    Each begins where the one before ended, so the strongest should come first. Weights are sought in units in which
-    the loss is about equally steep along each: 1 / sqrt(square * f (1 - f) + 1 / c) for a class with the share f. In
-    these no derivative of the summed loss exceeds `tolerance` at the end.
-    """
-    from scipy.optimize import minimize
-
-    classes, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(classes) == 1:
-        yield from ((classes, np.zeros((len(rows.others), 1))) for _ in strengths)
-        return
-    share = counts / len(codes)
-    steepness = share * (1 - share)  # (K,)
-    is_own = codes[:, None] == np.arange(len(classes))
-    weights = np.zeros((len(rows.squares) + 1, len(classes)))  # the last row is the intercept
-    options = {"maxiter": MAX_STEPS, "maxfun": 2 * MAX_STEPS, "gtol": tolerance, "ftol": 0}
-    for strength in strengths:
-        c = strength if len(classes) > 2 else strength / 2  # scikit-learn counts the weights of one of two classes only
-        unit = 1 / np.sqrt(np.vstack([rows.squares[:, None] * steepness + 1 / c, len(codes) * steepness]))
-        start, known = (weights / unit).ravel(), (rows.fitted, is_own, c, unit)
-        found = minimize(_softmax_loss, start, known, "L-BFGS-B", jac=True, options=options)
-        weights = found.x.reshape(unit.shape) * unit
-        yield classes, rows.others @ weights[:-1] + weights[-1]
-
-
-def _softmax_loss(
-    scaled: np.ndarray, rows: np.ndarray, is_own: np.ndarray, c: float, unit: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Summed cross-entropy plus squared weights / (2 c), and its derivative by `scaled` = weights / unit."""
-    weights = scaled.reshape(unit.shape) * unit
-    log_probabilities = _log_softmax(rows @ weights[:-1] + weights[-1])  # (N,K)
-    excess = np.exp(log_probabilities) - is_own
-    gradient = np.vstack([rows.T @ excess + weights[:-1] / c, excess.sum(axis=0)]) * unit
-    loss = np.square(weights[:-1]).sum() / (2 * c) - log_probabilities[is_own].sum()
-    return float(loss), gradient.ravel()
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def _ridge(rows: _Rotated, years: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
-    """What ridge regression on `years` (N,...) says of `others`, at each strength: (A,M,...)."""
-    mean = years.mean(axis=0)
-    products = rows.fitted.T @ (years - mean)  # (R,...); the rows have mean 0, so the intercept is the mean
-    squares = rows.squares.reshape(-1, *[1] * (years.ndim - 1))
-    return np.stack([rows.others @ (products / (squares + alpha)) + mean for alpha in strengths])
+    # L-BFGS, the default, takes up to ten times as long where the features are correlated.
+    return LogisticRegression(C=c, solver="newton-cg", tol=1e-3, warm_start=True)
 
 
 def _guesses(groups: np.ndarray, years: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,14 +175,6 @@ def _rounds(folds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
     for fold in range(num_folds):
         test, chosen_on = folds == fold, folds == (fold + 1) % num_folds
         yield test, ~test, chosen_on, ~(test | chosen_on)
-
-
-def _standardised(units: np.ndarray, fitted: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows `fitted` and `others` (both (N,) bool) with mean 0 and deviation 1 over the first; a constant is 0."""
-    features = units[fitted]
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(deviation > 1e-12, deviation, np.inf)  # what is left of a constant is rounding
-    return (features - mean) / scale, (units[others] - mean) / scale
 
 
 def _figures(
