@@ -76,7 +76,7 @@ def _calfw_line(number: int, line: str, path: str | Path) -> _CalfwLine:
     fields = line.split()
     if len(fields) != 2 or fields[1] not in [str(tag) for tag in range(NUM_FOLDS + 1)] or not is_inner_path(fields[0]):
         raise _unexpected(f"{str(path)!r}, line {number}", line, EXPECTED_CALFW)
-    return _CalfwLine(number, fields[0], int(fields[1]))
+    return _CalfwLine(number, fields[0].removeprefix("./"), int(fields[1]))
 
 
 def read_agedb_pairs(path: str | Path) -> list[Pair]:
@@ -105,7 +105,7 @@ def _read_general(path: str | Path) -> list[Pair]:
         fields = line.split()
         if len(fields) != 3 or fields[2] not in ("0", "1") or not all(map(is_inner_path, fields[:2])):
             raise _unexpected(f"{str(path)!r}, line {number}", line, EXPECTED_PAIR)
-        pairs.append(Pair(fields[0], fields[1], fields[2] == "1"))
+        pairs.append(Pair(*(field.removeprefix("./") for field in fields[:2]), fields[2] == "1"))
     return pairs
 
 

@@ -285,7 +285,7 @@ def _add_pairs(
     new_names: dict[str, str] = {}
     found: set[str] = set()
     for name in dict.fromkeys(name for pair in pairs for name in (pair.name_a, pair.name_b)):
-        folders, _, base = name.removeprefix("./").rpartition("/")
+        folders, _, base = name.rpartition("/")
         stem, suffix = os.path.splitext(base) if is_image_name(base) else (base, "")
         path = by_name.get(base.lower()) or by_stem.get(stem.lower())
         if path is not None and not _lies_in(folders, pictures / path):

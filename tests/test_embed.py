@@ -510,7 +510,7 @@ def test_nothing_that_can_be_embedded_is_an_error(run_embed, tmp_path):
         (["A", "B", "--detector", "OUT/yunet.onnx"], "--detector"),
         (["A", "B", "--ages", "3", "400"], "--ages 400 is out of range"),
         (["A", "B", "--far", "0"], "--far 0.0 is out of range"),
-        (["A", "--gallery", "OUT/there.npz"], "cannot be read"),
+        (["A", "--gallery", "OUT/there.npz"], "has no end, the download stopped early"),
         (["A", "--gallery", "OUT/none.npz"], "cannot be read"),
         (["A", "B", "--calibration", "OUT/none.json"], "can't be read"),
         (["A", "B", "--landmarks", "OUT/none.json"], "cannot be read"),

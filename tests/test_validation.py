@@ -268,7 +268,7 @@ def test_the_logged_values_of_stage_age_are_known_before_a_step(run_main, tiny_f
         (["--validate-every", "2", "--validate-on", "fgnet", "fgnet"], "--validate-on has one name twice"),
         (["--validate-every", "2", "--validate-on", "no.bin"], "'no.bin' cannot be read as a verification set"),
         (["--validate-every", "2", "--validate-on", "calfw", "--face-dataset", "nowhere"],
-         "--validate-on calfw: folder nowhere/CALFW/processed_CALFW_2 does not exist"),
+         "--validate-on calfw: The folder 'nowhere/CALFW/processed_CALFW_2' of CALFW images"),
         (["--validate-every", "2", "--validate-on", "fgnet", "--face-dataset", "nowhere"], "ID_processed_FGNET"),
         (["--validate-every", "2", "--validate-on", "fgnet", "--stage", "age"], "--validate-every does nothing with"),
     ],
