@@ -67,7 +67,7 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
         train, process = load_script("train"), start_process("cpu")
         config = parse_config(train.TrainConfig)
         index = train.open_pictures(config, process)
-        cache = train.open_age_cache(config, train.make_model(config, 1, process), index, process)
+        cache = train.open_age_cache(config, train.make_model(config, 1, train.read_weights(config), process), index, process)
         if cache is None:
             return 0
         stage = SimpleNamespace(age_features=age_features)
