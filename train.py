@@ -976,6 +976,8 @@ def load_run(
             if head is not None:
                 check_people(config, content, digests)
             put_into(stage, content, folder)
+    except UserError:
+        raise
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"the newest checkpoint in {folder} could not be loaded on {process.device} "
                         f"({first_line(error)}): make memory free or mend that device, and give the same command "

@@ -45,7 +45,7 @@ class BestNotKept(OSError):
     """A checkpoint was written, but it could not be kept as best.pth."""
 
 
-class NotLoaded(UserError):
+class NotLoaded(UserError, MemoryError):
     """Memory did not suffice for a checkpoint, which may be good."""
 
 
