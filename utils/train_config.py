@@ -105,7 +105,7 @@ class TrainConfig:
     """Of the encoders; everything after them is fp32. auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
 
     age_cache: Literal["auto", "ahead", "off"] = "auto"
-    """Keep the frozen branch's features on disk: auto computes them as pictures come, with 3 or more epochs,
+    """Keep the frozen branch's features on disk: auto (from 3 epochs on) computes them as pictures come,
     ahead before training."""
     cache_folder: Path | None = output_folder()
     """Where age features and the list of pictures are kept; .iefp_cache beside --train-data unless given."""
