@@ -307,7 +307,7 @@ def photographs(tmp_path) -> Path:
 FROM_FLAGS = {
     "accumulation": ("--accumulation 4", "--accumulation 4 can't cut"),
     "best metric": ("--best-metric fgnet_rank1", "--best-metric fgnet_rank1 is not logged"),
-    "backbone": ("--backbone iresnet9", "--backbone iresnet9 is unknown"),
+    "backbone": ("--backbone iresnet9", "backbone 'iresnet9' is unknown"),
     "purification": ("--purification x_times_two", "purification 'x_times_two' is unknown"),
     "final rate": ("--schedule cosine --final-learning-rate 0.5", "--final-learning-rate 0.5 is above"),
     "start": ("--init-from none.pth", "none.pth does not exist"),
