@@ -44,7 +44,7 @@ from meta import (
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
 from models.disentangle import CRITICS, MutualInformation
 from models.iefp import IEFP
-from models.iresnet import BACKBONES, IResNet, set_batchnorm_momentum
+from models.iresnet import IResNet, architecture_of, set_batchnorm_momentum
 from models.margin import MarginLoss
 from models.purification import parse_purification
 from models.sharded_margin import ShardedMarginLoss
@@ -496,8 +496,7 @@ def check_flags(config: TrainConfig) -> None:
                         f"leave it out.")  # fmt: skip
     if config.validate_every and not config.validate_on:
         raise UserError("--validate-every needs --validate-on: name one or several benchmarks, such as fgnet calfw.")
-    if config.backbone not in BACKBONES:
-        raise UserError(f"--backbone {config.backbone} is unknown: give one of {', '.join(BACKBONES)}.")
+    architecture_of(config.backbone)
     parse_purification(config.purification)
     check_schedule(config)
     if config.ages is not None and not config.ages.is_file():

@@ -100,7 +100,7 @@ def train_identity_branch(
         drops = [str(max(1, round(share * flags.epochs))) for share in (0.7, 0.9)]
         recipe = ["--age-weights", str(age_weights), "--epochs", str(flags.epochs),
                   "--learning-rate", str(flags.learning_rate), "--learning-rate-epochs", *drops,
-                  "--age-cache", "ahead", "--cache-folder", str(folder.parent / "age_cache")]  # fmt: skip
+                  "--cache-folder", str(folder.parent / "age_cache")]  # fmt: skip
         run_train([*common_flags(flags, train, folder, seed), *recipe, *shlex.split(variant)],
                   folder.with_name(folder.name + ".log"))  # fmt: skip
     return weights

@@ -34,6 +34,13 @@ BACKBONES = {
 FINAL_SIDE = 7  # 112 pixels halved four times
 
 
+def architecture_of(backbone: str) -> Architecture:
+    """The architecture of this name. Raises: UserError for an unknown one."""
+    if backbone not in BACKBONES:
+        raise UserError(f"backbone {backbone!r} is unknown: give one of {', '.join(BACKBONES)}.")
+    return BACKBONES[backbone]
+
+
 class Block(nn.Module):
     """One residual block; the shortcut is conv1x1 - BN where stride or width changes, else the input itself."""
 
@@ -68,10 +75,9 @@ class IResNet(nn.Module):
 
     def __init__(self, backbone: str = "iresnet50", purification: int | str = 1, dropout: float = 0.0):
         super().__init__()
-        if backbone not in BACKBONES:
-            raise UserError(f"backbone {backbone!r} is unknown: give one of {', '.join(BACKBONES)}.")
+        architecture = architecture_of(backbone)
         self.backbone, self.purification = backbone, purification
-        blocks, width = BACKBONES[backbone].blocks, BACKBONES[backbone].width
+        blocks, width = architecture.blocks, architecture.width
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(width)
         self.prelu = PReLU(width)

@@ -262,7 +262,7 @@ def test_lambda_rises_in_a_straight_line():
         (("--disentangle", "none", "--club-steps", 2), "--club-steps does nothing with --disentangle none"),
         (("--disentangle", "none", "--disentangle-weight", 1), "give --disentangle grl or dal or orthogonal"),
         (("--disentangle-weight", 1), "--disentangle-weight does nothing with --disentangle iefp"),
-        (("--stage", "age", "--disentangle", "dal"), "--disentangle does nothing with --stage age"),
+        (("--stage", "age", "--disentangle", "dal"), "--disentangle do nothing with --stage age"),
         (("--club-steps", 0), "--club-steps 0 is out of range"),
     ],
 )

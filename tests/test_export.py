@@ -274,7 +274,7 @@ def test_train_and_test_take_safetensors_and_before_is_what_test_py_reports(
     )
     assert exported.status == 0, exported.err
     tested = run_main("test", "--weights", lively_weights, path, *common, "--benchmarks", *names, "--no-analysis",
-                      "--no-pictures", "--no-keep-embeddings", "--output", tmp_path, "--device", "cpu")  # fmt: skip
+                      "--no-keep-embeddings", "--output", tmp_path, "--device", "cpu")  # fmt: skip
     assert tested.status == 0, tested.err
     of_pth, of_safetensors = json.loads((tmp_path / "results.json").read_text())["models"]
     results = of_pth["results"]

@@ -270,7 +270,7 @@ def test_the_logged_values_of_stage_age_are_known_before_a_step(run_main, tiny_f
         (["--validate-every", "2", "--validate-on", "calfw", "--face-dataset", "nowhere"],
          "--validate-on calfw: The folder 'nowhere/CALFW/processed_CALFW_2' of CALFW images"),
         (["--validate-every", "2", "--validate-on", "fgnet", "--face-dataset", "nowhere"], "ID_processed_FGNET"),
-        (["--validate-every", "2", "--validate-on", "fgnet", "--stage", "age"], "--validate-every does nothing with"),
+        (["--validate-every", "2", "--validate-on", "fgnet", "--stage", "age"], "--validate-every do nothing with"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence_before_training(train_identity, tmp_path, flags, words):
