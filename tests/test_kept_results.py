@@ -41,7 +41,7 @@ def test_kept_embeddings_are_not_those_of_the_same_file_with_another_unit(own_we
     faces = index_identity_folders(tiny_faces / "ID_processed_FGNET", None)
 
     def embed(*flags):
-        flags = ("--weights", own_weights, "--cache-folder", tmp_path / "cache", "--workers", 0, *flags)
+        flags = ("--weights", own_weights, "--workers", 0, *(flags or ("--cache-folder", tmp_path / "cache")))
         config = parse_config(script.TestConfig, list(map(str, flags)))
         return script.WeightsModel(own_weights, "own", config, Process(0, 1, CPU)).embed(faces, "FG-NET").original
 

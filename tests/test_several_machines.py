@@ -67,7 +67,8 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
         train, process = load_script("train"), start_process("cpu")
         config = parse_config(train.TrainConfig)
         index = train.open_pictures(config, process)
-        cache = train.open_age_cache(config, train.make_model(config, 1, train.read_weights(config), process), index, process)
+        model = train.make_model(config, 1, train.read_weights(config), process)
+        cache = train.open_age_cache(config, model, index, process)
         if cache is None:
             return 0
         stage = SimpleNamespace(age_features=age_features)
@@ -135,7 +136,7 @@ def test_processes_share_a_machines_pictures_out_and_all_stop_together(flags, tm
 
 def test_a_machine_without_room_has_all_go_on_without_a_cache(flags, tmp_path):
     """2a: all decide together."""
-    (tmp_path / "cache_1").touch()
+    (tmp_path / "cache_1").symlink_to("/proc")  # where nobody, not even root, may make a folder
     ended = in_processes(2, fill_on_a_machine, tmp_path, flags)
     assert ended.statuses == [0, 0], ended.err[-3000:]
     assert ended.out.count("no age features are kept in") == 1 and "on every machine" in ended.out
@@ -149,7 +150,8 @@ def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tm
     config, process = parse_config(train.TrainConfig), Process(0, 2, torch.device("cpu"), num_nodes=2)
     index = index_identity_folders(config.train_data, None)
     cache = prepare_cache(tmp_path, "age_features", {}, len(index), print)
-    loader, sampler = train.make_loader(config, index, cache, process)  # half of each whole batch
+    loader, sampler = train.make_loader(config, index, process)  # half of each whole batch
+    loader.dataset.age_cache = cache
     stage = SimpleNamespace(age_features=lambda images: computed.append(len(images)) or age_features_of(images))
     run = train.Run(config, process, index, stage, cache, loader, sampler)
     seen, counts = set(), []
