@@ -52,16 +52,18 @@ def signals_held() -> Iterator[None]:
 
 def outlive_signals(worker: int = 0) -> None:
     """What a worker, started with `signals_held`, calls first: it ends when its parent asks it to or is gone."""
-    parent = multiprocessing.parent_process().pid  # not getppid() where a server forks the workers
-    threading.Thread(target=_end_with_parent, args=(parent, os.getppid()), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with_parent(parent: int, above: int) -> None:
-    while os.getppid() == above:
+def _end_with_parent(above: int) -> None:
+    # Where a server forks the workers (Python 3.14 on) it is not the parent, and lives as long as they do. Where the
+    # parent forks them itself, each worker keeps those before it from seeing that the parent's end of a pipe is closed.
+    parent = multiprocessing.parent_process()
+    while os.getppid() == above and parent.is_alive():
         if signal.SIGTERM not in SIGNALS:
             threading.Event().wait(CHECK_SECONDS)
             continue
         received = signal.sigtimedwait({signal.SIGTERM}, CHECK_SECONDS)
-        if received is not None and received.si_pid == parent:
+        if received is not None and received.si_pid == parent.pid:
             break
     os._exit(0)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM while other processes take part (data workers, pools, torchrun), and in a validation."""
 
 import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,10 +16,9 @@ from conftest import SMALL
 from processes import _as_program, free_port, in_processes
 from scripts import ROOT, load_script
 from test_train import read_log, training_set
-from torch.utils.data import dataloader
+from torch.utils.data import DataLoader, Dataset, dataloader
 
-from data.faces import Faces, index_identity_folders
-from data.loaders import batches, evaluation_loader
+from data.worker_processes import started
 from meta import TRAINING_SETS
 from utils import stopping
 from utils.distributed import Process
@@ -33,9 +33,10 @@ def signal_group(number: int) -> None:
     time.sleep(0.5)  # whoever ends by it has ended
 
 
-def leader(name: str, flags: list, number: int) -> None:
+def leader(name: str, flags: list, number: int, method: str = "fork") -> None:
     """A script as the leader of a group, signalled when the second batch, or after a pool's first result, is due."""
     os.setpgid(0, 0)
+    multiprocessing.set_start_method(method, force=True)
     next_batch, map_in_pool, asked = dataloader._BaseDataLoaderIter.__next__, ProcessPoolExecutor.map, []
 
     def next_then_signal(self):
@@ -67,10 +68,14 @@ def flags_of_training(tiny_faces, age_weights, tmp_path) -> list:
             *SMALL, "--workers", 2]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_group_lets_a_run_with_workers_save_and_leave(flags_of_training, tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "method"), [(signal.SIGTERM, 143, "fork"), (signal.SIGINT, 130, "forkserver")]
+)
+def test_a_signal_to_the_group_lets_a_run_with_workers_save_and_leave(
+    flags_of_training, tmp_path, number, status, method
+):
     """10: workers outlive SIGTERM and SIGINT, as `timeout`, Slurm, systemd and a terminal send them."""
-    ended = in_processes(1, leader, "train", [*flags_of_training, "--epochs", 2], number)
+    ended = in_processes(1, leader, "train", [*flags_of_training, "--epochs", 2], number, method)
     assert ended.statuses == [status], ended.err[-3000:]
     assert f"asked to stop (signal {int(number)}) after step 2; saved" in ended.out and "Traceback" not in ended.err
     assert (tmp_path / "run" / "checkpoints" / "step_00000002.pth").is_file()
@@ -158,26 +163,40 @@ def test_a_signal_to_the_group_ends_a_script_with_workers_without_tracebacks(fla
     assert ended.err.count("interrupted") == (number == signal.SIGINT)
 
 
-def die_beside_workers(folder: str, lock: str) -> None:
-    """Kills itself when its workers have begun; each of them holds a lock on the file for as long as it lives."""
-    decode, held = Faces.decode, []
+class Holding(Dataset):
+    """Whoever reads it holds a lock on the file for as long as it lives."""
 
-    def decode_and_hold(self, i):
-        held.append(open(lock))  # noqa: SIM115
-        fcntl.flock(held[-1], fcntl.LOCK_SH)
-        return decode(self, i)
+    def __init__(self, lock: str):
+        self.lock = lock
 
-    Faces.decode = decode_and_hold
-    for _ in batches(evaluation_loader(index_identity_folders(folder, None), 1, workers=2)):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> int:
+        HELD.append(open(self.lock))  # noqa: SIM115
+        fcntl.flock(HELD[-1], fcntl.LOCK_SH)
+        return i
+
+
+HELD = []
+
+
+def die_beside_workers(method: str, lock: str) -> None:
+    """Kills itself when its workers have begun."""
+    multiprocessing.set_start_method(method, force=True)
+    for _ in started(DataLoader(Holding(lock), num_workers=2)):
+        with open(lock) as file:
+            assert not is_free(file)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_workers_end_with_a_parent_that_is_killed(tiny_faces, tmp_path):
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, method):
     """10: nobody can tell them to, and they take no SIGTERM of others."""
     lock = tmp_path / "lock"
     lock.touch()
-    ended = in_processes(1, die_beside_workers, str(training_set(tiny_faces)), str(lock))
-    assert ended.statuses == [-signal.SIGKILL]
+    ended = in_processes(1, die_beside_workers, method, str(lock))
+    assert ended.statuses == [-signal.SIGKILL], ended.err
     with open(lock) as file:
         wait_until(lambda: is_free(file))
 
