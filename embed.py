@@ -26,18 +26,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import tyro
 
-from data import detection
-from data.feature_files import Features
-from data.gallery_files import check_gallery_path, read_gallery, write_gallery
-from data.landmarks import read_point_table
-from data.own_pictures import Aligner, NamedSources, Piece, Source, list_pictures, load_pieces
+from data.alignment import detectors as detection
+from data.alignment.landmarks import read_point_table
+from data.alignment.photos import Aligner, NamedSources, Piece, Source, list_pictures, load_pieces
 from data.transforms import to_network_input
 from data.verification_bins import file_sha256
-from meta import WEIGHT_FILES, UserError
-from models.iefp import IEFP
-from models.weights import load_for_embedding, model_fingerprint
-from utils.calibration import Calibration, find_calibration, read_calibration
-from utils.comparison import (
+from evaluation.calibration import Calibration, find_calibration, read_calibration
+from evaluation.comparison import (
     SAME_PICTURE,
     Face,
     compare_faces,
@@ -47,7 +42,15 @@ from utils.comparison import (
     threshold_in_words,
     threshold_warnings,
 )
-from utils.config import (
+from evaluation.embeddings.extraction import extract
+from evaluation.embeddings.feature_files import Features
+from evaluation.embeddings.gallery_files import check_gallery_path, read_gallery, write_gallery
+from evaluation.protocols import join_views
+from evaluation.scoring import ANALYSED_JOIN
+from meta import WEIGHT_FILES, UserError
+from models.iefp import IEFP
+from models.weights import load_for_embedding, model_fingerprint
+from utils.cli import (
     Needs,
     With,
     Without,
@@ -59,9 +62,6 @@ from utils.config import (
     run_script,
 )
 from utils.distributed import Process, choose_device
-from utils.extraction import extract
-from utils.protocols import join_views
-from utils.scoring import ANALYSED_JOIN
 
 WEIGHTS = Path(WEIGHT_FILES["iefp"].path)
 SECONDS_IN_SILENCE = 5.0  # before progress is told

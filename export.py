@@ -23,11 +23,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import tyro
 
-from data.alignment import POINT_NAMES, TEMPLATE
+from data.alignment.template import POINT_NAMES, TEMPLATE
 from data.benchmarks import open_whole, settings_of_benchmark
-from data.examination import check_shapes
+from data.check.image_scan import check_shapes
 from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
+from evaluation.embeddings.extraction import counted
+from evaluation.protocols import leave_one_out, pair_scores, probe_gallery, ten_fold_verification
 from meta import (
     AGE_GROUP_NAMES,
     BENCHMARKS,
@@ -64,8 +66,8 @@ from models.export_files import (
 )
 from models.iefp import IEFP
 from models.weights import describe_branches, load_for_embedding, read_weight_file
-from utils.checkpoint import sha256
-from utils.config import (
+from training.checkpoint import sha256
+from utils.cli import (
     Either,
     Needs,
     With,
@@ -78,8 +80,6 @@ from utils.config import (
     run_script,
     write_json,
 )
-from utils.extraction import counted
-from utils.protocols import leave_one_out, pair_scores, probe_gallery, ten_fold_verification
 
 OF_FILE = Without("check", why="for that file says itself how it is to be used")
 

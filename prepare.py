@@ -27,24 +27,24 @@ import torch
 import tyro
 from torch import Tensor
 
-from data.age_histogram import draw_age_histograms, group_shares
-from data.age_names import Named, continue_names, place_with_ages, rename_with_ages, undo_names
-from data.age_tables import read_age_table, read_ages, whole_years, write_age_table
-from data.doctor import check
-from data.examination import check_shapes
+from data.ages.histogram import draw_age_histograms, group_shares
+from data.ages.names import Named, continue_names, place_with_ages, rename_with_ages, undo_names
+from data.ages.tables import read_age_table, read_ages, whole_years, write_age_table
+from data.check.findings import is_wrong, report_lines, write_findings
+from data.check.image_scan import check_shapes
+from data.check.run import check
 from data.faces import UNKNOWN, FaceIndex, Faces, with_ages
-from data.files import check_is_new
-from data.findings import is_wrong, report_lines, write_findings
 from data.index_cache import find_record_file, open_index
 from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list, write_cacd_vs_list
 from data.record_packing import pack_folder, unpack_record_file
 from data.records import RecordIndex
-from data.release_faces import Plan, write_plan
-from data.releases import plan_agedb, plan_cacd, plan_cacd_vs, plan_calfw, plan_fgnet, plan_morph2
-from data.synthetic import contact_sheet, write_all
+from data.releases.aligned_folders import Plan, write_plan
+from data.releases.plans import plan_agedb, plan_cacd, plan_cacd_vs, plan_calfw, plan_fgnet, plan_morph2
+from data.synthetic.sets import contact_sheet, write_all
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
+from evaluation.age_labelling import file_sha256, label_ages
 from meta import (
     AGE_GROUP_MIDDLES,
     BENCHMARKS,
@@ -56,8 +56,8 @@ from meta import (
 )
 from models.age_heads import expected_age
 from models.weights import load_for_ages, model_fingerprint, read_weight_file
-from utils.age_labelling import file_sha256, label_ages
-from utils.config import (
+from training.run_log import progress
+from utils.cli import (
     Either,
     Needs,
     With,
@@ -72,7 +72,7 @@ from utils.config import (
     run_script,
 )
 from utils.distributed import choose_device
-from utils.run_log import progress
+from utils.files import check_is_new
 
 # ---------------------------------------------------------------------------------------------- the doctor, pair files
 

@@ -35,14 +35,36 @@ from data.benchmarks import (
     settings_of_folders,
     short_names,
 )
-from data.examination import check_shapes
+from data.check.image_scan import check_shapes
 from data.faces import Faces, index_pictures
-from data.feature_files import Distractors, holds_features, match_names, open_distractors, read_features
 from data.index_cache import CACHE_FOLDER, find_record_file
 from data.loaders import batches, evaluation_loader
 from data.records import index_record_file
 from data.transforms import to_network_input
 from data.verification_bins import file_sha256, find_verification_bins
+from evaluation.calibration import write_calibrations
+from evaluation.embeddings.cache import EmbeddingCache
+from evaluation.embeddings.extraction import Extracted, extract
+from evaluation.embeddings.feature_files import (
+    Distractors,
+    holds_features,
+    match_names,
+    open_distractors,
+    read_features,
+)
+from evaluation.protocols import join_views
+from evaluation.report.page import report_html
+from evaluation.report.tables import comparison_table, table
+from evaluation.scoring import (
+    ANALYSED_JOIN,
+    Comparable,
+    Options,
+    Result,
+    compare,
+    make_rows,
+    missing_figures,
+    score,
+)
 from meta import (
     BENCHMARKS,
     EMBEDDING_SIZE,
@@ -53,8 +75,7 @@ from meta import (
 )
 from models.iefp import IEFP
 from models.weights import load_estimator, load_for_embedding, model_fingerprint
-from utils.calibration import write_calibrations
-from utils.config import (
+from utils.cli import (
     Either,
     Needs,
     With,
@@ -71,21 +92,6 @@ from utils.config import (
     write_text,
 )
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
-from utils.embedding_cache import EmbeddingCache
-from utils.extraction import Extracted, extract
-from utils.protocols import join_views
-from utils.report import comparison_table, table
-from utils.report_page import report_html
-from utils.scoring import (
-    ANALYSED_JOIN,
-    Comparable,
-    Options,
-    Result,
-    compare,
-    make_rows,
-    missing_figures,
-    score,
-)
 
 EMBEDS_PICTURES = Either(With("weights"), Without("embeddings"))  # not files of embeddings alone
 
@@ -416,7 +422,7 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
 
 
 def open_setting(config: TestConfig, setting: Setting, process: Process) -> OpenBenchmark:
-    """The pictures of a setting; raises UserError, also for photographs (see `data.examination.check_shapes`)."""
+    """The pictures of a setting; raises UserError, also for photographs (see `data.check.image_scan.check_shapes`)."""
     report = functools.partial(tell, process)
     benchmark = open_benchmark(setting, report, config.seed, config.allow_missing)
     embeds = config.weights or not config.embeddings  # embeddings of others are not made from the pictures here

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from data.age_cache import NUM_VIEWS, AgeCache, bytes_there, cache_bytes, cache_folder, prepare_cache
-from data.age_tables import read_ages
+from data.ages.tables import read_ages
 from data.benchmarks import OpenBenchmark, open_whole
-from data.examination import check_shapes
+from data.check.image_scan import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
@@ -42,7 +42,7 @@ from meta import (
     UserError,
 )
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
-from models.disentangle import CRITICS, MutualInformation
+from models.disentangle.registry import CRITICS, MutualInformation
 from models.iefp import IEFP
 from models.iresnet import IResNet, architecture_of, set_batchnorm_momentum
 from models.margin import MarginLoss
@@ -58,10 +58,9 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
-from utils import dry_run
-from utils.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
-from utils.averaging import MovingAverage
-from utils.checkpoint import (
+from training import dry_run
+from training.accumulation import check_parts, gradients_stay_here, mean_of_parts, momentum_of_parts
+from training.checkpoint import (
     BEST,
     BestNotKept,
     check_all_see,
@@ -73,8 +72,27 @@ from utils.checkpoint import (
     save_atomically,
     save_checkpoint,
 )
-from utils.class_shards import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
-from utils.config import as_plain, check_config, flag, given, parse_config, run_script, write_json
+from training.config import FREE_TO_CHANGE, TrainConfig
+from training.ema import MovingAverage
+from training.memory import FEW_IMAGES, FP32, saved_by, step_memory
+from training.optim import (
+    RowwiseSGD,
+    choose_precision,
+    load_optimiser,
+    make_optimiser,
+    make_precision,
+    make_repeatable,
+    translate,
+    update,
+)
+from training.partial_fc import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
+from training.profiling import Profile
+from training.run_log import BadImages, Meter, RunLog, TimeLeft, progress
+from training.schedules import check_schedule, learning_rate_at, set_learning_rate
+from training.stopping import StopRequest
+from training.trackers import Tracker, import_wandb
+from training.validation import Validation, figures_of
+from utils.cli import as_plain, check_config, flag, given, parse_config, run_script, write_json
 from utils.device_errors import first_line
 from utils.distributed import (
     Collectives,
@@ -86,24 +104,6 @@ from utils.distributed import (
     tell,
     wait_for_all,
 )
-from utils.memory import FEW_IMAGES, FP32, saved_by, step_memory
-from utils.optimisation import (
-    RowwiseSGD,
-    choose_precision,
-    load_optimiser,
-    make_optimiser,
-    make_precision,
-    make_repeatable,
-    translate,
-    update,
-)
-from utils.profiling import Profile
-from utils.run_log import BadImages, Meter, RunLog, TimeLeft, progress
-from utils.schedules import check_schedule, learning_rate_at, set_learning_rate
-from utils.stopping import StopRequest
-from utils.tracking import Tracker, import_wandb
-from utils.train_config import FREE_TO_CHANGE, TrainConfig
-from utils.validation import Validation, figures_of
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
@@ -195,7 +195,7 @@ class IdentityStage:
         return logged | {"gradient_norm": False}
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle).
+        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle.registry).
 
         With --accumulation the gradients of several parts add up to one update. The critic can't have learned from the
         whole batch before all parts have passed, and they pass once: so all parts meet it as the steps before left it,
@@ -749,7 +749,7 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
 
 
 def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, OpenBenchmark], process: Process) -> None:
-    """Raises UserError for photographs to train on or to validate on, see `data.examination.check_shapes`."""
+    """Raises UserError for photographs to train on or to validate on, see `data.check.image_scan.check_shapes`."""
     sides = [faces for benchmark in benchmarks.values() for faces, _ in benchmark.sides]
     for faces in () if config.assume_aligned else (index, *sides):
         check_shapes(faces, functools.partial(tell, process))

@@ -1,4 +1,4 @@
-"""What data/looks.py catches: pictures that lie beside the five-point template by known amounts, and false alarms.
+"""What data/alignment/looks.py catches: pictures that lie beside the five-point template by known amounts, and false alarms.
 
     python benchmarks/alignment_check.py             drawn faces of people that LAYOUT was not made of
     python benchmarks/alignment_check.py --layout    prints LAYOUT, made anew of 300 other drawn faces
@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from data.looks import displacement, grey_pixels, layouts, looks_aligned
-from data.synthetic_drawing import draw_face
-from data.synthetic_people import AGES_STREAM, OLDEST, SHOT_STREAM, random_stream, sample_person, sample_shot
+from data.alignment.looks import displacement, grey_pixels, layouts, looks_aligned
+from data.synthetic.drawing import draw_face
+from data.synthetic.people import AGES_STREAM, OLDEST, SHOT_STREAM, random_stream, sample_person, sample_shot
 from meta import IMAGE_SIZE
 
 SEED = 7

@@ -34,7 +34,8 @@ import torch
 from benchmarks import published_evaluation as published
 from benchmarks.loading import peak_megabytes
 from benchmarks.timing import machine, ratios, take_turns
-from utils import leaks, protocols
+from evaluation import probes as leaks
+from evaluation import protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -255,7 +256,7 @@ PUBLISHED_SIZES = {"fgnet_people": 82, "morph2_3": 3_000, "morph2_10": 10_000, "
 
 
 def measure_whole(percent: float) -> dict:
-    from data.synthetic import write_all
+    from data.synthetic.sets import write_all
     from models.iefp import IEFP
     from models.weights import iefp_file_tensors
     from tests.scripts import load_script
@@ -316,9 +317,9 @@ def shares(profile: cProfile.Profile, num_images: int) -> dict:
 def scoring_seconds() -> dict[str, float]:
     """All protocols on random embeddings of the published sizes, both joins and grey pixels, and the analysis of one
     join: scoring grows faster than the number of images, so a tenth of them does not say what it takes."""
-    from utils.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
-    from utils.extraction import GREY_SIDE, Extracted
-    from utils.scoring import Options, Picture, score_identities, score_pair_list, score_probe_gallery
+    from evaluation.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
+    from evaluation.embeddings.extraction import GREY_SIDE, Extracted
+    from evaluation.scoring import Options, Picture, score_identities, score_pair_list, score_probe_gallery
 
     draw, plain = np.random.default_rng(2), Options(analysis=False)
 

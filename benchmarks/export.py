@@ -24,13 +24,13 @@ from onnxruntime import quantization
 from benchmarks.timing import machine, ratios, take_turns
 from data.faces import index_pictures
 from data.transforms import to_network_input
+from evaluation.protocols import pair_scores
 from models.export import Embedder
 from models.export_files import Run, onnx_model, open_onnx, quantised, run_embedder
 from models.iefp import IEFP
 from models.iresnet import IResNet
 from models.weights import load_for_embedding
 from tests.golden_weights import fill
-from utils.protocols import pair_scores
 
 CPU = torch.device("cpu")
 NUM_PICTURES = 100

@@ -8,15 +8,15 @@ import torch
 from data.faces import index_identity_folders
 from data.loaders import batches, evaluation_loader
 from data.transforms import to_network_input
+from evaluation.age_gap import by_age_gap, rank1_by_mate_distance
+from evaluation.embeddings.extraction import extract
+from evaluation.identification import leave_one_out_cmc
+from evaluation.probes import age_probe, club_estimate
+from evaluation.protocols import join_views
 from meta import FILENAME_PATTERNS
 from models.club import SampledCLUB
 from models.weights import load_for_embedding
-from utils.age_gap import by_age_gap, rank1_by_mate_distance
 from utils.distributed import Process
-from utils.extraction import extract
-from utils.identification import leave_one_out_cmc
-from utils.leaks import age_probe, club_estimate
-from utils.protocols import join_views
 
 FAR = "tar_at_far_1e-3_random_impostors_percent"
 CLUB_BATCH = 128

@@ -47,8 +47,8 @@ def draw_faces(folder: Path, num_pictures: int) -> tuple[FaceIndex, RecordIndex]
     """The same faces as 256-pixel files in identity folders, and as 112-pixel pictures in a record file."""
     from PIL import Image
 
-    from data.synthetic_drawing import draw_face, encode_jpeg
-    from data.synthetic_people import SHOT_STREAM, random_stream, sample_person, sample_shot
+    from data.synthetic.drawing import draw_face, encode_jpeg
+    from data.synthetic.people import SHOT_STREAM, random_stream, sample_person, sample_shot
 
     for k in range(num_pictures):
         shot = sample_shot(random_stream(0, SHOT_STREAM, k, 0))

@@ -2,7 +2,7 @@
 
 FG-NET: a Python loop over probes, and within it over mates, that copies the whole gallery of each. Pair lists: ten
 folds, and in each a Python loop over 201 thresholds with passes over all its pairs. That both give the same figures as
-ours is what `tests/test_published_evaluation.py` says.
+ours is what `tests/benchmarks/test_published_evaluation.py` says.
 Source: the published protocols (Xie et al., TIFS 2022, section IV), in our words.
 """
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.held_out import measure
 from benchmarks.paired import of_figure, paired_difference, summarise, tables
 from benchmarks.timing import machine
-from data.synthetic import write_training_set
-from utils.config import write_json
+from data.synthetic.sets import write_training_set
+from utils.cli import write_json
 from utils.distributed import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ VARIANTS = {
     "dal": "--purification 0 --disentangle dal",
     "orthogonal": "--purification 0 --disentangle orthogonal",
 }
-FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic draws for training and benchmarks
+FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic.sets draws for training and benchmarks
 
 # What is printed: key -> title, decimals. High is good in the first three, low in the two of the age probe.
 FIGURES = {

@@ -26,9 +26,9 @@ from benchmarks.timing import machine, ratios, take_turns
 from meta import EMBEDDING_SIZE, UserError
 from models.margin import CosFace, MarginLoss, _draw_weight
 from models.sharded_margin import ROWS_AT_ONCE, ShardedMarginLoss
-from utils.class_shards import ClassShards
+from training.optim import RowwiseSGD
+from training.partial_fc import ClassShards
 from utils.distributed import Process, choose_device
-from utils.optimisation import RowwiseSGD
 
 CLASSES = (93_431, 360_232, 2_000_000, 29_000_000)  # MS1MV3, Glint360K, and the two that InsightFace tells times of
 GPUS = (8, 64, 512)

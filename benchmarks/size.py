@@ -28,8 +28,8 @@ from models.iefp import IEFP
 from models.iresnet import IResNet
 from models.layers import PReLU
 from tests.scripts import load_script
+from training.memory import FP32, saved_by, step_memory
 from utils.distributed import Process
-from utils.memory import FP32, saved_by, step_memory
 
 train = load_script("train")
 CARDS_GB = {"80 GB": 80e9, "141 GB": 141e9}

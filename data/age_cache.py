@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data.files import in_bytes, nearest_existing
 from meta import EMBEDDING_SIZE, UserError
+from utils.files import in_bytes, nearest_existing
 
 NUM_VIEWS = 2  # original, mirror
 ROW_VALUES = NUM_VIEWS * EMBEDDING_SIZE

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from data.filenames import parse_age
-from data.files import Progress, no_progress
 from data.layout import is_image_name, layout_faults, no_such_folder
 from meta import AGE_GROUP_UPPER_EDGES, IMAGE_EXTENSIONS, MAX_AGE, MIN_AGE, FilenamePattern, UserError
+from utils.files import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.faces import FaceIndex, check_enough_identities, index_identity_folders
-from data.files import Progress, nearest_existing, no_progress, written_beside
 from data.layout import packed
 from data.records import (
     RECORD_EXTENSION,
@@ -28,6 +27,7 @@ from data.records import (
     index_record_file,
 )
 from meta import IMAGE_EXTENSIONS, FilenamePattern, UserError
+from utils.files import Progress, nearest_existing, no_progress, written_beside
 
 CACHE_FOLDER = ".iefp_cache"  # hidden, so that no index of the folder around it counts it
 VERSION = 1  # of the arrays; another one makes every kept index stale

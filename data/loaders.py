@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from data.age_cache import NUM_VIEWS, AgeCache
 from data.faces import UNKNOWN, Faces
 from data.transforms import UnreadablePicture
-from data.worker_processes import started
 from meta import EMBEDDING_SIZE, UserError
+from utils.worker_processes import started
 
 OnBadImage = Literal["error", "skip"]
 MAX_TRIES = 100  # pictures in a row that cannot be decoded are a broken disk or folder, not some broken files

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.faces import FaceIndex, index_names, is_image_name
-from data.files import numbered_lines, written_beside
 from data.layout import no_such_folder
 from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
+from utils.files import numbered_lines, written_beside
 
 NUM_FOLDS = 10  # of the protocol for pairs
 NUM_NAMES_SHOWN = 3  # of missing images, in a message

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.files import written_beside
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE
+from utils.files import written_beside
 
 COLUMNS = 8
 MARGIN, CAPTION_HEIGHT, TITLE_HEIGHT = 6, 30, 26  # pixels

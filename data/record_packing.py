@@ -9,7 +9,6 @@ from typing import BinaryIO, NamedTuple, TextIO
 import numpy as np
 
 from data.faces import Faces
-from data.files import Progress, check_is_new, no_progress, written_beside
 from data.records import (
     AGE_NOTE,
     FIRST,
@@ -32,6 +31,7 @@ from data.records import (
     property_path,
 )
 from meta import UserError
+from utils.files import Progress, check_is_new, no_progress, written_beside
 
 ORIGIN_NAME = ".unpacked_from.txt"  # hidden, so that no index counts it
 NUM_SHOWN = 10  # records that were left out, in words

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from data.faces import UNKNOWN, age_groups_of, check_enough_identities
-from data.files import Progress, no_progress, numbered_lines
 from meta import MAX_AGE, MIN_AGE, UserError
+from utils.files import Progress, no_progress, numbered_lines
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """InsightFace verification sets (lfw.bin, agedb_30.bin, ...): a pickle of encoded pictures, two a pair, and answers.
 
-They come from the internet, so they are read by data.restricted_pickle, which runs nothing that a file asks for.
+They come from the internet, so they are read by utils.restricted_pickle, which runs nothing that a file asks for.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.alignment import HOW_TO_ALIGN
+from data.alignment.template import HOW_TO_ALIGN
 from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
-from data.files import Progress, check_is_new, no_progress, written_beside
 from data.pairs import PairList
-from data.restricted_pickle import Array, read_pickle
 from data.transforms import FORMATS, decode_face
 from meta import IMAGE_SIZE, UserError, wrong_file
+from utils.files import Progress, check_is_new, no_progress, written_beside
+from utils.restricted_pickle import Array, read_pickle
 
 MAX_FILE_BYTES = 4 << 30  # the largest that circulate have some 200 MB; all of it has to be in memory
 PROTOCOL = 4  # of the pickles written here: Python 3.4 and newer read it

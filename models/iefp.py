@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
 from models.age_heads import ExpectedAgeHead
 from models.club import ESTIMATORS
-from models.disentangle import CRITICS
+from models.disentangle.registry import CRITICS
 from models.iresnet import IResNet
 from models.margin import MARGINS
 
@@ -24,7 +24,7 @@ class IEFP(nn.Module):
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
     the margin head out: comparing faces needs none; with `own_identities` it holds these alone, where other processes
-    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle, trained in the
+    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle.registry, trained in the
     place of CLUB (neither is published).
 
     Raises:

@@ -46,7 +46,7 @@ class ShardedMarginLoss(nn.Module):
 
     With `rate` below 1 the softmax goes over a sample: the identities in the batch, and others drawn at random up to
     `rate` of each process's own. Seed, step and the first own identity alone decide the draw. The weight then gets a
-    sparse gradient: only rows that took part may be moved (utils.optimisation.RowwiseSGD).
+    sparse gradient: only rows that took part may be moved (training.optim.RowwiseSGD).
     """
 
     def __init__(self, head: MarginHead, collectives: Collectives, rate: float = 1.0, seed: int = 0):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from scripts import load_script
 
-from data.synthetic import write_all
+from data.synthetic.sets import write_all
 from meta import TRAINING_SETS
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors
-from utils.config import parse_config, run_script
+from utils.cli import parse_config, run_script
 
 # The same examples in every run: to look for new ones is what `make fuzz` is for.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

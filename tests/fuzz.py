@@ -38,25 +38,25 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 
 from data import transforms
-from data.age_names import undo_names
-from data.age_tables import read_age_table
+from data.ages.names import undo_names
+from data.ages.tables import read_age_table
+from data.alignment.landmarks import COLUMNS, read_five_lines, read_point_table, read_pts
 from data.faces import index_names
 from data.fast_jpeg import decode_aligned
-from data.feature_files import open_distractors, read_features
 from data.filenames import parse_age
 from data.index_cache import State, load_index, save_index
-from data.landmarks import COLUMNS, read_five_lines, read_point_table, read_pts
 from data.pairs import read_pair_list
 from data.record_packing import as_parts, record_content
 from data.records import AGE_NOTE, MAGIC_WORD, index_record_file
-from data.release_lists import read_agedb_pairs, read_calfw_pairs, read_morph2_ages, read_subjects
+from data.releases.lists import read_agedb_pairs, read_calfw_pairs, read_morph2_ages, read_subjects
 from data.transforms import decode_face
 from data.verification_bins import read_verification_bin
+from evaluation.calibration import read_calibration
+from evaluation.embeddings.feature_files import open_distractors, read_features
 from meta import FILENAME_PATTERNS, UserError
 from models.weights import read_weight_file
-from utils.calibration import read_calibration
-from utils.checkpoint import FORMAT, checksum_path, load_checkpoint
-from utils.config import expand_argument_files
+from training.checkpoint import FORMAT, checksum_path, load_checkpoint
+from utils.cli import expand_argument_files
 
 MAX_FAILURES_SHOWN = 5
 MAX_SECONDS_AN_INPUT = 5.0  # a reader that thinks longer about some hundred bytes hangs

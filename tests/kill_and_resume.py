@@ -3,7 +3,7 @@
     python tests/kill_and_resume.py --trials 40 --seed 1
     python tests/kill_and_resume.py --trials 4 --device cuda --precision bf16
 
-A program, so that many kill points can be tried outside the test run; tests/test_survival.py runs a few. It imports
+A program, so that many kill points can be tried outside the test run; tests/training/test_survival.py runs a few. It imports
 torch once and forks a child for every run. Kill points: any moment (a timer), half of a checkpoint written, before and
 after each of the renames that put a checkpoint into place. The last line is JSON.
 """
@@ -23,8 +23,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import torch  # noqa: E402
 from scripts import load_script  # noqa: E402
 
-import utils.checkpoint  # noqa: E402
-from data.synthetic import write_training_set  # noqa: E402
+import training.checkpoint  # noqa: E402
+from data.synthetic.sets import write_training_set  # noqa: E402
 from models.iefp import IEFP  # noqa: E402
 from models.weights import age_file_tensors  # noqa: E402
 
@@ -68,7 +68,7 @@ def arm(kind: str, count: int, delay: float) -> None:
         return calls[0] == count
 
     if kind == "half a checkpoint":
-        write = utils.checkpoint.write_flushed
+        write = training.checkpoint.write_flushed
 
         def write_half(content, path):
             write(content, path)
@@ -76,7 +76,7 @@ def arm(kind: str, count: int, delay: float) -> None:
                 os.truncate(path, path.stat().st_size // 2)
                 kill_self()
 
-        utils.checkpoint.write_flushed = write_half
+        training.checkpoint.write_flushed = write_half
     else:
         replace = Path.replace
 

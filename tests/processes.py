@@ -1,7 +1,7 @@
 """One or two processes that know each other as torchrun's do, forked from a server that has imported torch.
 
 Each takes a second where torchrun takes five. That train.py works under torchrun itself is for tests/test_train.py and
-tests/test_survival.py.
+tests/training/test_survival.py.
 """
 
 import functools
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from scripts import ROOT, load_script
 
-from utils.config import parse_config, run_script
+from utils.cli import parse_config, run_script
 
 SECONDS = 120  # until processes that do not end are killed
 ENDS = (0, 143)  # after a request to stop train.py ends with 143

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from evaluation.embeddings.extraction import Extracted
+from evaluation.scoring import Options, Picture, compare, score_identities, score_pair_list, score_probe_gallery
 from meta import PUBLISHED_FIGURES
-from utils.config import as_plain
-from utils.extraction import Extracted
-from utils.scoring import Options, Picture, compare, score_identities, score_pair_list, score_probe_gallery
+from utils.cli import as_plain
 
 HOSTILE = '<script>alert("it\'s")</script>\u202egnp.exe\x1b[31m & co'
 DIM = 16

@@ -12,18 +12,18 @@ from PIL import Image
 from scripts import load_script
 from torch.nn import functional as F
 
-from data.alignment import TEMPLATE
-from data.detection import be_silent, find_faces, open_detector
-from data.feature_files import read_features
+from data.alignment.detectors import be_silent, find_faces, open_detector
+from data.alignment.photos import Aligner
+from data.alignment.template import TEMPLATE
 from data.index_cache import CACHE_FOLDER
-from data.own_pictures import Aligner
+from evaluation.calibration import FILE_NAME, Calibration, read_calibration
+from evaluation.comparison import Face, compare_faces, cosines, nearest
+from evaluation.embeddings.feature_files import read_features
+from evaluation.protocols import join_views
 from meta import AGE_GROUP_NAMES, UserError
 from models.iefp import IEFP
 from models.weights import iefp_file_tensors, load_for_embedding
-from utils.calibration import FILE_NAME, Calibration, read_calibration
-from utils.comparison import Face, compare_faces, cosines, nearest
-from utils.config import parse_config
-from utils.protocols import join_views
+from utils.cli import parse_config
 
 embed_script = load_script("embed")
 
@@ -283,7 +283,7 @@ def test_the_nearest_are_those_of_a_plain_sort_in_blocks_too(monkeypatch):
         sorted(range(50), key=lambda i, row=row: (-round(float(row @ unit[1][i]), 12), i))[:9] for row in unit[0]
     ]
     for scores_a_block in (2**22, 12):
-        monkeypatch.setattr("utils.arrays.SCORES_PER_BLOCK", scores_a_block)
+        monkeypatch.setattr("evaluation.arrays.SCORES_PER_BLOCK", scores_a_block)
         assert [[match.position for match in row] for row in nearest(probe, gallery, 9)] == expected
     assert len(nearest(probe, gallery, 99)[0]) == 50
 
@@ -355,7 +355,7 @@ def test_a_detector_gives_what_its_points_give_as_landmarks(run_embed, folder, t
     (tmp_path / "yunet.onnx").touch()
     other = (points + 40, 30.0)
     detector = FakeDetector(other, (points, 90.0), picture_size=(600, 500))
-    monkeypatch.setattr("data.detection.open_detector", lambda path: detector)
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     cosines = []
     for how in (("--landmarks", tmp_path / "points.json"), ("--detector", tmp_path / "yunet.onnx")):
@@ -387,7 +387,7 @@ def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tm
     picture.save(tmp_path / "turned.jpg", exif=exif)
     points = TEMPLATE + 40
     detector = FakeDetector((points, 50.0), picture_size=(200, 300))
-    monkeypatch.setattr("data.detection.open_detector", lambda path: detector)
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
     Aligner(detector_path="yunet.onnx").face(tmp_path / "turned.jpg", "turned.jpg")
     assert detector.size == (200, 300)
 

@@ -14,12 +14,12 @@ from PIL import Image
 from scripts import ROOT
 from torch.nn import functional as F
 
-from data.feature_files import write_embeddings
 from data.pairs import read_pair_list
 from data.verification_bins import write_verification_bin
+from evaluation.embeddings.feature_files import write_embeddings
+from evaluation.protocols import mates_against_rest
 from models.iefp import IEFP
 from models.weights import iefp_file_tensors, load_for_embedding
-from utils.protocols import mates_against_rest
 
 BENCHMARK_FOLDERS = ("ID_processed_FGNET", "ID_processed_morph2_2", "CACD_VS", "CALFW")
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from data.faces import index_identity_folders
 from data.transforms import to_network_input
+from evaluation.embeddings.extraction import both_views
+from evaluation.protocols import join_views, leave_one_out
 from meta import BENCHMARKS, TRAINING_SETS, UserError
 from models.export import Embedder, ScaleAndShift, example_images, fold_batchnorm
 from models.export_files import as_texts, from_texts
@@ -31,9 +33,7 @@ from models.weights import (
     load_what_fits,
     read_weight_file,
 )
-from utils.config import printable
-from utils.extraction import both_views
-from utils.protocols import join_views, leave_one_out
+from utils.cli import printable
 
 BATCHES = (1, 2, 5, 7)
 

@@ -18,10 +18,10 @@ from scripts import ROOT, load_script
 from data.faces import index_pictures
 from data.loaders import evaluation_loader
 from meta import UserError
-from models.disentangle import CRITICS, MutualInformation
+from models.disentangle.registry import CRITICS, MutualInformation
 from models.iefp import IEFP
 from models.weights import age_file_tensors, load_for_embedding, read_weight_file
-from utils.config import Either, Without, available_cores, given, parse_config, run_script
+from utils.cli import Either, Without, available_cores, given, parse_config, run_script
 
 SCRIPTS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}
 SUBCOMMANDS = {typing.get_args(one)[1].name: typing.get_args(one)[0] for one in

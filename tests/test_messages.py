@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from scripts import ROOT, load_script
 
-from data.alignment import HOW_TO_ALIGN
+from data.alignment.photos import list_pictures
+from data.alignment.template import HOW_TO_ALIGN
 from data.benchmarks import open_benchmark, setting_named
-from data.doctor import check
+from data.check.run import check
 from data.index_cache import open_index
-from data.own_pictures import list_pictures
 from data.pairs import read_pair_list
-from data.releases import plan_agedb, plan_cacd, plan_calfw, plan_fgnet
+from data.releases.plans import plan_agedb, plan_cacd, plan_calfw, plan_fgnet
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS, UserError
-from utils.config import flag
+from utils.cli import flag
 
 FGNET = BENCHMARKS["fgnet"]
 

@@ -10,12 +10,12 @@ from PIL import Image
 from scripts import load_script
 from test_releases import FGNET_RESULT, SIZE, fgnet, interrupt, names_in  # noqa: F401 (fixtures)
 
-from data import age_names
+from data.ages import names as age_names
 from data.faces import index_identity_folders
 from data.record_packing import pack_folder, unpack_record_file
 from data.records import index_record_file
-from data.release_faces import MARKER, Written, write_plan
-from data.releases import plan_fgnet
+from data.releases.aligned_folders import MARKER, Written, write_plan
+from data.releases.plans import plan_fgnet
 from meta import BENCHMARKS, UserError
 
 NUM_PICTURES = 6

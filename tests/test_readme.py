@@ -7,7 +7,7 @@ import pytest
 from scripts import ROOT, load_script
 
 import meta
-from utils.config import parse_config
+from utils.cli import parse_config
 
 CONFIGS = {
     "train": "TrainConfig",

@@ -6,7 +6,7 @@ import pytest
 from conftest import SMALL
 from scripts import ROOT, load_script
 
-from utils.config import parse_config
+from utils.cli import parse_config
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.args") if not path.stem.startswith("demo"))
 each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -111,7 +111,7 @@ def compare(run, position):
     sys.stdout.flush()
     return finish(run, position)
 train.save = compare
-from utils.config import parse_config, run_script
+from utils.cli import parse_config, run_script
 run_script(lambda: train.train(parse_config(train.TrainConfig)))
 """
     (tmp_path / "compare.py").write_text(program)

@@ -1,0 +1,205 @@
+"""Pictures of the user's own, brought to the aligned 112x112 that the networks take, or refused with a reason.
+
+A picture of 112x112 is taken for aligned, as those of the benchmarks are. Any other needs its five points, from a file
+of landmarks or from a detector: a network that is shown an unaligned face gives an embedding all the same, and a wrong
+answer.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.alignment import detectors as detection
+from data.alignment.landmarks import PointTable
+from data.alignment.looks import looks_aligned
+from data.alignment.template import align
+from data.faces import index_pictures
+from data.layout import is_image_name, packed
+from data.transforms import decode_picture
+from meta import IMAGE_SIZE, UserError, wrong_file
+from utils.worker_processes import started
+
+Source: TypeAlias = str | Path | Image.Image
+
+
+class AlignedFace(NamedTuple):
+    pixels: Tensor  # (3, 112, 112) uint8
+    aligned_by: str  # "as given", "landmarks", "detector" or "assumed"
+    notes: tuple[str, ...] = ()  # sentences on what had to be decided
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """How pictures come to be aligned. Without anything only those of 112x112 are taken."""
+
+    landmarks: PointTable | None = None
+    """Five points a picture; they are asked first."""
+    detector_path: str | None = None
+    """YuNet's ONNX file, for pictures without landmarks that are not 112x112."""
+    assume_aligned: bool = False
+    """Every picture is aligned, whatever its size; it is only resized."""
+
+    def face(self, source: Source, name: str) -> AlignedFace:
+        """The aligned face of one picture.
+
+        Raises:
+            UserError: for a picture that can't be decoded, has no face, or has to be aligned and can't be.
+            DetectorError: the detector is at fault and no picture.
+        """
+        # The published loader does not turn pictures by EXIF, and landmark files are of pictures as they are stored.
+        picture = source.convert("RGB") if isinstance(source, Image.Image) else decode_picture(source, name)
+        points = None if self.landmarks is None else self.landmarks.find(name)
+        if points is not None:
+            return AlignedFace(_aligned(picture, points, name), "landmarks")
+        if picture.size == (IMAGE_SIZE, IMAGE_SIZE) or self.assume_aligned:
+            return AlignedFace(
+                to_pixels(picture), "as given" if picture.size == (IMAGE_SIZE, IMAGE_SIZE) else "assumed"
+            )
+        if self.detector_path is not None:
+            return self._detected(ImageOps.exif_transpose(picture), name)
+        where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
+        raise UserError(
+            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, so it is no aligned face of {IMAGE_SIZE} x "
+            f"{IMAGE_SIZE}: {where}give --detector (YuNet's ONNX file) or --landmarks, or say --assume-aligned if it "
+            "is aligned and only larger."
+        )
+
+    def _detected(self, picture: Image.Image, name: str) -> AlignedFace:
+        detector = detection.open_detector(self.detector_path)
+        try:
+            faces = detection.find_faces(detector, picture)
+        except detection.DetectorError:
+            raise
+        except UserError as error:
+            raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
+                            "leave it out.") from None  # fmt: skip
+        if not len(faces):
+            raise UserError(f"no face was found in {name!r}: give a picture that shows one from the front, or its five "
+                            "points by --landmarks.")  # fmt: skip
+        notes = (f"{len(faces)} faces were found in {name!r}: the largest one is taken",) if len(faces) > 1 else ()
+        return AlignedFace(_aligned(picture, faces[0], name), "detector", notes)
+
+
+def _aligned(picture: Image.Image, points: np.ndarray, name: str) -> Tensor:
+    try:
+        return to_pixels(align(picture, points))
+    except UserError as error:
+        reason = str(error)
+        raise UserError(f"{name!r} can't be aligned: {reason[0].lower()}{reason[1:]}") from None
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (3, 112, 112), resized as `data.transforms.decode_face` does it."""
+    if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
+        picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+# ----------------------------------------------------------------------------------------------------- many pictures
+
+
+class NamedSources(NamedTuple):
+    """Pictures to embed: where each is, and its name in messages and files, each once."""
+
+    sources: tuple[Source, ...]
+    names: tuple[str, ...]
+
+
+def list_pictures(paths: Sequence[Path]) -> NamedSources:
+    """All pictures below the folders and the files among `paths`, in their order.
+
+    Of one folder the names are relative to it, else they begin as `paths` do.
+
+    Raises:
+        UserError: for a path that is not there, a folder without pictures, and a picture that is there twice.
+    """
+    sources, names = [], []
+    for path in paths:
+        if path.is_dir():
+            index = index_pictures(path)
+            sources += [Path(index.path(i)) for i in range(len(index))]
+            above = "" if len(paths) == 1 else f"{path.as_posix()}/"
+            names += [above + index.key(i) for i in range(len(index))]
+        elif path.exists():
+            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture")):
+                raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}.")
+            sources.append(path)
+            names.append(path.as_posix())
+        elif archive := packed(path):
+            raise UserError(f"{str(path)!r} does not exist, but its archive {archive!r} does: unpack it.")
+        else:
+            raise UserError(f"{str(path)!r} does not exist: give pictures or folders of pictures.")
+    seen: dict[str, str] = {}
+    for source, name in zip(sources, names, strict=True):
+        place = os.path.realpath(source)
+        if place in seen:
+            raise UserError(f"{name!r} and {seen[place]!r} are the same file: give each picture once.")
+        seen[place] = name
+    return NamedSources(tuple(sources), tuple(names))
+
+
+class Piece(NamedTuple):
+    """Some of the pictures; a black one stands for each that failed."""
+
+    images: Tensor  # (B, 3, 112, 112) uint8
+    indices: Tensor  # (B,) int64
+    aligned_by: tuple[str, ...]
+    notes: tuple[str, ...]
+    odd: tuple[int, ...]  # indices of pictures that do not look aligned
+    failures: dict[int, str]  # index -> why there is no face
+    detector_failure: str = ""  # why there is none in any picture; words, for an exception of a worker loses its own
+
+
+class _AlignedFaces(Dataset):
+    def __init__(self, pictures: NamedSources, aligner: Aligner):
+        self.pictures, self.aligner = pictures, aligner
+
+    def __len__(self) -> int:
+        return len(self.pictures.names)
+
+    def __getitem__(self, i: int) -> "_Item":
+        try:
+            face = self.aligner.face(self.pictures.sources[i], self.pictures.names[i])
+        except detection.DetectorError as error:
+            return _Item(i, None, False, str(error), is_detectors=True)
+        except UserError as error:
+            return _Item(i, None, False, str(error))
+        return _Item(i, face, not looks_aligned(face.pixels[None].numpy())[0], "")
+
+
+class _Item(NamedTuple):
+    index: int
+    face: AlignedFace | None
+    is_odd: bool
+    failure: str
+    is_detectors: bool = False  # the failure
+
+
+def _collate(items: list[_Item]) -> Piece:
+    black = AlignedFace(torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), "")
+    faces = [item.face or black for item in items]
+    return Piece(
+        torch.stack([face.pixels for face in faces]),
+        torch.tensor([item.index for item in items]),
+        tuple(face.aligned_by for face in faces if face is not black),
+        tuple(note for face in faces for note in face.notes),
+        tuple(item.index for item in items if item.is_odd),
+        {item.index: item.failure for item in items if item.face is None},
+        next((item.failure for item in items if item.is_detectors), ""),
+    )
+
+
+def load_pieces(pictures: NamedSources, aligner: Aligner, batch_size: int = 64, workers: int = 0) -> Iterator[Piece]:
+    """All pictures in their order, `batch_size` at a time, read and aligned by so many processes (0: this one)."""
+    workers = 0 if len(pictures.names) <= batch_size else workers  # to start one takes longer than some pictures
+    faces = _AlignedFaces(pictures, aligner)
+    loader = DataLoader(faces, batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator())
+    yield from started(loader)

@@ -1,0 +1,419 @@
+"""Evaluation protocols: pure functions from embeddings, scores and labels to a flat dict of floats, units in the keys.
+
+Everything takes NumPy arrays or torch tensors (on any device) and computes with NumPy on the CPU, one block of scores
+at a time. Embeddings are L2-normalised here once more, so that every score is a cosine whatever their length; an
+all-zero embedding stays zero and has cosine 0 with everything.
+
+Cosines are those of float64 whatever the dtype of the embeddings: products of float32 matrices differ in their last
+digits with block size and processor, and a rank must not. Where most scores cannot matter, float32 products say which
+might, by a bound on what rounding can do, and these alone are computed again in float64: the same ranks, sooner.
+The `_chance` functions give what random scores would.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.arrays import (
+    SAME_SCORE,
+    aligned_embeddings,
+    as_numpy,
+    blocks,
+    check_max_rank,
+    check_same_size,
+    distractor_units,
+    embedding_rows,
+    first_highest,
+    identity_codes,
+    identity_labels,
+    is_tensor,
+    labelled_units,
+    scored_pairs,
+    self_positions,
+    shared_codes,
+    unit_rows,
+)
+from evaluation.metrics import accepted_at_every_score, accepted_counts, area_under_curve, equal_error_rate, tar_at_far
+from meta import UserError
+
+if TYPE_CHECKING:
+    from evaluation.arrays import Array
+
+DENSE_SHARE = 32  # where more than one score in so many is wanted, computing all is no slower than picking them
+NUM_FOLDS = 10
+FOLD_THRESHOLDS = np.arange(-100, 101) / 100
+FALSE_ACCEPT_RATES = {"1e-2": 100, "1e-3": 1_000, "1e-4": 10_000}  # one impostor in this many: exact, unlike 1e-4 * n
+
+
+# ---------------------------------------------------------------------------------------------- two views, pair scores
+
+
+def join_views(original: Array, mirror: Array, how: str) -> Array:
+    """Joined, L2-normalised embeddings of two views: (N,2D) for "concatenate", (N,D) for "add".
+
+    `original` and `mirror` are (N,D) embeddings before L2 normalisation: each view is normalised, the two are joined,
+    the joined embedding is normalised again. NumPy in, NumPy out; torch in, torch out on the same device, no gradient.
+    float64 stays float64, all other floating types give float32.
+
+    Raises: UserError for shapes that differ, empty input, values that are not finite floats, or an unknown `how`.
+    Source: the two-view test of the published evaluation, which reports both joins.
+    """
+    if how not in ("concatenate", "add"):
+        raise UserError(f'The join {how!r} does not exist, use "concatenate" or "add".')
+    original_rows, mirror_rows = aligned_embeddings(original, mirror, "original", "mirror")
+    num_images, size = original_rows.shape
+    kept_dtype = np.float64 if original_rows.dtype == np.float64 else np.float32
+    joined = np.empty((num_images, 2 * size if how == "concatenate" else size), dtype=kept_dtype)
+    for rows in blocks(num_images, 2 * size):
+        views = unit_rows(original_rows[rows]), unit_rows(mirror_rows[rows])
+        joined[rows] = unit_rows(np.concatenate(views, axis=1) if how == "concatenate" else views[0] + views[1])
+    return sys.modules["torch"].from_numpy(joined).to(original.device) if is_tensor(original) else joined
+
+
+def pair_scores(a: Array, b: Array) -> np.ndarray:
+    """Cosine of row n of `a` and row n of `b`, both (N,D): (N,) float64 NumPy array.
+
+    Raises: UserError for shapes that differ, empty input or values that are not finite floats.
+    """
+    a_rows, b_rows = aligned_embeddings(a, b, "a", "b")
+    scores = np.empty(len(a_rows))
+    for rows in blocks(*a_rows.shape):
+        scores[rows] = np.sum(unit_rows(a_rows[rows]) * unit_rows(b_rows[rows]), axis=1)
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------ identification
+
+
+def leave_one_out(embeddings: Array, identities: Array) -> dict[str, float]:
+    """Rank-1 percent of leave-one-out identification: each image against all others, the nearest by cosine answers.
+
+    `embeddings` (N,D), `identities` (N,) whole numbers or strings. An image never matches itself; on a tie the first in
+    order answers. A person with one image has no mate to find and counts as a miss.
+
+    Raises: UserError for wrong shapes, fewer than two images, values that are not finite floats.
+    Source: FG-NET leave-one-out ("LOPO") as the IEFP paper reports it.
+    """
+    units, codes = labelled_units(embeddings, identities)
+    num_hits = 0
+    for rows in blocks(len(units), len(units)):
+        scores = units[rows] @ units.T  # (P,N); of a matrix with itself BLAS computes one half, in float64 as cheaply
+        scores[self_positions(rows)] = -np.inf
+        num_hits += np.count_nonzero(codes[first_highest(scores)] == codes[rows])
+    return {"rank1_percent": float(100.0 * num_hits / len(units))}
+
+
+def mates_against_rest(
+    embeddings: Array, identities: Array, distractors: Array | Iterable[Array] | None = None, max_rank: int = 10
+) -> dict[str, float]:
+    """CMC percent for ranks 1..max_rank: each mate against every image of other identities, MegaFace style.
+
+    For each ordered pair (probe p, mate i) of one identity the gallery is i, every image of other identities and, where
+    given, every distractor. Rank = 1 + number of non-mates n with s(p,n) > s(p,i): a tie is the mate's.
+    `embeddings` (N,D), `identities` (N,) whole numbers or strings, `distractors` (M,D) images of other people,
+    read in pieces: a memory-mapped file of a million will do, and so will an iterator over arrays (M1,D), (M2,D), ...
+    that are never in memory together; it is read once. A person with one image is a non-mate only.
+
+    Raises: UserError for wrong shapes, no two images of one identity, values that are not finite floats, max_rank < 1.
+    Source: FG-NET in MegaFace style (Kemelmacher-Shlizerman et al., CVPR 2016) as the IEFP paper reports it.
+    """
+    check_max_rank(max_rank)
+    units, codes = labelled_units(embeddings, identities)
+    num_pairs = _count_mate_pairs(codes)
+    strongest = _strongest_distractors(units, distractors, max_rank)
+    hits = np.zeros(max_rank, dtype=np.int64)
+    for rows in blocks(len(units), len(units)):
+        scores = units[rows] @ units.T  # (P,N)
+        is_mate = codes[rows, None] == codes  # (P,N), self included until the rest has been taken out
+        rest = _keep_strongest(strongest[rows], np.where(is_mate, -np.inf, scores))
+        is_mate[self_positions(rows)] = False
+        probe, mate = np.nonzero(is_mate)
+        mate_scores = scores[probe, mate] + SAME_SCORE
+        # Rank <= k exactly where the k-th strongest of the rest is no stronger than the mate.
+        hits += [np.count_nonzero(mate_scores >= rest[probe, place]) for place in range(max_rank)]
+    return {f"cmc_percent_{rank}": float(100.0 * hits[rank - 1] / num_pairs) for rank in range(1, max_rank + 1)}
+
+
+def probe_gallery(probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array) -> dict[str, float]:
+    """Rank-1 percent of the probes whose nearest gallery image by cosine is of their identity.
+
+    `probe` (P,D), `gallery` (G,D), identities (P,) and (G,) whole numbers or strings. Identities are matched by value,
+    never by position; on a tie the first gallery image in order answers.
+
+    Raises: UserError for wrong shapes, empty input, values that are not finite floats, a probe whose identity the
+    gallery lacks.
+    Source: MORPH2 with 3,000 and 10,000 subjects (gallery youngest, probe oldest image) as the IEFP paper reports it.
+    """
+    probe_rows = embedding_rows(probe, "probe")
+    gallery_rows = embedding_rows(gallery, "gallery")
+    check_same_size(probe_rows, gallery_rows, "probe", "gallery")
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities", len(probe_rows)),
+        identity_labels(gallery_identities, "gallery_identities", len(gallery_rows)),
+    )
+    gallery_units = unit_rows(gallery_rows)
+    gallery_rounded = gallery_units.astype(np.float32)
+    num_hits = 0
+    for rows in blocks(len(probe_rows), len(gallery_rows)):
+        probe_units = unit_rows(probe_rows[rows])
+        nearby = probe_units.astype(np.float32) @ gallery_rounded.T  # (P,G)
+        nearest = _nearest(probe_units, gallery_units, nearby)
+        num_hits += np.count_nonzero(gallery_codes[nearest] == probe_codes[rows])
+    return {"rank1_percent": float(100.0 * num_hits / len(probe_rows))}
+
+
+# -------------------------------------------------------------------------------------------------------- verification
+
+
+def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
+    """Published-compatible accuracy, AUC and EER in percent of pairs in ten contiguous folds, in list order.
+
+    `scores` (N,) cosines, `genuine` (N,) bool or 0/1. Folds are as equal as can be: where ten does not divide N the
+    first N mod 10 folds are one pair longer. Thresholds are -1, -0.99, ..., 1; a score at the threshold is accepted.
+    Accuracy: each fold at the first (lowest) threshold that is best on the other nine, then the mean over folds.
+    AUC and EER: FPR and TPR averaged over folds, threshold by threshold; the area under that curve, and the point on it
+    where 1 - TPR = FPR by linear interpolation. A fold without genuine (impostor) pairs has no TPR (FPR) and stays out
+    of that average. The curve is closed at (0, 0) and (1, 1), where that of cosines in [-1, 1) ends anyway.
+
+    Raises: UserError for wrong shapes, fewer than ten pairs, no genuine or no impostor pair, scores not finite.
+    Source: the published evaluation of CACD-VS and CALFW. `exact_verification` gives the same pairs' exact figures.
+    """
+    score_row, is_genuine = scored_pairs(scores, genuine)
+    if len(score_row) < NUM_FOLDS:
+        raise UserError(
+            f"scores holds {len(score_row)} pairs, ten folds need at least {NUM_FOLDS}: pass the whole pair list."
+        )
+    accepted_genuine, num_genuine = _fold_counts(score_row, is_genuine)
+    accepted_impostor, num_impostor = _fold_counts(score_row, ~is_genuine)
+
+    correct = accepted_genuine + num_impostor - accepted_impostor  # (folds, thresholds)
+    chosen = np.argmax(correct.sum(axis=0) - correct, axis=1)  # (folds,), argmax takes the first best
+    fold_accuracy = correct[np.arange(NUM_FOLDS), chosen] / (num_genuine + num_impostor)[:, 0]
+
+    true_positive_rate = _mean_rate_strictest_first(accepted_genuine, num_genuine)
+    false_positive_rate = _mean_rate_strictest_first(accepted_impostor, num_impostor)
+    return {
+        "accuracy_percent": float(100.0 * fold_accuracy.mean()),
+        "auc_percent": 100.0 * area_under_curve(false_positive_rate, true_positive_rate),
+        "eer_percent": 100.0 * equal_error_rate(false_positive_rate, true_positive_rate),
+    }
+
+
+def exact_verification(scores: Array, genuine: Array) -> dict[str, float]:
+    """AUC, EER and TAR at FAR 1e-2, 1e-3, 1e-4 in percent from one ROC over all pairs, with a point at every score.
+
+    `scores` (N,), higher is more alike, `genuine` (N,) bool or 0/1. AUC is the share of (genuine, impostor) couples in
+    which the genuine score is higher, a tie counting one half. TAR at FAR f is the largest of any threshold with
+    FAR <= f. `impostors_allowed_at_far_*` is how many of the `num_impostor` that FAR lets pass: where it is small the
+    TAR hangs on few pairs; where it is 0 the list is too short for that FAR and its TAR accepts no impostor at all.
+
+    Raises: UserError for wrong shapes, no genuine or no impostor pair, scores that are not finite.
+    """
+    score_row, is_genuine = scored_pairs(scores, genuine)
+    accepted_genuine, accepted_impostor = accepted_at_every_score(score_row[is_genuine], score_row[~is_genuine])
+    num_genuine, num_impostor = int(accepted_genuine[-1]), int(accepted_impostor[-1])
+    couples_won = area_under_curve(accepted_impostor, accepted_genuine)
+    error_rate = equal_error_rate(accepted_impostor / num_impostor, accepted_genuine / num_genuine)
+    result = {
+        "pooled_auc_percent": 100.0 * couples_won / (num_genuine * num_impostor),
+        "pooled_eer_percent": 100.0 * error_rate,
+    }
+    for rate, one_in in FALSE_ACCEPT_RATES.items():
+        impostors_allowed = num_impostor // one_in
+        result[f"tar_at_far_{rate}_percent"] = 100.0 * tar_at_far(
+            accepted_genuine, accepted_impostor, impostors_allowed
+        )
+        result[f"impostors_allowed_at_far_{rate}"] = float(impostors_allowed)
+    return result | {"num_genuine": float(num_genuine), "num_impostor": float(num_impostor)}
+
+
+# ----------------------------------------------------------------------------------------------------------------- age
+
+
+def age_group_error(probabilities_original: Array, probabilities_mirror: Array, age_groups: Array) -> dict[str, float]:
+    """Mean absolute error in groups, not years, and percent of exact hits of the age group of highest mean probability.
+
+    Probabilities (N,G) are the softmax outputs of the two views, `age_groups` (N,) whole numbers 0..G-1.
+
+    Raises: UserError for wrong shapes, rows that are no probabilities, groups out of range.
+    Source: the published evaluation's age error (argmax of the mean of both views' softmaxes).
+    """
+    original, mirror = aligned_embeddings(
+        probabilities_original, probabilities_mirror, "probabilities_original", "probabilities_mirror"
+    )
+    for rows, name in ((original, "probabilities_original"), (mirror, "probabilities_mirror")):
+        if np.any(rows < 0) or np.any(np.abs(rows.sum(axis=1, dtype=np.float64) - 1) > 0.01):  # room for float16
+            raise UserError(f"{name} has rows that are no probabilities (0 or more, sum 1): pass softmax outputs.")
+    groups = as_numpy(age_groups, "age_groups")
+    if groups.shape != (len(original),) or groups.dtype.kind not in "iu":
+        raise UserError(
+            f"age_groups has shape {groups.shape} and dtype {groups.dtype}, "
+            f"it must hold one whole number for each of the {len(original)} images."
+        )
+    num_groups = original.shape[1]
+    if groups.min() < 0 or groups.max() >= num_groups:
+        raise UserError(
+            f"age_groups runs from {groups.min()} to {groups.max()}, the probabilities are for groups "
+            f"0 to {num_groups - 1}: pass group indices, not years."
+        )
+    predicted = np.argmax(original.astype(np.float64) + mirror, axis=1)
+    distance = np.abs(predicted - groups.astype(np.int64))
+    return {
+        "age_group_mae": float(distance.mean()),
+        "age_group_accuracy_percent": float(100.0 * np.mean(distance == 0)),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- chance
+
+
+def leave_one_out_chance(identities: Array) -> dict[str, float]:
+    """Expected `leave_one_out` of a random guess: the mean over images of mates / (N - 1), in percent."""
+    codes = identity_codes(identities)
+    images_per_identity = np.bincount(codes)
+    mates_per_image = (images_per_identity - 1)[codes]
+    return {"rank1_percent": float(100.0 * mates_per_image.mean() / (len(codes) - 1))}
+
+
+def mates_against_rest_chance(identities: Array, num_distractors: int = 0, max_rank: int = 10) -> dict[str, float]:
+    """Expected `mates_against_rest` of random scores: every rank of the gallery is equally likely, in percent.
+
+    Raises: UserError for no two images of one identity, a negative number of distractors, max_rank below 1.
+    """
+    check_max_rank(max_rank)
+    if num_distractors < 0:
+        raise UserError(f"num_distractors is {num_distractors}, it must be 0 or more.")
+    codes = identity_codes(identities)
+    images_per_identity = np.bincount(codes)
+    pairs_per_identity = images_per_identity * (images_per_identity - 1)
+    num_pairs = _count_mate_pairs(codes)
+    gallery_size = 1 + len(codes) - images_per_identity + num_distractors  # the mate, the others, the distractors
+    return {
+        f"cmc_percent_{rank}": float(
+            100.0 * np.sum(pairs_per_identity * np.minimum(rank / gallery_size, 1.0)) / num_pairs
+        )
+        for rank in range(1, max_rank + 1)
+    }
+
+
+def probe_gallery_chance(probe_identities: Array, gallery_identities: Array) -> dict[str, float]:
+    """Expected `probe_gallery` of a random guess: 100 / gallery size where the gallery has one image per identity.
+
+    Raises: UserError for a probe whose identity the gallery lacks.
+    """
+    probe_codes, gallery_codes = shared_codes(
+        identity_labels(probe_identities, "probe_identities"),
+        identity_labels(gallery_identities, "gallery_identities"),
+    )
+    images_per_identity = np.bincount(gallery_codes)
+    return {"rank1_percent": float(100.0 * images_per_identity[probe_codes].mean() / len(gallery_codes))}
+
+
+# ----------------------------------------------------------------------------------------------------- blocks of scores
+
+
+def _nearest(units: np.ndarray, others: np.ndarray, nearby: np.ndarray) -> np.ndarray:
+    """Position in `others` (G,D) with the highest cosine to each of `units` (P,D), the first on a tie: (P,).
+
+    `nearby` (P,G) are the float32 products of the two, -inf for what is not asked for.
+    """
+    # Both the highest and what is as high may be off, in opposite directions.
+    margin = 2 * _rounding(units.shape[1]) + SAME_SCORE
+    scores, places = _exact_scores(units, others, nearby >= nearby.max(axis=1, keepdims=True) - margin)
+    return places[np.arange(len(places)), first_highest(scores)]
+
+
+def _rounding(size: int) -> np.float32:
+    """Most by which a float32 product of two unit rows of `size` numbers is off, in whatever order it is summed.
+
+    With u = 2**-24: each sum of n products is off by n u at most and each rounded factor by u, where |a| |b| = 1 bounds
+    the sum of |a b|. The formula is twice that and has room for the terms in u squared.
+    """
+    return np.float32((size + 8) * 2.0**-23)
+
+
+def _exact_scores(units: np.ndarray, others: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The wanted ones, bool (P,M), of the cosines of `units` (P,D) and `others` (M,D), in float64: (P,W).
+
+    W is the most that any row wants. A row's cosines keep their order and move to the left; the rest is -inf. Beside
+    them their positions in `others`, (P,W).
+    """
+    row, place = np.nonzero(wanted)
+    if len(row) * DENSE_SHARE > wanted.size:
+        values = (units @ others.T)[row, place]
+    else:
+        values = np.empty(len(row))
+        for piece in blocks(len(row), units.shape[1]):
+            values[piece] = np.einsum("nd,nd->n", units[row[piece]], others[place[piece]])
+    counts = np.count_nonzero(wanted, axis=1)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    scores = np.full((len(units), counts.max(initial=0)), -np.inf)
+    places = np.zeros(scores.shape, dtype=np.intp)
+    scores[row, column], places[row, column] = values, place
+    return scores, places
+
+
+def _keep_strongest(strongest: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The K highest of `strongest` (P,K) and `scores` (P,C) together, row by row, highest first: (P,K)."""
+    count = strongest.shape[1]
+    pool = np.concatenate([strongest, scores], axis=1)
+    return np.sort(np.partition(pool, -count, axis=1)[:, -count:], axis=1)[:, ::-1]
+
+
+def _strongest_distractors(units: np.ndarray, distractors: Array | Iterable[Array] | None, count: int) -> np.ndarray:
+    """Each probe's `count` highest distractor scores, highest first, -inf where there are fewer: (N,count)."""
+    strongest = np.full((len(units), count), -np.inf)
+    if distractors is None:
+        return strongest
+    rounded, rounding = units.astype(np.float32), _rounding(units.shape[1])
+    for others in distractor_units(units, distractors):
+        others_rounded = others.astype(np.float32)
+        for rows in blocks(len(units), len(others)):
+            nearby = rounded[rows] @ others_rounded.T  # (P,M of this piece)
+            kept = strongest[rows]  # a view
+            # After the first pieces few probes find anything stronger, and only theirs needs a closer look.
+            changes = np.flatnonzero(nearby.max(axis=1) >= kept[:, -1] - rounding)
+            if len(changes):
+                nearby, floor = nearby[changes], kept[changes, -1:] - rounding
+                wanted = nearby >= floor
+                if np.count_nonzero(wanted) > 4 * count * len(changes):  # so it is in the first piece
+                    place = max(0, len(others) - count)
+                    weakest_kept = np.partition(nearby, place, axis=1)[:, place, None]
+                    wanted = nearby >= np.maximum(floor, weakest_kept - 2 * rounding)
+                scores, _ = _exact_scores(units[rows][changes], others, wanted)
+                kept[changes] = _keep_strongest(kept[changes], scores)
+    return strongest
+
+
+# ------------------------------------------------------------------------------------------------------ folds of pairs
+
+
+def _fold_counts(scores: np.ndarray, is_counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counted pairs of each fold: accepted at each threshold (folds, thresholds), and in all (folds, 1)."""
+    # array_split makes contiguous parts and gives what does not divide to the first ones, one each.
+    folds = [scores[part][is_counted[part]] for part in np.array_split(np.arange(len(scores)), NUM_FOLDS)]
+    accepted = np.stack([accepted_counts(fold, FOLD_THRESHOLDS) for fold in folds])
+    return accepted, np.array([[len(fold)] for fold in folds])
+
+
+def _mean_rate_strictest_first(accepted: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Fold average of accepted / totals, highest threshold first, closed with 0 and 1: (thresholds + 2,)."""
+    has_pairs = totals[:, 0] > 0
+    rate = (accepted[has_pairs] / totals[has_pairs]).mean(axis=0)
+    return np.concatenate([[0.0], rate[::-1], [1.0]])
+
+
+# ---------------------------------------------------------------------------------------------------------- at the door
+
+
+def _count_mate_pairs(codes: np.ndarray) -> int:
+    """Number of ordered pairs of two images of one identity; raises UserError where there is none."""
+    images_per_identity = np.bincount(codes)
+    num_pairs = int(np.sum(images_per_identity * (images_per_identity - 1)))
+    if num_pairs == 0:
+        raise UserError("identities has no two images of one identity, so no probe has a mate: check the labels.")
+    return num_pairs

@@ -1,0 +1,240 @@
+"""Files given as --detector that are none, and their like at other flags: one sentence, before the first picture."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts import load_script
+
+from data.alignment.detectors import DetectorError, find_faces, open_detector
+from data.alignment.looks import looks_aligned
+from data.alignment.photos import Aligner, list_pictures, load_pieces
+from meta import UserError, wrong_file
+from utils.files import numbered_lines
+
+YUNET = Path(__file__).resolve().parents[2] / "shared" / "models" / "face_detection_yunet_2026may.onnx"
+WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>opencv_zoo</title></head></html>\n"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:8f2383e4\nsize 232589\n"
+needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="YuNet's file is not beside the project")
+
+
+@pytest.fixture(autouse=True)
+def nothing_opened():
+    open_detector.cache_clear()
+    yield
+    open_detector.cache_clear()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five photographs without a face."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("RGB", (300, 200), (40 * i, 90, 120)).save(folder / f"{i}.png")
+    return folder
+
+
+def recognition_network(path: Path) -> None:
+    """An ONNX file of images (1, 3, 112, 112) -> embeddings (1, 4): well-formed, and no detector."""
+    onnx = pytest.importorskip("onnx")
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3 * 112 * 112), np.float32), "weight")
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["images"], ["flat"]),
+         helper.make_node("Gemm", ["flat", "weight"], ["embeddings"], transB=1)],
+        "recognition",
+        [helper.make_tensor_value_info("images", floats, [1, 3, 112, 112])],
+        [helper.make_tensor_value_info("embeddings", floats, [1, 4])],
+        [weight],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("yunet.onnx", b"a model")
+
+
+def broken_off(path: Path) -> None:
+    recognition_network(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+CANNOT_BE_USED = {
+    "a web page": (WEB_PAGE, "is a web page, no ONNX file: open its address in a browser"),
+    "a pointer of Git LFS": (LFS_POINTER, "is a pointer of Git LFS, no ONNX file: run `git lfs pull`"),
+    "nothing": (b"", "is empty: get it again"),
+    "noise": (bytes(range(256)) * 8, "is no ONNX model that OpenCV can run"),
+    "a ZIP archive": (archive, "is a ZIP archive, no ONNX file: unpack it"),
+    "a folder": (Path.mkdir, "is a folder: give the ONNX file itself"),
+    "half a file": (broken_off, "is no ONNX model that OpenCV can run"),
+    # OpenCV 4 and 5 find out at different places that it is no detector.
+    "another network": (recognition_network, "yunet.onnx is "),
+}
+
+
+def make(path: Path, content) -> Path:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    return path
+
+
+@pytest.mark.parametrize("case", CANNOT_BE_USED)
+def test_a_detector_that_cannot_be_used_ends_the_run_once(run_main, weights, photos, tmp_path, monkeypatch, case):
+    """17, 13: a file that is no detector is one sentence and status 2, before weights and pictures are read."""
+    pytest.importorskip("cv2")
+    content, words = CANNOT_BE_USED[case]
+    path = make(tmp_path / "yunet.onnx", content)
+
+    def too_late(*_):
+        raise AssertionError("weights were read before the detector was tried")
+
+    monkeypatch.setattr(load_script("embed"), "load", too_late)
+    told = run_main("embed", photos, "-o", tmp_path / "faces.npz", "--detector", path, "--on-bad-picture", "skip",
+                    "--weights", weights, "--device", "cpu", "--workers", 0)  # fmt: skip
+    assert told.status == 2 and not told.out
+    assert told.err.count("\n") == 1 and told.err.startswith(f"embed.py: --detector {path} ") and words in told.err
+    assert "face_detection_yunet_2023mar.onnx of https://github.com/opencv/opencv_zoo" in told.err
+    assert not (tmp_path / "faces.npz").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_detector_at_fault_is_never_a_bad_picture(photos, tmp_path, workers):
+    """17: from Python, where nothing tried the detector before, and in a worker process it ends the run as well."""
+    pytest.importorskip("cv2")
+    path = make(tmp_path / "yunet.onnx", WEB_PAGE)
+    pieces = load_pieces(list_pictures([photos]), Aligner(detector_path=str(path)), batch_size=2, workers=workers)
+    seen = load_script("embed").Seen("skip")
+    with pytest.raises(UserError, match=r"yunet\.onnx is a web page, no ONNX file") as caught:
+        list(seen.passing(pieces))
+    assert "\n" not in str(caught.value) and not seen.failures
+
+
+class Detector:
+    """Stands in for OpenCV's: fails for pictures of 200 rows, finds nothing in others."""
+
+    rows = None
+
+    def setInputSize(self, size):
+        self.size = size
+
+    def detect(self, pixels):
+        if len(pixels) == 200:
+            raise RuntimeError("OpenCV: an assertion\n   failed")
+        return 1, self.rows
+
+
+def test_a_picture_that_opencv_cannot_search_is_a_bad_picture(photos, monkeypatch):
+    """13: an error of OpenCV's while it looks for faces is a sentence about the picture and no traceback."""
+    Image.new("RGB", (300, 100)).save(photos / "5.png")
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: Detector())
+    pieces = load_pieces(list_pictures([photos]), Aligner(detector_path="yunet.onnx"), batch_size=6)
+    (piece,) = load_script("embed").Seen("skip").passing(pieces)
+    assert piece.failures[0].startswith("no face can be looked for in '0.png', OpenCV can't search 300 x 200 pixels")
+    assert "(OpenCV: an assertion failed)" in piece.failures[0]
+    assert piece.failures[5].startswith("no face was found in '5.png'")
+
+
+def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
+    """13: an array that YuNet doesn't give is the detector's fault."""
+    detector = Detector()
+    detector.rows = np.zeros((3, 7), np.float32)
+    with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), YuNet gives 15 numbers a face"):
+        find_faces(detector, Image.new("RGB", (64, 64)))
+
+
+@needs_yunet
+@pytest.mark.parametrize("size", [(320, 320), (640, 427), (50, 300)])
+def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
+    """17: the true detector is not refused."""
+    pytest.importorskip("cv2")
+    faces = find_faces(open_detector(str(YUNET)), Image.new("RGB", size, (128, 128, 128)))
+    assert faces.shape[1:] == (5, 2)
+
+
+@needs_yunet
+def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
+    """17: the detector that passed the trial is the one that finds the face."""
+    pytest.importorskip("cv2")
+    from skimage.data import astronaut
+
+    face = Aligner(detector_path=str(YUNET)).face(Image.fromarray(astronaut()), "astronaut")
+    assert face.aligned_by == "detector" and not face.notes  # one face
+    assert looks_aligned(face.pixels[None].numpy()).all()
+
+
+@needs_yunet
+def test_workers_search_with_the_detector_that_was_tried_before_them(photos):
+    """17: trying the detector first doesn't hang the processes that are forked afterwards."""
+    pytest.importorskip("cv2")
+    open_detector(str(YUNET))
+    pieces = load_pieces(list_pictures([photos]), Aligner(detector_path=str(YUNET)), batch_size=2, workers=1)
+    failures = {i: reason for piece in pieces for i, reason in piece.failures.items()}
+    assert len(failures) == 5 and all(reason.startswith("no face was found in") for reason in failures.values())
+
+
+# ------------------------------------------------------------------------------------------------ the same elsewhere
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "wanted"),
+    [
+        ("--landmarks", "points.json", "landmark file"),
+        ("--landmarks", "points.csv", "landmark file"),
+        ("--landmarks", "points.lst", "landmark file"),
+        ("--calibration", "calibration.json", "calibration"),
+        ("--gallery", "faces.npz", "file of embeddings"),
+        ("--gallery", "faces.parquet", "file of embeddings"),
+        ("--weights", "iefp.pth", "weight file"),
+        ("--weights", "iefp.safetensors", "weight file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["a web page", "a pointer of Git LFS"])
+def test_a_web_page_at_another_flag_is_named_once(run_main, weights, photos, tmp_path, flag, name, wanted, kind):
+    """17: the files of other flags too are one sentence that says what they are, before the first picture."""
+    path = make(tmp_path / name, CANNOT_BE_USED[kind][0])
+    pictures = sorted(photos.glob("*.png"))[: 1 if flag == "--gallery" else 2]
+    told = run_main("embed", *pictures, "--weights", weights, "--device", "cpu", "--workers", 0, flag, path)
+    assert told.status == 2 and told.err.count("\n") == 1 and f"is {kind}, no {wanted}" in told.err
+    assert str(path) in told.err
+
+
+def test_a_web_page_among_lists_and_tables_is_named(tmp_path):
+    """17: so are text files: lists of pairs, tables of ages, landmarks of one picture."""
+    path = make(tmp_path / "list.txt", WEB_PAGE)
+    for what in ("pair list", "age table", "landmark file"):
+        with pytest.raises(UserError, match=f"The {what} '.*list.txt' is a web page, no {what}: open its address"):
+            list(numbered_lines(path, what, "lines are expected"))
+
+
+def test_what_a_file_is_is_seen_by_its_first_bytes(tmp_path):
+    """17: archives, folders and broken downloads are known, sound files are left alone."""
+    path = tmp_path / "some.bin"
+    kinds = {
+        b"\x1f\x8b\x08\0": "gzip archive",
+        b"Rar!\x1a\x07\0": "RAR archive",
+        b"7z\xbc\xaf\x27\x1c": "7z archive",
+        bytes(257) + b"ustar\0" + bytes(300): "tar archive",
+        b"\xef\xbb\xbf<HTML>": "web page",
+        b"PK\x03\x04 and no end": "the download stopped early",
+    }
+    for content, words in kinds.items():
+        path.write_bytes(content)
+        assert words in wrong_file(path, "file")[0]
+    archive(path)
+    assert "is a ZIP archive" in wrong_file(path, "file")[0]
+    assert wrong_file(path, "weight file", zip_based=True) is None
+    # Of several disks, by a table of contents that no program wrote: Python's is_zipfile raises for it.
+    path.write_bytes(path.read_bytes()[:-22] + b"PK\x06\x07" + b"\x01" + bytes(15) + path.read_bytes()[-22:])
+    assert wrong_file(path, "weight file", zip_based=True) is None
+    for content in (b"\x08\x07pytorch", b"path,x1,y1\n", bytes(100)):
+        path.write_bytes(content)
+        assert wrong_file(path, "file") is None
+    assert wrong_file(tmp_path / "nowhere", "file") is None and wrong_file("a\0b", "file") is None

@@ -1,0 +1,632 @@
+"""data/check/run.py and what it uses: every planted fault is found, and a good data set has none."""
+
+import json
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.check import folders as doctor_folders
+from data.check import image_scan as examination
+from data.check.findings import OTHER_COUNT, Finding, is_wrong, report_lines, write_findings
+from data.check.image_scan import equal_groups, examine, shared
+from data.check.run import check
+from data.faces import index_identity_folders
+from data.pairs import find_pair_list, read_pair_list
+from data.verification_bins import file_sha256, write_verification_bin
+from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError
+from utils.files import no_progress
+
+TRAINING = TRAINING_SETS["ms1mv3"].folder
+FGNET = BENCHMARKS["fgnet"].folders[0]
+MORPH2 = BENCHMARKS["morph2"].unpacked_into
+CALFW_FOLDER, CALFW_LIST = BENCHMARKS["calfw"].folders[0], BENCHMARKS["calfw"].pair_lists[0]
+CACD_FOLDER, CACD_LIST = BENCHMARKS["cacd_vs"].folders[0], BENCHMARKS["cacd_vs"].pair_lists[0]
+
+
+@pytest.fixture
+def root(tiny_faces, tmp_path):
+    """A copy of the made-up faces, to be spoilt."""
+    return shutil.copytree(tiny_faces, tmp_path / "face_dataset")
+
+
+def pictures(folder):
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".jpg")
+
+
+def worse(findings):
+    """Those that are no "ok" and do not only say that made-up sets are small."""
+    return [found for found in findings if found.severity != "ok" and found.advice != OTHER_COUNT]
+
+
+def make_bin(root, name="lfw.bin"):
+    pairs = read_pair_list(find_pair_list(root, BENCHMARKS["calfw"]), root / CALFW_FOLDER)
+    write_verification_bin(pairs, root / name)
+    return root / name
+
+
+# ---------------------------------------------------------------------------------------------------- the good copy
+
+
+def test_nothing_is_wrong_with_made_up_faces_and_nothing_is_changed(tiny_faces, tmp_path):
+    def state():
+        return sorted((str(path), path.stat().st_mtime_ns) for path in tiny_faces.rglob("*"))
+
+    before = state()
+    findings = check(tiny_faces, weights_root=tmp_path)
+    assert {found.severity for found in worse(findings)} == {"missing"}  # the weight files
+    assert [found.name for found in worse(findings)] == ["age_weights", "iefp_weights"]
+    assert not is_wrong(findings)
+    told = {(found.name, found.what) for found in findings if found.severity == "ok"}
+    assert ("ms1mv3", f"{TRAINING}: 6 identities, 18 images") in told
+    assert ("ms1mv3", f"{TRAINING}: all 18 pictures can be decoded") in told
+    assert ("morph2_10000", "gallery_10000: 5 identities, 5 images") in told
+    assert {("calfw", "20 pairs of 40 pictures"), ("calfw", "ten folds of 1 genuine and 1 impostor pairs")} <= told
+    assert state() == before
+
+
+def test_other_counts_than_published_are_a_note_and_the_published_ones_are_none(root, monkeypatch):
+    notes = [found for found in check(root, ["fgnet"]) if found.severity == "note"]
+    assert [(found.what, found.advice) for found in notes] == [
+        (f"{FGNET}: the published set has 82 identities, 1,002 images", OTHER_COUNT)
+    ]
+    monkeypatch.setitem(doctor_folders.PUBLISHED_COUNTS, "fgnet", (4, len(pictures(root / FGNET))))
+    assert {found.severity for found in check(root, ["fgnet"])} == {"ok"}
+
+
+def test_a_good_bin_is_told_with_its_sha256(root):
+    path = make_bin(root)
+    findings = check(root, ["lfw.bin"])
+    assert worse(findings) == []
+    assert findings[0].what == f"20 pairs of 40 pictures, SHA-256 {file_sha256(path)}"
+    assert "lfw.bin" in {found.name for found in check(root)}
+
+
+# -------------------------------------------------------------------------------------------------- what is missing
+
+
+@pytest.mark.parametrize("name", [*TRAINING_SETS, *BENCHMARKS, "age_weights", "iefp_weights"])
+def test_what_is_not_there_is_wrong_only_if_it_was_named_and_its_source_is_told(tmp_path, name):
+    findings = check(tmp_path, weights_root=tmp_path)
+    assert {found.severity for found in findings} == {"missing"} and not is_wrong(findings)
+    sources = {key: known.source for key, known in (TRAINING_SETS | BENCHMARKS).items()}
+    sources |= {f"{key}_weights": known.source for key, known in WEIGHT_FILES.items()}
+    named = check(tmp_path, [name], weights_root=tmp_path)
+    assert named and {found.severity for found in named} == {"wrong"}
+    assert all(found.name.startswith(name) and sources[name] in found.advice for found in named)
+
+
+def test_an_unknown_name_and_a_missing_folder_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"'lfw.bin' is nothing that can be checked: give some of ms1mv3, fgnet, "):
+        check(tmp_path, ["fgnet", "lfw.bin"])
+    with pytest.raises(UserError, match="nowhere' of data sets does not exist"):
+        check(tmp_path / "nowhere")
+
+
+# -------------------------------------------------------------------------------------------------- identity folders
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def loose_picture(root):
+    shutil.copy(pictures(root / FGNET)[0], root / FGNET / "001A99.JPG")
+
+
+def a_folder_too_deep(root):
+    (root / FGNET / "inner").mkdir()
+    for folder in list((root / FGNET).iterdir()):
+        if folder.name != "inner":
+            folder.rename(root / FGNET / "inner" / folder.name)
+
+
+def other_files(root):
+    (root / FGNET / "001" / "Thumbs.db").touch()
+
+
+def empty_folder(root):
+    (root / FGNET / "099").mkdir()
+
+
+def no_age(root):
+    first = pictures(root / FGNET)[0]
+    first.rename(first.with_name("face.JPG"))
+
+
+def impossible_age(root):
+    first = pictures(root / FGNET)[0]
+    first.rename(first.with_name("001A121.JPG"))
+
+
+def truncated(root):
+    cut_short(pictures(root / FGNET)[0])
+
+
+def no_picture(root):
+    pictures(root / FGNET)[1].write_bytes(b"")
+
+
+def dangling_link(root):
+    (root / FGNET / "001" / "001A88.JPG").symlink_to("nowhere.jpg")
+
+
+def other_size(root):
+    path = pictures(root / FGNET)[0]
+    with Image.open(path) as picture:
+        picture.resize((64, 80)).save(path)
+
+
+def copy_under_another_identity(root):
+    shutil.copy(pictures(root / FGNET / "001")[0], root / FGNET / "002" / "002A77.JPG")
+
+
+def copy_under_one_identity(root):
+    shutil.copy(pictures(root / FGNET / "001")[0], root / FGNET / "001" / "001A77.JPG")
+
+
+def single_picture(root):
+    for path in pictures(root / FGNET / "003")[1:]:
+        path.unlink()
+
+
+def no_pictures_at_all(root):
+    shutil.rmtree(root / FGNET)
+    (root / FGNET).mkdir()
+
+
+FGNET_FAULTS = [
+    (loose_picture, "wrong", "1 pictures lie directly in ", "001A99.JPG"),
+    (a_folder_too_deep, "wrong", "1 folders in '", "inner"),
+    (a_folder_too_deep, "wrong", "holds no images", None),
+    (no_pictures_at_all, "wrong", "holds no images", None),
+    (other_files, "note", "1 files in ", "001/Thumbs.db"),
+    (empty_folder, "note", "1 folders in ", "099"),
+    (no_age, "wrong", "1 of 15 file names hold no age", "001/face.JPG"),
+    (impossible_age, "wrong", "1 of 15 file names hold no age, or none from 0 to 120", "001/001A121.JPG"),
+    (truncated, "wrong", "1 of 15 pictures can't be decoded", ": image file is truncated"),
+    (no_picture, "wrong", "1 of 15 pictures can't be decoded", ": it is not an image"),
+    (dangling_link, "wrong", "1 of 16 pictures can't be decoded", "001/001A88.JPG: No such file"),
+    (other_size, "note", "1 of 15 pictures are not 112x112 (64x80: 1)", None),
+    (copy_under_another_identity, "wrong", "1 pictures lie, byte for byte the same, under different", "002A77.JPG"),
+    (copy_under_one_identity, "wrong", "1 pictures lie several times", "001/001A77.JPG"),
+    (single_picture, "note", "1 identities have one picture", "003"),
+]
+
+
+@pytest.mark.parametrize(("fault", "severity", "what", "example"), FGNET_FAULTS)
+def test_a_fault_in_fgnet_is_found(root, fault, severity, what, example):
+    fault(root)
+    findings = worse(check(root, ["fgnet"]))
+    (found,) = [found for found in findings if what in found.what]
+    assert (found.name, found.severity) == ("fgnet", severity)
+    assert example is None or example in found.examples[0] and example in found.what
+    assert found.advice or fault in (a_folder_too_deep, no_pictures_at_all)  # their sentence holds it
+    assert fault in (a_folder_too_deep,) or len(findings) == 1  # and nothing else
+
+
+def test_faults_of_the_training_set_are_found_but_copies_are_notes(root):
+    first, second = sorted(path for path in (root / TRAINING).iterdir())[:2]
+    source = pictures(first)[0]
+    shutil.copy(source, second / "99999999_age_20.jpg")
+    shutil.copy(source, first / "99999998_age_20.jpg")
+    cut_short(pictures(first)[2])
+    pictures(second)[0].rename(second / "unnamed.jpg")
+    findings = worse(check(root, ["ms1mv3"]))
+    assert [(found.severity, found.what.split(" (")[0]) for found in findings] == [
+        ("wrong", f"{TRAINING}: 1 of 20 file names hold no age, or none from 0 to 120"),
+        ("wrong", f"{TRAINING}: 1 of 20 pictures can't be decoded"),
+        ("note", "1 pictures lie, byte for byte the same, under different identities"),
+    ]
+    assert findings[2].examples[0].count(" = ") == 2
+
+
+def test_a_training_set_without_any_ages_is_a_note_that_says_how_to_get_them(root):
+    for path in pictures(root / TRAINING):
+        path.rename(path.with_name(path.name.replace("_age_", "-")))
+    (found,) = worse(check(root, ["ms1mv3"]))
+    assert found.severity == "note" and "no file name holds an age" in found.what and "prepare.py ages" in found.advice
+
+
+# ----------------------------------------------------------------------------------------------------------- MORPH2
+
+
+def subjects(root, side):
+    return sorted((root / MORPH2 / side).iterdir())
+
+
+def probe_alone(root):
+    shutil.rmtree(subjects(root, "gallery_3000")[0])
+
+
+def gallery_alone(root):
+    shutil.rmtree(subjects(root, "probe_3000")[0])
+
+
+def second_picture(root):
+    folder = subjects(root, "probe_3000")[0]
+    with Image.open(pictures(folder)[0]) as picture:
+        picture.rotate(5).save(folder / f"{folder.name}_9M77.JPG")
+
+
+def younger_probe(root):
+    folder = subjects(root, "probe_3000")[0]
+    path = pictures(folder)[0]
+    path.rename(folder / f"{folder.name}_1M16.JPG")
+
+
+def same_picture(root):
+    folder = subjects(root, "probe_3000")[0]
+    gallery = pictures(root / MORPH2 / "gallery_3000" / folder.name)[0]
+    shutil.copy(gallery, pictures(folder)[0])
+
+
+def one_side_only(root):
+    shutil.rmtree(root / MORPH2 / "gallery_3000")
+
+
+@pytest.mark.parametrize(
+    ("fault", "severity", "what"),
+    [
+        (probe_alone, "wrong", "1 subjects of the probes are not in the gallery ("),
+        (gallery_alone, "note", "1 subjects of the gallery have no probe ("),
+        (second_picture, "wrong", "probe_3000: 1 subjects have several pictures ("),
+        (younger_probe, "wrong", "1 subjects are younger as a probe than in the gallery ("),
+        (same_picture, "wrong", "1 pictures lie several times, byte for byte the same, under one identity ("),
+        (one_side_only, "wrong", "there is no folder "),
+    ],
+)
+def test_a_fault_in_one_setting_of_morph2_is_found_there_alone(root, fault, severity, what):
+    subject = subjects(root, "probe_3000")[0].name
+    fault(root)
+    (found,) = worse(check(root, ["morph2"]))
+    assert (found.name, found.severity) == ("morph2_3000", severity)
+    assert found.what.startswith(what)
+    assert fault is one_side_only or subject in found.examples[0]
+
+
+def test_a_setting_of_morph2_that_is_not_there_is_missing_and_the_other_is_checked(root):
+    for side in ("probe_10000", "gallery_10000"):
+        shutil.rmtree(root / MORPH2 / side)
+    findings = [found for found in check(root) if found.name.startswith("morph2")]
+    assert [found.name for found in findings if found.severity == "missing"] == ["morph2_10000"]
+    assert len([found for found in findings if found.name == "morph2_3000"]) > 3
+
+
+# ------------------------------------------------------------------------------------------------------------ pairs
+
+
+def edit_list(root, edit, place=CALFW_LIST):
+    path = root / place
+    path.write_text("".join(edit(path.read_text().splitlines(keepends=True))))
+
+
+def missing_picture(root):
+    pictures(root / CALFW_FOLDER)[3].unlink()
+
+
+def genuine_first(root):
+    edit_list(root, lambda lines: sorted(lines, key=lambda line: line.split()[2], reverse=True))
+
+
+def wrong_answer(root):
+    edit_list(root, lambda lines: [lines[0].replace(" 1\n", " 0\n"), *lines[1:]])
+
+
+def eleven_more_pairs(root):
+    edit_list(root, lambda lines: [*lines, lines[0], lines[1]])
+
+
+def malformed(root):
+    edit_list(root, lambda lines: [lines[0], "a.jpg b.jpg\n", *lines[2:]])
+
+
+def impostor_of_one_picture(root):
+    impostor = (root / CALFW_LIST).read_text().splitlines()[1].split()
+    shutil.copy(root / CALFW_FOLDER / impostor[0], root / CALFW_FOLDER / impostor[1])
+
+
+def genuine_of_one_picture(root):
+    def edit(lines):
+        first = lines[0].split()
+        return [f"{first[0]} {first[0]} 1\n", *lines[1:]]
+
+    edit_list(root, edit)
+
+
+def pair_twice(root):
+    edit_list(root, lambda lines: [*lines[:2], " ".join(lines[0].split()[1::-1]) + " 1\n", *lines[3:]])
+
+
+def two_names(root):
+    lines = [line.split() for line in (root / CALFW_LIST).read_text().splitlines()]
+    shutil.copy(root / CALFW_FOLDER / lines[0][0], root / CALFW_FOLDER / lines[5][0])
+
+
+def no_list(root):
+    (root / CALFW_LIST).unlink()
+
+
+def no_folder(root):
+    shutil.rmtree(root / CALFW_FOLDER)
+
+
+def broken_picture(root):
+    cut_short(pictures(root / CALFW_FOLDER)[0])
+
+
+CALFW_FAULTS = [
+    (missing_picture, "wrong", "1 pictures, needed by 1 pairs, have no file ("),
+    (genuine_first, "wrong", "10 of the ten folds are out of balance ('fold 1: 2 genuine, 0 impostor'"),
+    (wrong_answer, "wrong", "1 of the ten folds are out of balance ('fold 1: 0 genuine, 2 impostor')"),
+    (eleven_more_pairs, "wrong", "of the ten folds are out of balance ('fold 1: 2 genuine, 1 impostor'"),
+    (malformed, "wrong", "line 2, reads 'a.jpg b.jpg'"),
+    (impostor_of_one_picture, "wrong", "1 impostor pairs are of two identical pictures ("),
+    (genuine_of_one_picture, "note", "1 genuine pairs are of two identical pictures ("),
+    (pair_twice, "note", "1 pairs come more than once ("),
+    (two_names, "note", "1 pictures lie under several names, byte for byte the same ("),
+    (no_list, "wrong", "there is no list "),
+    (no_folder, "wrong", "there is a list "),
+    (broken_picture, "wrong", "processed_CALFW_2: 1 of 40 pictures can't be decoded"),
+]
+
+
+@pytest.mark.parametrize(("fault", "severity", "what"), CALFW_FAULTS)
+def test_a_fault_in_calfw_is_found(root, fault, severity, what):
+    fault(root)
+    findings = [found for found in worse(check(root, ["calfw"])) if what in found.what]
+    assert [(found.name, found.severity) for found in findings] == [("calfw", severity)]
+
+
+def test_pictures_that_cannot_be_read_are_not_taken_for_copies(root):
+    impostor = (root / CALFW_LIST).read_text().splitlines()[1].split()
+    for name in impostor[:2]:
+        (root / CALFW_FOLDER / name).write_bytes(b"no picture")
+    (found,) = worse(check(root, ["calfw"]))
+    assert "2 of 40 pictures can't be decoded" in found.what
+    edit_list(root, lambda lines: [lines[0], f"{impostor[0]} {impostor[0]} 0\n", *lines[2:]])
+    told = {found.what.split(" (")[0] for found in worse(check(root, ["calfw"]))}
+    assert "1 impostor pairs are of two identical pictures" in told  # it is one picture, whatever it shows
+
+
+def test_folds_are_judged_on_the_whole_list_even_if_pictures_are_missing(root):
+    missing_picture(root)
+    findings = check(root, ["calfw"])
+    assert "ten folds of 1 genuine and 1 impostor pairs" in {found.what for found in findings}
+    assert [found.what.split(" (")[0] for found in findings if found.severity == "wrong"] == [
+        "1 pictures, needed by 1 pairs, have no file"
+    ]
+
+
+def test_cacd_vs_without_its_list_goes_by_the_rule_and_counts_what_is_missing(root):
+    (root / CACD_LIST).unlink()
+    findings = worse(check(root, ["cacd_vs"]))
+    assert [(found.severity, found.what.split(" (")[0]) for found in findings] == [
+        ("note", "there is no list, so the pairs are made by its rule"),
+        ("wrong", "7,960 pictures, needed by 3,980 pairs, have no file"),
+    ]
+    assert len(findings[1].examples) == 1000  # a report is no list of everything
+
+
+def test_a_bin_that_is_broken_or_asks_for_more_is_wrong(root):
+    path = make_bin(root)
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    (found,) = worse(check(root, ["lfw.bin"]))
+    assert found.severity == "wrong" and "cannot be read as a verification set" in found.what
+    path.write_bytes(content.replace(b"\xff\xd8\xff", b"nothing", 1))
+    (found,) = worse(check(root, ["lfw.bin"]))
+    assert found.severity == "wrong"
+
+
+def two_genuine_to_one_impostor(root):
+    edit_list(root, lambda lines: [line for i in range(0, 20, 2) for line in (lines[i], lines[i + 1], lines[i])])
+
+
+@pytest.mark.parametrize(("edit", "of_own"), [(two_genuine_to_one_impostor, "note"), (genuine_first, "wrong")])
+def test_the_folds_of_a_bin_of_your_own_are_a_note_unless_one_is_of_one_kind(root, edit, of_own):
+    """14: what no protocol tests is wrong in every set, a mere imbalance in published ones only."""
+    edit(root)
+    for name, severity in (("lfw.bin", "wrong"), ("mine.bin", of_own)):
+        make_bin(root, name)
+        (found,) = [found for found in worse(check(root, [name])) if "folds" in found.what]
+        assert found.severity == severity and "10 of the ten folds are out of balance" in found.what
+
+
+def test_an_unreadable_picture_in_a_bin_is_named_by_its_number(root):
+    path = make_bin(root)
+    start = (root / CALFW_FOLDER / "P0001_0001.jpg").read_bytes()[:40]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(start, b"x" * 40, 1))
+    (found,) = worse(check(root, ["lfw.bin"]))
+    assert "lfw.bin: 1 of 40 pictures can't be decoded ('lfw.bin image " in found.what
+
+
+# ------------------------------------------------------------------------------------------ training and benchmarks
+
+
+def test_people_of_the_same_name_are_wrong_and_of_the_same_number_a_note(root):
+    people = sorted((root / TRAINING).iterdir())
+    people[0].rename(root / TRAINING / "P0001")  # as in CALFW's file names
+    people[1].rename(root / TRAINING / "001")  # as FG-NET's folders
+    findings = worse(check(root, ["ms1mv3", "fgnet", "calfw"]))
+    assert [(found.name, found.severity, found.what) for found in findings] == [
+        ("fgnet", "note", "1 identities have the same number in ms1mv3 ('001')"),
+        ("calfw", "wrong", "1 identities have the same name in ms1mv3 ('P0001')"),
+    ]
+    assert "most likely others" in findings[0].advice
+    assert worse(check(root, ["fgnet", "calfw"])) == []  # there is nothing to compare with
+
+
+def test_a_picture_that_is_in_training_and_a_benchmark_is_wrong(root):
+    source = pictures(root / TRAINING)[4]
+    shutil.copy(source, root / FGNET / "004" / "004A60.JPG")
+    make_bin(root)
+    findings = worse(check(root, ["ms1mv3", "fgnet", "lfw.bin"]))
+    assert [(found.name, found.severity) for found in findings] == [("fgnet", "wrong")]
+    assert findings[0].examples == (f"{source.relative_to(root / TRAINING)} = 004/004A60.JPG",)
+    assert "1 pictures are in ms1mv3 too, byte for byte" in findings[0].what
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def write_weights(folder, content):
+    path = folder / WEIGHT_FILES["iefp"].path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:
+        file.writestr("archive/data.pkl", b"x" * 5000)
+    return (tmp_path / "some.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>Google Drive can't scan", "is a web page, no weight file"),
+        (b"<html>", "is a web page, no weight file"),
+        (b"GIF89a", "is no weight file"),
+        ("half", "has no end, the download stopped early"),
+    ],
+)
+def test_a_weight_file_that_is_none_is_wrong_and_its_source_is_told(tmp_path, content, what):
+    path = write_weights(tmp_path, archive(tmp_path)[:2000] if content == "half" else content)
+    (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path)
+    assert (found.severity, found.what) == ("wrong", f"{str(path)!r} {what}")
+    assert WEIGHT_FILES["iefp"].source in found.advice
+
+
+def test_a_weight_file_is_told_with_size_sha256_and_what_it_holds(tmp_path):
+    path = write_weights(tmp_path, archive(tmp_path))
+    asked = []
+
+    def read_weights(path):
+        asked.append(path)
+        return "iresnet50"
+
+    size, sha256 = path.stat().st_size, file_sha256(path)
+    (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path)
+    assert (found.severity, found.what) == ("ok", f"{size:,} bytes, SHA-256 {sha256}")
+    (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path, read_weights=read_weights)
+    assert found.what == f"iresnet50, {size:,} bytes, SHA-256 {sha256}" and asked == [path]
+
+
+def test_weights_that_the_reader_refuses_are_wrong_in_its_words(tmp_path):
+    write_weights(tmp_path, archive(tmp_path))
+
+    def read_weights(path):
+        raise UserError(f"{path.name} holds a list")
+
+    (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path, read_weights=read_weights)
+    assert (found.severity, found.what) == ("wrong", "ms1mv3_iresnet50_IEFP.pth holds a list")
+
+
+# --------------------------------------------------------------------------------------------------- reading pictures
+
+
+def test_quick_reads_headers_and_finds_copies_but_no_picture_that_breaks_off(root):
+    truncated(root)
+    findings = check(root, ["fgnet"], quick=True)
+    assert worse(findings) == []
+    assert any("all 15 pictures have a sound header (--quick: not decoded)" in found.what for found in findings)
+    no_picture(root)
+    copy_under_another_identity(root)
+    findings = worse(check(root, ["fgnet"], quick=True))
+    assert len(findings) == 2 and {found.severity for found in findings} == {"wrong"}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_worker_processes_find_the_same_as_none(root, monkeypatch, quick):
+    no_picture(root)
+    other_size(root)
+    monkeypatch.setattr(examination, "FEW", 0)
+    faces = index_identity_folders(root / FGNET, None)
+    alone, together = (examine(faces, quick, workers, no_progress, "") for workers in (0, 2))
+    assert np.array_equal(alone.digests, together.digests) and np.array_equal(alone.sizes, together.sizes)
+    assert alone.failures == together.failures and len(alone.failures) == 1
+    assert all(not alone.digests[i].any() and not alone.sizes[i].any() for i in alone.failures)
+
+
+def test_progress_counts_every_picture(tiny_faces):
+    told = {}
+
+    def progress(items, total, what):
+        for number, item in enumerate(items, 1):
+            told[what] = (number, total)
+            yield item
+
+    check(tiny_faces, ["fgnet"], progress=progress)
+    assert told["fgnet: reading pictures"] == (15, 15)
+
+
+digest_arrays = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12).map(
+    lambda rows: np.array(rows, dtype=np.uint64).reshape(len(rows), 2)
+)
+
+
+@given(digest_arrays)
+def test_equal_groups_are_those_of_the_plain_way(digests):
+    groups = {}
+    for i, row in enumerate(digests.tolist()):
+        if any(row):  # zeros are pictures that could not be read
+            groups.setdefault(tuple(row), []).append(i)
+    assert equal_groups(digests) == sorted(group for group in groups.values() if len(group) > 1)
+
+
+@given(digest_arrays, digest_arrays)
+def test_shared_pictures_are_those_of_the_plain_way(one, other):
+    expected = []
+    for i, row in enumerate(one.tolist()):
+        places = [k for k, candidate in enumerate(other.tolist()) if candidate == row and any(row)]
+        expected += [(i, places[-1])] if places else []
+    assert shared(one, other) == expected
+
+
+# ------------------------------------------------------------------------------------------------------ what is told
+
+
+FINDINGS = [
+    Finding("fgnet", "ok", "82 identities"),
+    Finding("morph2_3000", "wrong", "1 subject", "exchange them", ("a\udce9.jpg", "b.jpg")),
+]
+
+
+def test_the_report_has_columns_and_says_below_what_to_do():
+    assert report_lines(FINDINGS) == [
+        "fgnet        ok       82 identities",
+        "morph2_3000  wrong    1 subject",
+        "                      -> exchange them",
+    ]
+    assert report_lines([]) == []
+
+
+def test_findings_are_written_as_json_and_never_over_a_file_that_is_there(tmp_path):
+    path = tmp_path / "new" / "check.json"
+    write_findings(path, FINDINGS)
+    content = json.loads(path.read_text())
+    assert content["wrong"] is True
+    assert content["findings"][0] == {
+        "name": "fgnet", "severity": "ok", "what": "82 identities", "advice": "", "examples": []
+    }  # fmt: skip
+    assert content["findings"][1]["examples"] == ["a\udce9.jpg", "b.jpg"]
+    with pytest.raises(UserError, match="check.json' exists"):
+        write_findings(path, [])
+    write_findings(path, FINDINGS[:1], force=True)
+    assert json.loads(path.read_text())["wrong"] is False
+    assert os.listdir(path.parent) == ["check.json"]
+
+
+def test_names_from_the_disk_do_not_steer_a_terminal(root):
+    (root / FGNET / "001" / "\x1b[31m.txt").touch()
+    (found,) = worse(check(root, ["fgnet"]))
+    assert found.what.isprintable() and "\\x1b[31m.txt" in found.what

@@ -1,0 +1,258 @@
+"""Sets have identities of their own, whatever they are called, and what one lacks costs the others nothing."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from processes import in_processes
+from scripts import load_script
+
+from data import benchmarks
+from data.benchmarks import open_whole, settings_of_bins, settings_of_folders, short_names
+from data.loaders import batches, evaluation_loader
+from data.pairs import read_pair_list
+from data.transforms import to_network_input
+from data.verification_bins import write_verification_bin
+from evaluation.embeddings import cache as embedding_cache
+from evaluation.report.sections import Table, published, settings_of
+from meta import PUBLISHED_FIGURES, UserError
+from models.weights import load_for_embedding
+from training.validation import Validation
+from utils.cli import as_plain, parse_config
+from utils.distributed import Process
+
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def faces(tiny_faces, tmp_path) -> Path:
+    """A copy of FG-NET and CALFW, to be damaged."""
+    for folder in ("ID_processed_FGNET", "CALFW"):
+        shutil.copytree(tiny_faces / folder, tmp_path / "faces" / folder)
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def run_test(run_main, weights, tmp_path):
+    """Runs test.py; gives what came of it, and the results and failures by setting."""
+
+    def run(faces: Path, *flags: object):
+        outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
+                           "--workers", 0, "--device", "cpu", "--no-analysis", *flags)  # fmt: skip
+        path = tmp_path / "results" / "results.json"
+        model = json.loads(path.read_text())["models"][0] if path.exists() else {"results": {}, "did_not_run": {}}
+        return outcome, model["results"], model["did_not_run"]
+
+    return run
+
+
+# --------------------------------------------------------------------------------------------------------- 4a, names
+
+
+def test_a_folder_called_as_a_benchmark_costs_that_no_figure(run_test, faces, tmp_path):
+    """4a: --identity-folders X/fgnet beside FG-NET: both are in results.json, and nobody is reported as the other."""
+    people = faces / "ID_processed_FGNET"
+    (tmp_path / "X" / "fgnet").mkdir(parents=True)
+    for person in sorted(people.iterdir())[:2]:
+        shutil.copytree(person, tmp_path / "X" / "fgnet" / person.name)
+    outcome, results, _ = run_test(faces, "--benchmarks", "fgnet", "--identity-folders", tmp_path / "X" / "fgnet",
+                                   "--names", "fgnet")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert list(results) == ["fgnet", "X/fgnet"]
+    assert [results[name]["num_identities"] for name in results] == [4, 2]
+    assert [results[name]["benchmark"] for name in results] == ["fgnet", None]
+    assert "| FG-NET " in outcome.out and "| X/fgnet " in outcome.out
+
+
+def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_differ(tmp_path, monkeypatch):
+    """4a: two sets of one name are told apart by as much of their paths as that takes."""
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("a/fgnet"), Path("FG-NET"), Path("b/agedb"), Path("c/agedb"), Path("fgnet_2"), Path("x/lfw.bin")]
+    of_folders = settings_of_folders(folders, None)
+    names = [setting.name for setting in of_folders]
+    assert names == ["a/fgnet", f"{tmp_path.name}/FG-NET", "b/agedb", "c/agedb", "fgnet_2", "lfw.bin"]
+    bins = settings_of_bins([Path("lfw.bin"), Path("p/q.bin"), Path("q.bin")], beside=of_folders)
+    assert [setting.name for setting in bins] == [f"{tmp_path.name}/lfw.bin", "p/q.bin", f"{tmp_path.name}/q.bin"]
+    assert [setting.title for setting in bins] == [setting.name for setting in bins]
+    with pytest.raises(UserError, match="given twice"):
+        short_names([Path("a"), tmp_path / "a"])
+
+
+@pytest.mark.parametrize("flags", [("--benchmarks", "fgnet", "fgnet"),
+                                   ("--benchmarks", "morph2", "--morph2-subjects", 4, 4)])  # fmt: skip
+def test_a_setting_that_is_asked_for_twice_is_refused(run_test, tiny_faces, flags):
+    """4a: one would take the other's place in results.json."""
+    outcome, results, _ = run_test(tiny_faces, *flags)
+    assert outcome.status == 2 and "asked for twice" in outcome.err and outcome.err.count("\n") == 1 and not results
+
+
+@pytest.mark.parametrize(("name", "benchmark"), [("lfw.bin", "lfw"), ("agedb_30.bin", "agedb_30"),
+                                                 ("calfw.bin", "calfw"), ("calfw_old.bin", None),
+                                                 ("fgnet.bin", None), ("morph2_3000.bin", None)])  # fmt: skip
+def test_a_bin_is_reported_as_the_set_of_its_whole_name_only(name, benchmark):
+    """4a: calfw_old.bin is not CALFW, and no .bin is FG-NET."""
+    (setting,) = settings_of_bins([Path("some") / name])
+    assert setting.published_as == benchmark
+
+
+def published_beside(results: dict[str, dict]) -> dict[str, str]:
+    """Title of the table of published figures -> its text, of a report with these results."""
+    report = {"models": [{"name": "a", "results": results}], "published": [as_plain(one) for one in PUBLISHED_FIGURES]}
+    tables = [block for block in published(report, settings_of(report)) if isinstance(block, Table)]
+    return {table.caption: str(table.rows) for table in tables}
+
+
+def test_published_figures_stand_beside_their_benchmark_alone():
+    """4a: a folder fgnet_2 (or fgnet) gets no published FG-NET figures, FG-NET itself does."""
+    rank1 = {"leave_one_out": {"concatenate": {"rank1_percent": 50.0}}}
+    own = {name: {"title": name, "benchmark": None} | rank1 for name in ("fgnet_2", "X/fgnet", "fgnet")}
+    assert not [caption for caption in published_beside(own) if "measured" in caption]
+    both = own | {"fgnet": {"title": "FG-NET", "benchmark": "fgnet"} | rank1}
+    (caption,) = [caption for caption in published_beside(both) if "measured" in caption]
+    assert caption == "FG-NET: measured and published"
+    assert "DAL" in published_beside(both)[caption] and "fgnet_2" not in published_beside(both)[caption]
+
+
+def test_the_report_of_a_run_knows_which_set_is_which(run_test, tiny_faces, tmp_path):
+    """4a: from --identity-folders fgnet_2 to the page."""
+    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "fgnet_2")
+    flags = ("--benchmarks", "calfw", "--identity-folders", tmp_path / "fgnet_2", "--names", "fgnet")
+    assert run_test(tiny_faces, *flags)[0].status == 0
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "CALFW: measured and published" in page and "fgnet_2: measured" not in page
+
+
+def test_a_validation_prints_each_set_under_its_own_name(tiny_faces, weights, tmp_path, capsys):
+    """4a: the figures of calfw_old.bin are not printed under CALFW while training."""
+    folder = tiny_faces / "CALFW"
+    pairs = read_pair_list(folder / "txts" / "CALFW_img_pairs_labels.txt", folder / "processed_CALFW_2")
+    write_verification_bin(pairs, tmp_path / "calfw_old.bin", reencode=True)
+    opened = {"calfw": open_whole("calfw", tiny_faces),
+              "calfw_old": open_whole(str(tmp_path / "calfw_old.bin"), tiny_faces)}  # fmt: skip
+    validation = Validation(opened, ALONE, lambda of: batches(evaluation_loader(of, 64)), to_network_input)
+    log = SimpleNamespace(event=lambda *args, **kwargs: None, figure=lambda *args: None)
+    validation.run(load_for_embedding(weights)[0], 3, log)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation at step 3, ")]
+    figures = ["accuracy_percent", "auc_percent", "eer_percent"]  # too few impostors for a TAR
+    for name, line in zip(opened, lines, strict=True):
+        _, told = line.split(f", {name}: ")
+        assert [figure.split(" ")[0] for figure in told.split(", ")] == figures
+
+
+# ----------------------------------------------------------------------------------------- 5a, what one of them lacks
+
+
+def a_dangling_link(folder: Path) -> Path:
+    """One of the pictures below the folder leads nowhere."""
+    picture = sorted(folder.rglob("*.JPG"))[0]
+    picture.unlink()
+    picture.symlink_to("nowhere.jpg")
+    return picture
+
+
+@pytest.mark.parametrize("keep", [(), ("--no-keep-embeddings",)], ids=["kept", "not kept"])
+def test_a_dangling_link_ends_its_benchmark_only(run_test, faces, keep):
+    """5a: FG-NET did not run and says why, CALFW did; the status is 2."""
+    link = a_dangling_link(faces / "ID_processed_FGNET")
+    outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw", *keep)
+    assert outcome.status == 2 and list(results) == ["calfw"] and list(why_not) == ["fgnet"]
+    assert str(link) in why_not["fgnet"] and "No such file" in why_not["fgnet"]
+    assert outcome.err.count("did not run") == 1 and "Traceback" not in outcome.err
+
+
+def test_a_dangling_link_among_distractors_ends_what_searches_among_them(run_test, faces, tiny_faces, tmp_path):
+    """5a: the distractors are for FG-NET alone; CALFW has its figures."""
+    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "strangers")
+    link = a_dangling_link(tmp_path / "strangers")
+    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "strangers")
+    outcome, results, why_not = run_test(faces, *flags)
+    assert outcome.status == 2 and list(results) == ["calfw"] and str(link) in why_not["fgnet"]
+
+
+def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces, monkeypatch):
+    """5a: an error of the disk while a benchmark is opened is a sentence of that benchmark."""
+    script = load_script("test")
+    opening = script.open_benchmark
+
+    def fails(setting, *args):
+        if setting.name == "fgnet":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "some/folder")
+        return opening(setting, *args)
+
+    monkeypatch.setattr(script, "open_benchmark", fails)
+    outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw")
+    assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
+
+
+def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, tiny_faces, tmp_path, monkeypatch):
+    """5a: without room for the strangers' embeddings they are in memory, with the same figures, and it is said."""
+    flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2",
+             "--cache-folder", tmp_path / "cache")  # fmt: skip
+    _, kept, _ = run_test(faces, *flags)
+    assert len(list((tmp_path / "cache").glob("distractors_*.npy"))) == 1
+    shutil.rmtree(tmp_path / "cache")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(embedding_cache.os, "posix_fallocate", full)
+    outcome, results, _ = run_test(faces, *flags)
+    assert outcome.status == 0 and "embeddings are not kept" in outcome.out and "No space left" in outcome.out
+    assert results == kept and not list((tmp_path / "cache").glob("distractors_*"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody, not even root, may write into")
+def test_a_cache_that_nobody_may_write_costs_nothing(run_test, faces):
+    """5a: where no cache can be made, all runs and nothing is kept."""
+    strangers = faces / "CALFW" / "processed_CALFW_2"
+    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", strangers)
+    outcome, results, _ = run_test(faces, *flags)
+    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not kept") == 1
+
+
+def test_a_filled_array_is_kept_and_an_unfilled_one_goes(tmp_path):
+    """5a: keep_array leaves nothing half made, and two runs do not write into one file."""
+    cache = embedding_cache.EmbeddingCache(tmp_path, print)
+    with pytest.raises(UserError), cache.keep_array({"of": 1}, (2, 3)) as array:
+        raise UserError("a picture is broken")
+    assert not list(tmp_path.iterdir()) and cache.load_array({"of": 1}) is None
+    with cache.keep_array({"of": 1}, (2, 3)) as array:
+        (part,) = tmp_path.iterdir()
+        assert str(os.getpid()) in part.name
+        array[:] = 7
+    assert np.array_equal(cache.load_array({"of": 1}), np.full((2, 3), 7)) and len(list(tmp_path.iterdir())) == 1
+
+
+def _test_and_tell(flags: list[str]) -> None:
+    """test.py in this process, which ends with 0; its status is printed."""
+    script = load_script("test")
+
+    def gone(*args, **kwargs):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "gone.jpg")
+
+    if os.environ["RANK"] == "1":  # a folder that is there for the first process alone
+        benchmarks.index_identity_folders = gone
+    print(f"status {script.test(parse_config(script.TestConfig, flags))}", flush=True)
+
+
+def test_processes_agree_on_what_did_not_run(faces, weights, tmp_path):
+    """5a: where one of two processes fails neither waits for the other: FG-NET did not run, CALFW did."""
+    flags = ("--weights", weights, "--face-dataset", faces, "--output", tmp_path / "out", "--workers", 0, "--device",
+             "cpu", "--no-analysis", "--benchmarks", "fgnet", "calfw")  # fmt: skip
+    ended = in_processes(2, _test_and_tell, list(map(str, flags)))
+    assert ended.statuses == [0, 0] and ended.out.count("status 2") == 2, ended.err
+    (model,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    assert list(model["results"]) == ["calfw"] and "gone.jpg" in model["did_not_run"]["fgnet"]
+
+
+def test_what_a_file_system_raises_is_one_sentence(tmp_path):
+    """5a: `in_step` gives it."""
+    script = load_script("test")
+    with pytest.raises(UserError, match=r"a\.jpg.*check that path"):
+        script.in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)

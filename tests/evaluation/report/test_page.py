@@ -1,0 +1,251 @@
+"""evaluation/report/page.py: one page that is whole, escaped and accessible, whatever the report holds."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from report_example import HOSTILE, SECTIONS, example_report, picture
+
+from evaluation.report.page import NO_PICTURES, STYLE, report_html
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: elements with their attributes, text, tables."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tables: list[list[tuple[str, dict]]] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        if "table" in self.open:
+            self.tables[-1].append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return report_html(example_report(), picture)
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def small(**changes) -> dict:
+    """The report without what is drawn, which takes the time."""
+    report = example_report()
+    for model in report["models"]:
+        for result in model["results"].values():
+            result["analysis"] = {"errors": result["analysis"]["errors"]}
+    return report | changes
+
+
+def words_of(report, pictures=picture) -> str:
+    return " ".join("".join(Page(report_html(report, pictures)).text).split())
+
+
+def test_every_section_is_there_in_order_and_in_the_navigation(page):
+    assert tuple(section["id"] for section in page.all("section")) == SECTIONS
+    assert [link["href"] for link in page.all("a")] == ["#content", *(f"#{name}" for name in SECTIONS)]
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page, html):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", html)) | {
+        attributes["href"][1:] for _, attributes in page.elements if "href" in attributes
+    }
+    used |= {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
+    assert used <= set(ids)
+
+
+def test_every_table_has_a_caption_and_the_scope_of_its_headers(page):
+    assert len(page.tables) > 20
+    for table in page.tables:
+        assert table[0][0] == "caption"
+        assert {attributes.get("scope") for tag, attributes in table if tag == "th"} == {"col", "row"}
+        assert all(attributes.get("scope") in ("col", "row") for tag, attributes in table if tag == "th")
+
+
+def test_what_screen_readers_need(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert [len(page.all(tag)) for tag in ("h1", "main", "nav", "header")] == [1, 1, 1, 1]
+    for svg in page.all("svg"):
+        assert svg.get("aria-label") or svg.get("aria-hidden") == "true"
+    assert page.all("img") and all(image["alt"].startswith("Face, ") for image in page.all("img"))
+
+
+def test_nothing_is_loaded_and_nothing_runs(page):
+    assert {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'; "
+            "img-src data:"} in page.all("meta")  # fmt: skip
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("src", "data:").startswith("data:"), tag
+        assert attributes.get("href", "#").startswith("#"), tag
+        assert "http" not in attributes.get("style", "")
+
+
+def test_hostile_names_are_text(page, html):
+    assert "<script" not in html.lower() and "\u202e" not in html and "\x1b" not in html
+    assert HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b") in "".join(page.text)
+
+
+def test_main_figures_and_sources_are_told(page):
+    told = "".join(page.text)
+    report = example_report()
+    result = report["models"][0]["results"]["fgnet"]
+    for value in (
+        result["leave_one_out"]["concatenate"]["rank1_percent"],
+        result["leave_one_out"]["add"]["rank1_percent"],
+        result["leave_one_out"]["grey_pixels"]["rank1_percent"],
+        result["leave_one_out"]["chance"]["rank1_percent"],
+        result["analysis"]["verification"]["figures"]["pooled_eer_percent"],
+        result["analysis"]["leaks"]["club"]["club_nats"],
+    ):
+        assert f"{value:.2f}" in told
+    sure = result["analysis"]["rank1"]
+    assert f"{sure['rank1_percent_low']:.2f} to {sure['rank1_percent_high']:.2f}" in told
+    assert result["analysis"]["leaks"]["meaning"] in told
+    for figure in report["published"]:
+        assert figure["source"] in told and figure["setting"] in told
+
+
+def test_a_difference_excludes_0_where_its_interval_does():
+    told = {"setting": "s", "title": "T", "a": "A", "b": "B"}
+    for name, low, high in (("rank1", 0.5, 2.5), ("pooled_auc", -1.0, 2.0), ("pooled_eer", None, None)):
+        key = f"{name}_difference_percentage_points"
+        told |= {key: 1.5, f"{key}_low": low, f"{key}_high": high, f"{key}_interval_reason": low or "there are too few"}
+    shown = words_of({"comparisons": [told]})
+    assert "1 of 2 intervals exclude 0: T, rank-1 %, A less B (+1.50)." in shown
+    assert "no interval: there are too few" in shown
+
+
+def test_equal_reports_give_equal_pages():
+    assert report_html(small(), picture) == report_html(json.loads(json.dumps(small())), picture)
+
+
+def test_without_pictures_errors_are_named_only():
+    page = Page(report_html(small(), None))
+    assert not page.all("img") and NO_PICTURES in page.text
+    error = small()["models"][0]["results"]["fgnet"]["analysis"]["errors"]["false_matches"][0]
+    assert error["name_a"] in page.text and f"{error['cosine']:.4f}" in page.text
+
+
+def test_pictures_that_are_none_or_no_picture_or_unreadable_are_said_to_lack():
+    def unreadable(setting, name):
+        raise OSError("gone")
+
+    for pictures in (lambda *_: None, lambda *_: b"<svg onload=alert(1)>", unreadable):
+        page = Page(report_html(small(), pictures))
+        assert not page.all("img") and "no picture" in page.text
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {},
+        {"models": []},
+        {"models": [{}], "comparisons": None, "published": {"reason": "none"}},
+        {"models": [{"name": "A", "results": {"fgnet": {}}}]},
+        {"models": [{"name": "A", "results": {"fgnet": {"analysis": {"reason": "turned off"}}}}]},
+        {
+            "models": [
+                {"name": None, "results": {"fgnet": {"analysis": {"verification": {"curve": {}, "histogram": 3}}}}}
+            ]
+        },
+        {"comparisons": [{"title": "T", "a": "A", "b": "B", "reason": "other pictures"}], "models": 5},
+    ],
+)
+def test_what_is_missing_does_not_break_the_page(report):
+    page = Page(report_html(report, picture))
+    assert tuple(section["id"] for section in page.all("section")) == SECTIONS
+
+
+def test_each_part_may_be_absent_or_a_reason():
+    for part in ("verification", "intervals", "errors", "cmc", "open_set", "age_gap", "younger_age", "mate_distance"):
+        report = small()
+        result = report["models"][0]["results"]["fgnet"]
+        result["analysis"] = {part: {"reason": f"why not {part}"}}
+        Page(report_html(report, None))
+    for part in ("verification", "cmc", "open_set", "leaks", "errors"):
+        report = {"models": [{"name": "A", "results": {"s": {"analysis": {part: {"reason": f"why not {part}"}}}}}]}
+        assert f"why not {part}." in words_of(report)
+    leaks = {part: {"reason": f"why not {part}"} for part in ("age_in_identity", "age_in_age", "club")}
+    told = words_of({"models": [{"name": "A", "results": {"s": {"analysis": {"leaks": leaks}}}}]})
+    assert all(f"why not {part}." in told for part in leaks)
+
+
+def test_what_did_not_run_is_told_with_its_reason():
+    assert "cacd_vs" in words_of(small())
+    assert "folder x does not exist" in words_of(
+        {"models": [{"name": "A", "did_not_run": {"calfw": "folder x does not exist"}}]}
+    )
+
+
+def test_nothing_that_is_no_number_is_printed_as_one(page):
+    report = small()
+    for value in (float("nan"), float("inf"), None, "12", True):
+        report["models"][0]["results"]["fgnet"]["leave_one_out"]["add"]["rank1_percent"] = value
+        assert not re.search(r"\b(nan|None|inf|True)\b", words_of(report, None))
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", "".join(page.text))
+
+
+def test_a_rate_that_allows_no_false_accept_has_no_figure(page):
+    """ten_fold_verification's companion tells TAR at FAR 1e-3 of 44 impostors; the report leaves it out."""
+    told = "".join(page.text)
+    assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in told
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb by WCAG 2."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark():
+    """WCAG AA: 4.5 for text, also on shaded heads of tables; 3 for what is drawn."""
+    colours_in = re.compile(r"--(\w+): (#[0-9a-f]{6})").findall
+    light_part, dark_part = STYLE.split("@media")[:2]
+    light, dark = dict(colours_in(light_part)), dict(colours_in(dark_part))
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    for colours in (light, light | dark):
+        for name in ("ink", "muted", "link"):
+            assert contrast(colours[name], colours["paper"]) >= 4.5, name
+        assert contrast(colours["ink"], colours["shade"]) >= 4.5
+        for number in range(6):
+            assert contrast(colours[f"c{number}"], colours["paper"]) >= 3, number
+    assert dark["paper"] != light["paper"]

@@ -1,0 +1,74 @@
+"""The report in a real browser: it renders, says nothing on the console, and fits a phone."""
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_example import SECTIONS, example_report, picture
+
+from evaluation.report.page import POLICY, report_html
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
+)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--enable-logging=stderr", "--v=0",
+)  # fmt: skip
+# No script runs on the page itself; here one tells its parent how wide it is.
+TELL = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(' of '), '*')</script>"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report_html(example_report(), picture)
+
+
+def browse(page: str, folder: Path, *flags: str) -> tuple[str, str]:
+    """What the browser prints and what it logs of the page."""
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_every_section_is_rendered_and_the_console_is_silent(page, tmp_path):
+    dom, log = browse(page, tmp_path, "--dump-dom")
+    for name in SECTIONS:
+        assert f'<section id="{name}"' in dom
+    assert "</html>" in dom and dom.count("<svg") == page.count("<svg")
+    assert "CONSOLE" not in log
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_the_picture_of_the_page_is_not_blank(page, tmp_path, scheme):
+    shot = tmp_path / "shot.png"
+    width = 390 if scheme else 1280
+    flags = f"--window-size={width},3000", f"--blink-settings=preferredColorScheme={scheme}"
+    browse(page, tmp_path, f"--screenshot={shot}", *flags)
+    with Image.open(shot) as image:
+        grey = np.asarray(image.convert("L"))
+    assert grey.shape == (3000, width) and grey.std() > 10
+    assert (np.median(grey) > 200) == bool(scheme)
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_a_phone_needs_no_sideways_scrolling(page, tmp_path, width):
+    assert POLICY in page
+    measured = html.escape(page.replace(POLICY, "").replace("</body>", f"{TELL}</body>"))
+    # A window is 500 wide at least, a frame is as wide as it is told to be.
+    frame = f'<iframe style="border: 0; width: {width}px; height: 3000px" srcdoc="{measured}"></iframe>'
+    listen = "<script>addEventListener('message', event => { document.title = event.data })</script>"
+    dom, _ = browse(listen + frame, tmp_path, "--dump-dom", "--virtual-time-budget=5000")
+    needed, given = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
+    assert given == width
+    assert needed <= given

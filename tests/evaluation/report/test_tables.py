@@ -1,0 +1,80 @@
+"""evaluation/report/tables.py: a table that lines up and is Markdown."""
+
+import re
+
+import pytest
+
+from evaluation.report.tables import Row, rows_of, table
+
+ROWS = [
+    Row("FG-NET", "leave-one-out rank-1 %", 94.2, 94.25, 12.346, 1.0),
+    Row("MORPH2 10,000", "rank-1 %", 100.0, 0.0, None, 0.01),
+    Row("CALFW", "a measure with a very long name, longer than others", -3.14159, 12345.678),
+    Row("FG-NET", "age error, in age groups", 1.005e-3, None),
+]
+
+
+def cells(line: str) -> list[str]:
+    assert line.startswith("| ") and line.endswith(" |")
+    return [cell.strip() for cell in line[1:-1].split("|")]
+
+
+def test_the_header_names_the_columns_in_the_order_of_a_row():
+    assert cells(table([]).splitlines()[0]) == ["benchmark", "measure", "concatenate", "add", "grey pixels", "chance"]
+    row = Row(benchmark="b", measure="m", concatenate=1, add=2, grey_pixels=3, chance=4)
+    assert cells(table([row]).splitlines()[2]) == ["b", "m", "1.00", "2.00", "3.00", "4.00"]
+
+
+def test_numbers_have_two_decimals_and_none_is_an_empty_cell():
+    assert [cells(line) for line in table(ROWS).splitlines()[2:]] == [
+        ["FG-NET", "leave-one-out rank-1 %", "94.20", "94.25", "12.35", "1.00"],
+        ["MORPH2 10,000", "rank-1 %", "100.00", "0.00", "", "0.01"],
+        ["CALFW", "a measure with a very long name, longer than others", "-3.14", "12345.68", "", ""],
+        ["FG-NET", "age error, in age groups", "0.00", "", "", ""],
+    ]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], []], ids=["four", "one", "none"])
+def test_all_lines_are_of_one_length_with_the_bars_below_each_other(rows):
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert len({tuple(bar.start() for bar in re.finditer(r"\|", line)) for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_words_stand_left_and_numbers_right():
+    for line in table(ROWS).splitlines()[2:]:
+        columns = [column[1:-1] for column in line[1:-1].split("|")]  # less the space beside each bar
+        for words in columns[:2]:
+            assert not words.startswith(" ")
+        for number in columns[2:]:
+            assert not number.strip() or not number.endswith(" ")
+
+
+def test_the_second_line_is_markdowns_ruler_with_numbers_aligned_right():
+    ruler = cells(table(ROWS).splitlines()[1])
+    assert len(ruler) == 6
+    assert all(re.fullmatch("-{3,}", cell) for cell in ruler[:2])
+    assert all(re.fullmatch("-{2,}:", cell) for cell in ruler[2:])
+
+
+RESULT = {
+    "chance": {"rank1_percent": 5.0},
+    "add": {"rank1_percent": 2.0, "rank10_percent": 20.0, "unasked": 99.0},
+    "concatenate": {"rank1_percent": 1.0, "rank10_percent": 10.0},
+    "another column": {"rank1_percent": 98.0},
+    "grey_pixels": {"rank1_percent": 3.0, "rank10_percent": 30.0},
+}
+
+
+def test_rows_take_each_figure_from_its_column_in_the_order_of_the_labels():
+    labels = {"rank10_percent": "rank 10 %", "rank1_percent": "rank 1 %"}
+    assert rows_of("FG-NET", labels, RESULT) == [
+        Row("FG-NET", "rank 10 %", concatenate=10.0, add=20.0, grey_pixels=30.0, chance=None),
+        Row("FG-NET", "rank 1 %", concatenate=1.0, add=2.0, grey_pixels=3.0, chance=5.0),
+    ]
+
+
+def test_a_column_that_was_not_measured_is_none():
+    result = {"add": {"rank1_percent": 0.0}}
+    assert rows_of("FG-NET", {"rank1_percent": "r"}, result) == [Row("FG-NET", "r", None, 0.0)]

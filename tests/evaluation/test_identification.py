@@ -1,0 +1,330 @@
+"""evaluation/identification.py: CMC and open-set figures agree with slow plain versions, with each other and with chance."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from evaluation import arrays, identification, protocols
+from meta import UserError
+
+TIE = 1e-12
+
+
+def faces(seed, num_images=26, num_identities=7, size=5, ties=True, spread=1.0):
+    """Embeddings around one centre a person, some people with one image; with ties, coarse and copied ones."""
+    rng = np.random.default_rng(seed)
+    identities = np.minimum(rng.geometric(0.25, num_images), num_identities) - 1
+    identities[:4] = 0, 0, 1, 1
+    rows = rng.normal(size=(num_identities, size))[identities] + spread * rng.normal(size=(num_images, size))
+    if ties:
+        rows = np.round(rows)
+        rows[rng.integers(num_images, size=6)] = rows[rng.integers(num_images, size=6)]
+        rows[np.all(rows == 0, axis=1)] = 1.0
+    return rows, identities
+
+
+def plain_rank(probe, mates, others):
+    """1 + the number of others that score as high as the best mate."""
+    best = max(reference.cosine(probe, mate) for mate in mates)
+    return 1 + sum(reference.cosine(probe, other) >= best - TIE for other in others)
+
+
+def plain_cmc(ranks, length):
+    return [100 * sum(rank <= k for rank in ranks) / len(ranks) for k in range(1, length + 1)]
+
+
+def plain_open_set(probe, probe_identities, gallery, gallery_identities, distractors, one_in):
+    """DIR in percent, found by trying every score that a stranger has as the threshold; None where strangers lack."""
+    strangers, known = [], []
+    for embedding, identity in zip(probe, probe_identities, strict=True):
+        scores = [reference.cosine(embedding, row) for row in gallery]
+        rest = [reference.cosine(embedding, row) for row in distractors]
+        if identity not in gallery_identities:
+            strangers.append(max(scores + rest))
+            continue
+        best = max(s for s, name in zip(scores, gallery_identities, strict=True) if name == identity)
+        rest += [s for s, name in zip(scores, gallery_identities, strict=True) if name != identity]
+        known.append((best, all(best > other + TIE for other in rest)))
+    if len(strangers) < one_in:
+        return None
+    shares = []
+    for threshold in strangers:
+        if sum(score > threshold + TIE for score in strangers) * one_in <= len(strangers):
+            shares.append(sum(first and best > threshold + TIE for best, first in known) / len(known))
+    return 100 * max(shares)
+
+
+# --------------------------------------------------------------------------------------------------- plain versions
+
+
+@pytest.mark.parametrize("with_distractors", [True, False])
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_leave_one_out_cmc_is_the_plain_version(seed, ties, with_distractors):
+    rows, identities = faces(seed, ties=ties)
+    extra = faces(seed + 100, num_images=11, ties=ties)[0] if with_distractors else None
+    if with_distractors and ties:
+        extra[:3] = 2 * rows[:3]  # the same direction: a tie with a mate
+    ranks = []
+    for i, probe in enumerate(rows):
+        mates = [rows[j] for j in range(len(rows)) if j != i and identities[j] == identities[i]]
+        others = [rows[j] for j in range(len(rows)) if identities[j] != identities[i]]
+        if mates:
+            ranks.append(plain_rank(probe, mates, others + ([] if extra is None else list(extra))))
+    result = identification.leave_one_out_cmc(rows, identities, extra)
+    num_candidates = 25 + (11 if with_distractors else 0)
+    assert result["cmc_percent"] == pytest.approx(plain_cmc(ranks, num_candidates), rel=1e-12)
+    assert (result["num_probes"], result["num_probes_without_mate"]) == (len(ranks), 26 - len(ranks))
+    assert (result["num_gallery"], result["num_distractors"]) == (25, num_candidates - 25)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_probe_gallery_cmc_is_the_plain_version_with_several_images_a_person(seed):
+    gallery, gallery_identities = faces(seed, ties=seed % 2 == 0)
+    probe, probe_identities = faces(seed + 50, num_images=17, ties=seed % 2 == 0)
+    is_there = np.isin(probe_identities, gallery_identities)
+    probe, probe_identities = probe[is_there], probe_identities[is_there]
+    ranks = [
+        plain_rank(p, gallery[gallery_identities == name], gallery[gallery_identities != name])
+        for p, name in zip(probe, probe_identities, strict=True)
+    ]
+    result = identification.probe_gallery_cmc(probe, probe_identities, gallery, gallery_identities, max_rank=9)
+    assert result["cmc_percent"] == pytest.approx(plain_cmc(ranks, 9), rel=1e-12)
+    named = identification.probe_gallery_cmc(
+        probe, [f"p{i}" for i in probe_identities], gallery, [f"p{i}" for i in gallery_identities], max_rank=9
+    )
+    assert named == result
+
+
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_open_set_figures_are_the_plain_version(seed, ties):
+    probe, probe_identities = faces(seed, num_images=60, num_identities=12, ties=ties, spread=0.4)
+    gallery, gallery_identities = faces(seed, num_images=20, num_identities=12, ties=ties, spread=0.4)
+    keep = gallery_identities < 2
+    gallery, gallery_identities = gallery[keep], gallery_identities[keep]
+    extra = faces(seed + 9, num_images=7, ties=ties)[0]
+    for distractors in ((), extra):
+        result = identification.open_set_identification(
+            probe, probe_identities, gallery, gallery_identities, extra if len(distractors) else None
+        )
+        for rate, one_in in (("1e-1", 10), ("1e-2", 100)):
+            expected = plain_open_set(
+                probe, probe_identities, gallery, gallery_identities.tolist(), distractors, one_in
+            )
+            assert result[f"dir_at_far_{rate}_percent"] == (
+                None if expected is None else pytest.approx(expected, rel=1e-12)
+            )
+        assert result["num_known_probes"] + result["num_strangers"] == 60
+        assert result["num_distractors"] == len(distractors)
+
+
+def test_rank_one_is_that_of_the_published_protocol_where_nothing_ties():
+    rows, identities = faces(3, num_images=80, ties=False)
+    kept = np.bincount(identities)[identities] > 1
+    rows, identities = rows[kept], identities[kept]
+    ours = identification.leave_one_out_cmc(rows, identities)["cmc_percent"][0]
+    assert ours == protocols.leave_one_out(rows, identities)["rank1_percent"]
+    probe = rows + 0.3
+    ours = identification.probe_gallery_cmc(probe, identities, rows, identities)["cmc_percent"][0]
+    assert ours == protocols.probe_gallery(probe, identities, rows, identities)["rank1_percent"]
+
+
+# ---------------------------------------------------------------------------------------------------- done by hand
+
+
+def test_a_threshold_lets_no_more_strangers_pass_than_allowed_and_a_tie_does_not_pass():
+    angle = np.linspace(0.1, 1.5, 20)  # cosines of twenty strangers to the one picture in the gallery
+    strangers = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    known = np.array([[1.0, 0.0], strangers[2], strangers[1] + [1e-9, 0], strangers[19]])
+    probe, names = np.concatenate([strangers, known]), ["x"] * 20 + ["a"] * 4
+    result = identification.open_set_identification(probe, names, np.array([[2.0, 0.0]]), ["a"])
+    assert result["false_alarms_allowed_at_far_1e-1"] == 2
+    assert result["threshold_at_far_1e-1_cosine"] == pytest.approx(math.cos(angle[2]), abs=1e-15)
+    assert result["dir_at_far_1e-1_percent"] == 50.0  # the second known probe ties with the third stranger
+    assert result["rank1_percent"] == 100.0
+
+
+def test_a_rate_that_needs_more_strangers_than_there_are_gets_no_figure():
+    rows, identities = faces(1, num_images=60, num_identities=12)
+    gallery, probes = identification.open_set_split(identities, seed=4)
+    result = identification.open_set_identification(
+        rows[probes], identities[probes], rows[gallery], identities[gallery]
+    )
+    assert result["num_strangers"] < 100
+    for rate in ("1e-2", "1e-3"):
+        assert result[f"dir_at_far_{rate}_percent"] is None and result[f"threshold_at_far_{rate}_cosine"] is None
+        assert result[f"false_alarms_allowed_at_far_{rate}"] == 0
+
+
+def test_a_copy_of_the_probe_under_another_name_is_ranked_before_the_mate():
+    rows = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    result = identification.leave_one_out_cmc(rows, ["a", "a", "b", "b"])
+    assert result["cmc_percent"] == pytest.approx([0.0, 50.0, 100.0])  # the b probes have both others before the mate
+
+
+# ------------------------------------------------------------------------------------------------------ invariances
+
+
+@pytest.mark.parametrize("scores_per_block", [1, 7, 64])
+def test_small_blocks_and_pieces_and_the_order_change_nothing(scores_per_block, monkeypatch):
+    rows, identities = faces(2, num_images=40, num_identities=9)
+    extra = faces(30, num_images=23)[0]
+    in_gallery = (identities < 4) & (np.arange(40) % 2 == 0)
+    order = np.random.default_rng(0).permutation(40)
+
+    def check(rows, identities, in_gallery, distractors):
+        gallery = rows[in_gallery], identities[in_gallery]
+        probes = np.isin(identities, gallery[1]) & ~in_gallery
+        sets = (rows[probes], identities[probes], *gallery)
+        assert identification.leave_one_out_cmc(rows, identities, distractors()) == expected[0]
+        assert identification.probe_gallery_cmc(*sets, distractors()) == expected[1]
+        found = identification.open_set_identification(
+            rows[~in_gallery], identities[~in_gallery], *gallery, distractors()
+        )
+        assert found == pytest.approx(expected[2], abs=1e-12)  # thresholds are cosines, rounded
+
+    gallery, probes = (
+        (rows[in_gallery], identities[in_gallery]),
+        np.isin(identities, identities[in_gallery]) & ~in_gallery,
+    )
+    expected = [
+        identification.leave_one_out_cmc(rows, identities, extra),
+        identification.probe_gallery_cmc(rows[probes], identities[probes], *gallery, extra),
+        identification.open_set_identification(rows[~in_gallery], identities[~in_gallery], *gallery, extra),
+    ]
+    assert expected[2]["dir_at_far_1e-1_percent"] is not None
+    check(rows[order], identities[order], in_gallery[order], lambda: extra[::-1])
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
+    check(rows, identities, in_gallery, lambda: (extra[i : i + 5] for i in range(0, 23, 5)))
+    check(torch.tensor(rows), identities, in_gallery, lambda: torch.tensor(extra))
+
+
+def test_a_split_is_that_of_its_seed_and_keeps_people_apart():
+    identities = np.repeat(np.arange(40), np.arange(40) % 5 + 1)
+    splits = [identification.open_set_split(identities, seed) for seed in (0, 0, 1)]
+    assert all(np.array_equal(a, b) for a, b in zip(splits[0], splits[1], strict=True))
+    assert not np.array_equal(splits[0][0], splits[2][0])
+    gallery, probes = splits[0]
+    assert len(gallery) == 20 == len(np.unique(identities[gallery]))
+    assert sorted([*gallery, *probes]) == list(range(len(identities)))
+    assert np.array_equal(np.unique(identities[gallery]), np.unique(identities[identification.known_rows(identities)]))
+    names = identification.open_set_split([f"{i:03}" for i in identities], 0)
+    assert all(np.array_equal(a, b) for a, b in zip(splits[0], names, strict=True))
+    chosen = {int(identification.open_set_split([0, 0, 0, 1, 1, 1], seed)[0][0]) for seed in range(40)}
+    assert chosen == {0, 1, 2, 3, 4, 5}  # any image may be the one in the gallery
+
+
+# ----------------------------------------------------------------------------------------------------------- chance
+
+
+def test_chance_is_what_random_embeddings_get():
+    rng = np.random.default_rng(0)
+    identities = np.repeat(np.arange(5), [1, 2, 3, 3, 4])
+    extra = rng.normal(size=(4, 64))
+    runs = [rng.normal(size=(13, 64)) for _ in range(800)]
+
+    def mean(measure):
+        return np.mean([measure(run) for run in runs], axis=0)
+
+    expected = identification.leave_one_out_cmc_chance(identities, num_distractors=4)["cmc_percent"]
+    assert len(expected) == 16 and expected[-1] == 100.0
+    assert mean(lambda run: identification.leave_one_out_cmc(run, identities, extra)["cmc_percent"]) == pytest.approx(
+        expected, abs=2.0
+    )
+    gallery = np.array([1, 2, 3, 5, 6, 8, 9])
+    expected = identification.probe_gallery_cmc_chance(identities[1:], identities[gallery])["cmc_percent"]
+    fresh = rng.normal(size=(800, 7, 64))
+    found = [
+        identification.probe_gallery_cmc(run[1:], identities[1:], g, identities[gallery])["cmc_percent"]
+        for run, g in zip(runs, fresh, strict=True)
+    ]
+    assert np.mean(found, axis=0) == pytest.approx(expected, abs=2.0)
+
+
+def test_open_set_chance_is_what_random_embeddings_get():
+    rng = np.random.default_rng(1)
+    names, gallery = np.repeat([0, 1, 2, 3], [30, 30, 200, 200]), np.array([0, 0, 1])
+    expected = identification.open_set_chance(names, gallery)
+    assert expected["rank1_percent"] == 50.0 and expected["dir_at_far_1e-1_percent"] == 5.0
+    found = [
+        identification.open_set_identification(
+            rng.normal(size=(460, 96)), names, rng.normal(size=(3, 96)), gallery
+        )
+        for _ in range(60)
+    ]  # fmt: skip
+    for key in expected:
+        if found[0][key] is not None:
+            assert np.mean([result[key] for result in found]) == pytest.approx(expected[key], abs=2.0)
+
+
+def test_permuted_identities_fall_to_chance():
+    rng = np.random.default_rng(2)
+    identities = np.repeat(np.arange(60), 5)
+    rows = rng.normal(size=(60, 32))[identities] + 0.2 * rng.normal(size=(300, 32))
+    assert identification.leave_one_out_cmc(rows, identities)["cmc_percent"][0] > 99
+    permuted = identification.leave_one_out_cmc(rows, rng.permutation(identities))["cmc_percent"]
+    assert permuted[0] < 5
+
+
+# ----------------------------------------------------------------------------------------------- results and errors
+
+
+def test_results_are_flat_and_ready_for_json():
+    rows, identities = faces(0)
+    gallery, probes = identification.open_set_split(identities)
+    for result in (
+        identification.leave_one_out_cmc(rows, identities, rows + 0.5),
+        identification.probe_gallery_cmc(rows, identities, rows, identities),
+        identification.open_set_identification(rows[probes], identities[probes], rows[gallery], identities[gallery]),
+        identification.open_set_chance(identities[probes], identities[gallery]),
+        identification.leave_one_out_cmc_chance(identities),
+    ):
+        assert json.loads(json.dumps(result)) == result
+        assert not any(isinstance(value, dict) for value in result.values())
+        assert all(0 <= value <= 100 for value in result.get("cmc_percent", []))
+
+
+def test_distractors_of_length_zero_are_left_out_and_counted():
+    rows, identities = faces(4)
+    extra = np.concatenate([np.zeros((3, 5)), faces(40)[0], np.zeros((1, 5))])
+    result = identification.leave_one_out_cmc(rows, identities, extra)
+    assert (result["num_distractors"], result["num_distractors_left_out"]) == (26, 4)
+    assert result["cmc_percent"] == identification.leave_one_out_cmc(rows, identities, extra[3:-1])["cmc_percent"]
+
+
+ROWS = np.eye(4, 3) + 0.1
+ZERO = ROWS * [[1], [1], [0], [1]]
+NOT_FINITE = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, ROWS)
+PEOPLE = [0, 0, 1, 1]
+ERRORS = {
+    "zero": (identification.leave_one_out_cmc, (ZERO, PEOPLE), "1 of 4 rows of length 0, the first is row 2"),
+    "zero in the gallery": (identification.probe_gallery_cmc, (ROWS, PEOPLE, ZERO, PEOPLE), "gallery has 1 of 4"),
+    "NaN": (identification.leave_one_out_cmc, (NOT_FINITE, PEOPLE), "NaN or infinity in 1 of 4"),
+    "NaN distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, NOT_FINITE), "distractors holds NaN"),
+    "only zero distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, 0 * ROWS), "no embedding of a length"),
+    "distractors of another size": (identification.leave_one_out_cmc, (ROWS, PEOPLE, ROWS[:, :2]), "3 numbers"),
+    "no pieces of distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, iter(())), "distractors"),
+    "nobody has a mate": (identification.leave_one_out_cmc, (ROWS, [0, 1, 2, 3]), "no two images"),
+    "rank 0": (identification.leave_one_out_cmc, (ROWS, PEOPLE, None, 0), "max_rank is 0"),
+    "gallery lacks people": (identification.probe_gallery_cmc, (ROWS, [0, 7, 8, 9], ROWS, PEOPLE), "lacks 3"),
+    "no strangers": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, PEOPLE), "no strangers, whom"),
+    "nobody known": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, [5, 5, 6, 6]), "no people of"),
+    "numbers against names": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, list("0011")), "same way"),
+    "one person": (identification.known_rows, ([3, 3],), "names one person"),
+    "a share beyond": (identification.known_rows, (PEOPLE, 0, 120), "known_percent is 120"),
+    "no second image": (identification.open_set_split, ([0, 1, 2, 3],), "no known person with a second image"),
+    "negative distractors": (identification.leave_one_out_cmc_chance, (PEOPLE, -1), "num_distractors is -1"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_users_mistake_is_one_sentence(case):
+    function, arguments, words = ERRORS[case]
+    with pytest.raises(UserError, match=words) as raised:
+        function(*arguments)
+    assert "\n" not in str(raised.value) and str(raised.value).endswith(".")

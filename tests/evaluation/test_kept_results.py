@@ -1,0 +1,212 @@
+"""What is kept and taken again depends on all that it was computed from, and goes only when there is better."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scripts import load_script
+
+from data.faces import index_identity_folders
+from evaluation.calibration import write_calibrations
+from evaluation.embeddings.gallery_files import write_gallery
+from models.iefp import IEFP
+from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
+from utils.cli import parse_config
+from utils.distributed import Process
+
+CPU = torch.device("cpu")
+OTHER_UNIT = {"identity_branch": {"purification": "x_plus_linear_relu_bn"},
+              "age_branch": {"purification": "x_plus_linear_relu_bn"}}  # fmt: skip
+
+
+@pytest.fixture
+def own_weights(weights, tmp_path):
+    """A copy of the weights, to have a JSON file beside it."""
+    return shutil.copy(weights, tmp_path / "own.pth")
+
+
+def choose_another_unit(weights) -> None:
+    """The same keys and shapes, and another network."""
+    weights.with_suffix(".json").write_text(json.dumps(OTHER_UNIT))
+
+
+# --------------------------------------------------------------------------------------------- what was computed by it
+
+
+def test_kept_embeddings_are_not_those_of_the_same_file_with_another_unit(own_weights, tiny_faces, tmp_path):
+    """3a: with another purification unit beside the same weight file nothing kept is taken."""
+    script = load_script("test")
+    faces = index_identity_folders(tiny_faces / "ID_processed_FGNET", None)
+
+    def embed(*flags):
+        flags = ("--weights", own_weights, "--workers", 0, *(flags or ("--cache-folder", tmp_path / "cache")))
+        config = parse_config(script.TestConfig, list(map(str, flags)))
+        return script.WeightsModel(own_weights, "own", config, Process(0, 1, CPU)).embed(faces, "FG-NET").original
+
+    first = embed()
+    assert np.array_equal(embed(), first)
+    choose_another_unit(own_weights)
+    changed = embed()
+    assert np.array_equal(changed, embed("--no-keep-embeddings"))
+    assert np.abs(changed - first).max() > 0.01
+    own_weights.with_suffix(".json").unlink()
+    assert np.array_equal(embed(), first)
+    assert len(list((tmp_path / "cache").glob("embeddings_*"))) == 2
+
+
+def test_a_fingerprint_is_of_file_units_and_pixels(monkeypatch):
+    """3a: a model is known by all that its output depends on."""
+    other = "x_plus_linear_relu_bn"
+    units = ((1, 1), (other, 1), (1, other), (2, 1))
+    models = [IEFP("iresnet18_quarter", unit, None, age_purification=of_age) for unit, of_age in units]
+    known = {model_fingerprint(sha256, model) for sha256 in ("aa", "bb") for model in models}
+    assert len(known) == 8
+    monkeypatch.setattr("models.weights.PREPROCESSING", 99)
+    assert model_fingerprint("aa", models[0]) not in known
+
+
+def calibration_for(model, folder, **changed):
+    figures = {f"{key}_at_far_{rate}{end}": value for rate in ("1e-1", "1e-2", "1e-3", "1e-4")
+               for key, end, value in (("threshold", "", 0.5), ("tar", "_reason", None), ("tar", "_percent", 90.0),
+                                       ("impostors_allowed", "", 9))}  # fmt: skip
+    figures |= {"num_genuine": 100, "num_impostor": 100_000}
+    result = {"title": "CALFW", "analysis": {"verification": {"figures": figures}}}
+    of_model = {"name": "own", "weights": str(model.weights), "sha256": model.sha256,
+                "model_fingerprint": model.fingerprint, "results": {"calfw": result}}  # fmt: skip
+    return write_calibrations(folder, [of_model], "concatenate")
+
+
+@pytest.mark.parametrize("is_given", [True, False], ids=["given", "found"])
+def test_a_calibration_is_of_a_network_and_not_of_a_file(own_weights, run_main, tiny_faces, tmp_path, is_given):
+    """3a: the thresholds of the same weights with another unit are refused where given, passed over where found."""
+    path = calibration_for(load_script("embed").load(own_weights, "cpu"), tmp_path)
+    pictures = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[:2]
+    flags = (*pictures, "--weights", own_weights, "--device", "cpu", *(("--calibration", path) if is_given else ()))
+    assert "at FAR 1e-3" in run_main("embed", *flags).out
+    choose_another_unit(own_weights)
+    told = run_main("embed", *flags)
+    if is_given:
+        assert told.status == 2 and "another purification unit" in told.err and told.err.count("\n") == 1
+    else:
+        assert told.status == 0 and "is not about" in told.err and "FAR" not in told.out
+
+
+def test_what_an_earlier_version_wrote_says_how_to_make_it_anew(own_weights, run_main, tiny_faces, tmp_path):
+    """3a: a calibration or a gallery that knows its model by the SHA-256 alone is no longer believed."""
+    embed = load_script("embed")
+    model = embed.load(own_weights, "cpu")
+    path = calibration_for(model, tmp_path / "results")
+    content = json.loads(path.read_text())
+    del content["models"][0]["model_fingerprint"]
+    path.write_text(json.dumps(content))
+    gallery, made_by = tmp_path / "old.npz", embed.made_by(model)
+    del made_by["model_fingerprint"]
+    write_gallery(gallery, ("a",), np.ones((1, 1024), np.float32), None, made_by)
+    pictures = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[:2]
+    for flags, advice in ((("--calibration", path), "run test.py"), (("--gallery", gallery), "embed its pictures")):
+        told = run_main("embed", *pictures, *flags, "--weights", own_weights, "--device", "cpu")
+        assert told.status == 2 and "earlier version" in told.err and advice in told.err and told.err.count("\n") == 1
+
+
+def test_a_gallery_is_of_a_network_and_not_of_a_file(own_weights, run_main, tiny_faces, tmp_path):
+    """3a: a gallery of the same weights with another unit is not searched."""
+    flags = ("--weights", own_weights, "--device", "cpu", "--workers", 0)
+    person = next((tiny_faces / "ID_processed_FGNET").iterdir())
+    assert run_main("embed", person, "-o", tmp_path / "faces.npz", *flags).status == 0
+    search = ("embed", next(person.iterdir()), "--gallery", tmp_path / "faces.npz", *flags)
+    assert run_main(*search).status == 0
+    choose_another_unit(own_weights)
+    told = run_main(*search)
+    assert told.status == 2 and "another purification unit" in told.err and told.err.count("\n") == 1
+
+
+def test_half_made_ages_are_of_the_network_that_made_them(run_main, tiny_faces, tmp_path, monkeypatch):
+    """3a: unfinished ages are not gone on with by another unit of the same file."""
+    path = tmp_path / "age.pth"
+    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
+    prepare, label, fingerprints = load_script("prepare"), load_script("prepare").label_ages, []
+
+    def stopped(*args):
+        fingerprints.append(args[5])
+        label(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "label_ages", stopped)
+    flags = ("prepare", "ages", "--data", tiny_faces / "ID_processed_FGNET", "--weights", path, "--output",
+             tmp_path / "ages.csv", "--device", "cpu", "--workers", 0)  # fmt: skip
+    assert run_main(*flags).status == 130
+    assert "already: going on" in run_main(*flags).out
+    choose_another_unit(path)
+    assert "of other weights or other pictures" in run_main(*flags).out
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+# ------------------------------------------------------------------------------------------- a CLUB that never learned
+
+
+def trained(seen_by_club: int = 1) -> IEFP:
+    torch.manual_seed(2)
+    model = IEFP("iresnet18_quarter", 1, None)
+    for _ in range(seen_by_club):
+        model.clubmi(*torch.randn(2, 8, 512))
+    return model
+
+
+def has_estimator(path) -> bool:
+    return load_estimator(IEFP("iresnet18_quarter", 1, None), path)
+
+
+@pytest.mark.parametrize("method", ["iefp", "none", "grl", "dal", "orthogonal"])
+def test_a_checkpoint_says_whether_its_club_was_trained(tmp_path, method):
+    """3c: a checkpoint of another method gives no estimate, though a CLUB of an earlier run may stand in it."""
+    content = {"config": {"stage": "identity", "disentangle": method}, "model": trained().state_dict()}
+    torch.save(content, tmp_path / "step_00000001.pth")
+    assert has_estimator(tmp_path / "step_00000001.pth") == (method == "iefp")
+
+
+def test_a_club_that_saw_no_batch_gives_no_estimate(tmp_path):
+    """3c: weights of another method are recognised without the JSON file beside them."""
+    for batches in (0, 1):
+        torch.save(iefp_file_tensors(trained(batches)), tmp_path / "alone.pth")
+        assert has_estimator(tmp_path / "alone.pth") == (batches == 1)
+
+
+def test_another_method_does_not_take_the_club_of_the_weights_that_it_starts_from(train_identity, weights, tmp_path):
+    """3c: nothing trains it there, and test.py could not tell that it is of another model."""
+    flags = ("--epochs", 1, "--disentangle", "grl", "--init-from", weights)
+    assert train_identity(tmp_path / "run", *flags).status == 0
+    alone = shutil.copy(tmp_path / "run" / "iefp.pth", tmp_path / "alone.pth")
+    assert has_estimator(weights) and not has_estimator(alone)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step_*.pth")
+    assert not has_estimator(checkpoint)
+
+
+def test_the_report_leaves_the_estimate_of_an_untrained_club_out(run_main, tiny_faces, tmp_path):
+    """3c: what test.py writes of such weights has the other leaks, and no CLUB."""
+    torch.save(iefp_file_tensors(trained(0)), tmp_path / "alone.pth")
+    flags = ("--weights", tmp_path / "alone.pth", "--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--workers", 0,
+             "--device", "cpu", "--output", tmp_path / "out", "--no-keep-embeddings", "--no-pictures")  # fmt: skip
+    assert run_main("test", *flags).status == 0
+    (model,) = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+    leaks = model["results"]["fgnet"]["analysis"]["leaks"]
+    assert "club" not in leaks and "identity_in_age" in leaks
+
+
+# ------------------------------------------------------------------------------------------------------ nothing ran
+
+
+def test_earlier_results_stay_where_nothing_ran(run_main, weights, tmp_path):
+    """12: a typo in --face-dataset costs no results."""
+    names = ("results.json", "results.md", "report.html", "calibration.json")
+    (tmp_path / "out").mkdir()
+    for name in names:
+        (tmp_path / "out" / name).write_text(f"earlier {name}")
+    told = run_main("test", "--weights", weights, "--face-dataset", tmp_path / "tpyo", "--benchmarks", "fgnet", "calfw",
+                    "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    assert told.status == 2 and told.err.count("did not run") == 2
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
+        name: f"earlier {name}" for name in names
+    }
+    assert "report to look at" not in told.out and "written" not in told.out.replace("nothing is written", "")

@@ -1,0 +1,331 @@
+"""train.py --dry-run: what it tells is measured against a real run, and it leaves nothing behind but a picture."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from processes import run_program
+from scripts import load_script
+from test_train import same_weights, training_set
+
+from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
+from meta import FILENAME_PATTERNS
+from models.iefp import IEFP
+from models.margin import CosFace
+from training import dry_run
+from training.memory import FP32, SavedTensors, saved_by, step_memory
+from utils.distributed import Process
+
+SHORT = ("--epochs", 2)
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    monkeypatch.setattr(dry_run, "INPUT_SECONDS", 0.05)
+    monkeypatch.setattr(dry_run, "SECONDS_A_STEP", 0.2)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------------- it leaves no trace
+
+
+def test_a_dry_run_then_the_run_is_the_run_alone_and_only_a_picture_is_left(train_identity, tmp_path):
+    flags = (*SHORT, "--cache-folder", tmp_path / "cache")
+    outcome = train_identity(tmp_path / "a", *flags, "--dry-run")
+    assert outcome.status == 0 and outcome.err == "", outcome.err
+    assert list(files(tmp_path / "a")) == ["dry_run.png"]
+    assert not list((tmp_path / "cache").glob("*age_features*"))
+    assert "it would begin anew" in outcome.out
+    for name in ("a", "b"):
+        assert train_identity(tmp_path / name, *flags).status == 0
+    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+
+
+def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identity, tmp_path):
+    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+    before = files(tmp_path / "run")
+    outcome = train_identity(tmp_path / "run", "--epochs", 1, "--dry-run")
+    assert outcome.status == 0 and "3 steps are done: it would go on from there" in outcome.out
+    after = files(tmp_path / "run")
+    assert after.pop("dry_run.png")[:4] == b"\x89PNG" and after == before
+    outcome = train_identity(tmp_path / "run", "--epochs", 1, "--learning-rate", 0.5, "--dry-run")
+    assert outcome.status == 2 and "--learning-rate 0.02 -> 0.5" in outcome.err  # as the run itself would be refused
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_every_setting_is_told_and_those_that_are_not_published_have_a_star(train_identity, tmp_path):
+    outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--dry-run")
+    config = load_script("train").TrainConfig()
+    told = {}
+    for star, name in re.findall(r"^([* ]) --([a-z-]+) ", outcome.out, re.MULTILINE):
+        told[name.replace("-", "_")] = star
+    assert set(told) == set(vars(config)) - {"dry_run"}
+    assert {name for name, star in told.items() if star == "*"} == {
+        "train_data", "run_folder", "age_weights", "backbone", "margin", "batch_size", "epochs", "learning_rate",
+        "device", "workers", "log_every"}  # fmt: skip
+    assert re.search(r"--margin +arcface +\(published: cosface\)", outcome.out)
+    assert re.search(r"--margin-value +None -> 0.5$", outcome.out, re.MULTILINE)
+    assert re.search(r"--age-cache +auto -> off$", outcome.out, re.MULTILINE)  # two epochs: it would not pay
+
+
+def test_data_and_parameters_are_counted(train_identity, tiny_faces, tmp_path):
+    outcome = train_identity(tmp_path, *SHORT, "--dry-run")
+    assert "18 pictures of 6 identities, 3 to 3 of each" in outcome.out and "the age of 18 is known" in outcome.out
+    pattern = FILENAME_PATTERNS["ms1mv3"]
+    ages = [int(re.split(pattern.separators, path.name)[pattern.position])
+            for path in training_set(tiny_faces).glob("*/*.jpg")]  # fmt: skip
+    young = sum(age <= 12 for age in ages)
+    assert re.search(rf"^  0-12 +{young} +{100 * young / 18:.1f} %", outcome.out, re.MULTILINE)
+    model = IEFP("iresnet18_quarter", 1, 6)
+    counts = {
+        "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
+        "purification unit": sum(p.numel() for p in model.backbone_id.spu.parameters()),
+        "margin head": 6 * 512,
+        "CLUB": sum(p.numel() for p in model.clubmi.parameters()),
+        "age branch": sum(p.numel() for module in model.age_branch for p in module.parameters()),
+    }
+    for name, count in counts.items():
+        what = "frozen" if name == "age branch" else "trained"
+        assert re.search(rf"^  {name} +{count:,} .*{what}$", outcome.out, re.MULTILINE), name
+
+
+def test_pictures_without_ages_are_counted_too():
+    told = dry_run.data_found(np.array([0, 0, 1]), np.array([-1, 2, -1]), 3)
+    assert "3 pictures of 3 identities, 0 to 2 of each, 1 in the median" in told
+    assert "the age of 1 is known, of 2 it is not" in told and "19-25  1  100.0 %" in told
+
+
+# ---------------------------------------------------------------------------------------------------------- the memory
+
+
+def test_what_autograd_keeps_is_counted_once_and_let_go_with_the_graph():
+    x, weight = torch.ones(10, 100, requires_grad=True), torch.ones(100, 100, requires_grad=True)
+    with SavedTensors([x, weight]) as saved:
+        y = (x @ weight).exp()  # exp keeps its result
+        assert saved.now == 4 * 10 * 100
+        z = y * y  # the same memory twice more
+        assert saved.now == 4 * 10 * 100
+        z.exp().sum().backward()  # the outer exp keeps another one
+    assert (saved.now, saved.peak) == (0, 2 * 4 * 10 * 100)
+
+
+@pytest.mark.parametrize(("method", "identities"), [("iefp", 6), ("iefp", 3000), ("grl", 6), ("dal", 6)])
+def test_the_estimate_by_two_small_batches_is_what_a_large_one_keeps(method, identities):
+    """Within 1 %, of a step with 24 images as train.py makes it, from steps with 2 and with 4."""
+    train = load_script("train")
+    config = train.TrainConfig(backbone="iresnet18_quarter", disentangle=method, precision="fp32")
+    model = IEFP("iresnet18_quarter", 1, identities, critic=None if method == "iefp" else method)
+    stage = train.IdentityStage(config, model, Process(0, 1, torch.device("cpu")))
+    model.train()
+    held = [*model.parameters(), *model.buffers()]
+
+    def step(size: int) -> None:
+        stage.step(train.made_up_batch(size, torch.device("cpu")))
+
+    an_image, beside = saved_by(step, held)
+    of_step = step_memory(24, identities, 0, 0, an_image - identities * FP32, beside)
+    with SavedTensors(held) as saved:
+        step(24)
+    assert of_step.activations + of_step.beside + of_step.logits == pytest.approx(saved.peak, rel=0.01)
+    if identities == 3000:  # the head's normalised weights: the other thing that does not grow with the batch
+        assert beside == pytest.approx(identities * 512 * 4, rel=0.02)
+
+
+def test_the_checkpoint_is_as_large_as_told(train_identity, tmp_path):
+    outcome = train_identity(tmp_path, "--epochs", 1, "--dry-run")
+    assert train_identity(tmp_path, "--epochs", 1).status == 0
+    (path,) = (tmp_path / "checkpoints").glob("*.pth")
+    told = re.search(r"checkpoint .* 3 x +([\d.]+) MB", outcome.out)
+    assert float(told[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
+    told = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
+    assert float(told[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------ the disk
+
+
+@pytest.fixture
+def disks(monkeypatch, tmp_path):
+    """Folders a and b on one disk of 71 GB, c on another of 50 GB."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    free = {"a": 71e9, "b": 71e9, "c": 50e9}
+    monkeypatch.setattr(dry_run, "disk_of", lambda folder: free[folder.name])
+    monkeypatch.setattr(
+        dry_run.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder.relative_to(tmp_path).parts[0]])
+    )
+    return tmp_path
+
+
+def test_what_goes_to_one_disk_is_added_up(disks):
+    """7e: two files of 43 GB each do not fit on 71 GB, whichever folders they go to."""
+    told = dry_run.disk([dry_run.Stored("x", disks / name / "new", 43e9) for name in "abc"]).splitlines()
+    assert (
+        told[-2] == f"  disk of {disks / 'a'}, {disks / 'b'}: 86.00 GB needed at most, 71.00 GB free: THERE IS NO ROOM"
+    )
+    assert told[-1] == f"  disk of {disks / 'c'}: 43.00 GB needed at most, 50.00 GB free"
+
+
+def test_what_is_there_is_not_needed_again(disks):
+    """7e: a cache that is there takes nothing more; what is written beside an old file takes one file more."""
+    kinds = [
+        dry_run.Stored("cache", disks / "a", 60e9, there=45e9, in_place=True),
+        dry_run.Stored("checkpoint", disks / "a", 10e9, count=4, there=30e9),
+        dry_run.Stored("weights", disks / "a", 2e9, count=1, there=2e9),
+    ]
+    assert [stored.more for stored in kinds] == [15e9, 10e9, 2e9]
+    assert "27.00 GB needed at most beside 77.00 GB that is there, 71.00 GB free" in dry_run.disk(kinds)
+
+
+def test_a_file_with_two_names_is_there_once(tmp_path):
+    """7e: best.pth is a link to a checkpoint."""
+    (tmp_path / "a").write_bytes(bytes(100_000))
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    names = [tmp_path / name for name in "abc"]
+    assert 100_000 <= dry_run.bytes_on_disk(names) == dry_run.bytes_on_disk(names[:1]) < 150_000
+
+
+def test_rows_that_other_processes_hold_are_written_too():
+    """7e: with --sharded-classes the table had one process's rows alone."""
+    stage = SimpleNamespace(model=SimpleNamespace(margin_fc=CosFace(6, own=range(2))))
+    assert dry_run.rows_of_others(SimpleNamespace(stage=stage)) == 4 * 512 * FP32
+
+
+def test_a_run_that_is_done_has_its_files_and_its_cache(train_identity, tmp_path):
+    """7e: caches and checkpoints that are there were counted again."""
+    flags = ("--epochs", 3, "--cache-folder", tmp_path / "cache")
+    before = train_identity(tmp_path / "run", *flags, "--dry-run")
+    assert train_identity(tmp_path / "run", *flags).status == 0
+    after = train_identity(tmp_path / "run", *flags, "--dry-run")
+    sizes = re.findall(r"(\d) x +([\d.]+) ([kM])B", before.out)
+    sizes = [(int(count), float(number) * {"k": 1e3, "M": 1e6}[unit]) for count, number, unit in sizes]
+    (_, checkpoint), (_, weights), (_, cache) = sizes[-3:]
+    needed = [float(re.search(r"([\d.]+) MB needed at most", told.out)[1]) * 1e6 for told in (before, after)]
+    assert needed[0] == pytest.approx(3 * checkpoint + weights + cache, rel=0.01)
+    assert needed[1] == pytest.approx(checkpoint + weights, rel=0.01)
+    assert "that is there" in after.out and "that is there" not in before.out
+
+
+# ------------------------------------------------------------------------------------------------------------ the time
+
+
+@pytest.mark.parametrize(
+    ("keeps", "workers", "seconds"),
+    [
+        ("none", 0, (0, 10 * 5, 10 * 5)),  # 3 of input + 2 of network
+        ("none", 4, (0, 10 * 3, 10 * 3)),  # the longer one
+        ("off", 4, (0, 10 * 3, 10 * 3)),  # network and frozen branch take 3 too
+        ("auto", 4, (0, 10 * 4, 10 * 3)),  # both views in the first epoch
+        ("ahead", 0, (10 * 5, 10 * 5, 10 * 5)),
+    ],
+)
+def test_the_time_of_a_run(keeps, workers, seconds):
+    of_step = dry_run.StepTime(input=3.0, network=2.0, frozen=1.0, workers=workers)
+    assert dry_run.run_seconds(of_step, 10, 3, keeps) == seconds
+    whole = dry_run.in_words(seconds[0] + seconds[1] + 2 * seconds[2])
+    assert f"the whole run, 3 epochs{' ' * 50}"[:24] in dry_run.times(of_step, 4, 8, 10, 3, keeps)
+    assert whole in dry_run.times(of_step, 4, 8, 10, 3, keeps)
+
+
+def test_a_large_batch_on_a_cpu_is_measured_by_a_smaller_one():
+    cpu = torch.device("cpu")
+    assert dry_run.images_to_measure(512, 0.1 * dry_run.SECONDS_A_STEP, 1, cpu) == 8
+    assert dry_run.images_to_measure(512, 1000.0, 1, cpu) == 4
+    assert dry_run.images_to_measure(2, 1000.0, 1, cpu) == 2
+    assert dry_run.images_to_measure(12, 0.001 * dry_run.SECONDS_A_STEP, 1, cpu) == 12
+    told = dry_run.times(dry_run.StepTime(1, 1, 1, 0), 8, 512, 10, 25, "off")
+    assert "from 3 steps of 8 images, times 64 for the share of 512 (rather too high)" in told
+
+
+def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now[0])
+
+    def stream():
+        for number in range(1000):
+            now[0] += 0.0 if number < 4 else 0.01  # four lie there
+            yield number
+
+    assert dry_run.seconds_a_batch(stream(), num_waiting=4) == pytest.approx(0.01)
+
+
+# --------------------------------------------------------------------------------------------------------- the picture
+
+
+def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path, monkeypatch):
+    train, given = load_script("train"), []
+    step = train.IdentityStage.step
+    flags = ("--epochs", 1, "--batch-size", 12)  # two rows of the picture
+    assert train_identity(tmp_path, *flags, "--dry-run").status == 0
+    monkeypatch.setattr(
+        train.IdentityStage, "step", lambda self, batch: given.append(batch.images.clone()) or step(self, batch)
+    )
+    assert train_identity(tmp_path, *flags).status == 0
+    with Image.open(tmp_path / "dry_run.png") as picture:
+        sheet = np.array(picture)
+    for number in range(12):
+        left, top = MARGIN + number % 8 * (112 + MARGIN), MARGIN + TITLE_HEIGHT
+        top += number // 8 * (112 + CAPTION_HEIGHT + MARGIN)
+        face = (given[0][number] * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(sheet[top : top + 112, left : left + 112], face), number
+
+
+def test_a_grid_of_one_picture_with_an_odd_name(tmp_path):
+    draw_grid(tmp_path / "grid.png", "title", torch.zeros(1, 3, 112, 112), [("\x1b" + "n" * 90, "66+")])
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.height == MARGIN + TITLE_HEIGHT + 112 + CAPTION_HEIGHT + MARGIN
+
+
+# ---------------------------------------------------------------------------------------------- other stages and ways
+
+
+def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tiny_faces, tmp_path):
+    flags = ("--stage", "age", "--age-head", "years", "--train-data", training_set(tiny_faces), *SMALL,
+             "--run-folder", tmp_path / "age", "--dry-run")  # fmt: skip
+    outcome = run_main("train", *flags)
+    assert outcome.status == 0 and "head for years" in outcome.out and "logits" not in outcome.out, outcome.err
+    assert "margin head" not in outcome.out and "frozen age branch" not in outcome.out
+    outcome = train_identity(tmp_path / "run", "--disentangle", "dal", "--epochs", 3, "--validate-every", 5,
+                             "--validate-on", "fgnet", "--face-dataset", tiny_faces, "--dry-run")  # fmt: skip
+    assert outcome.status == 0 and re.search(r"--disentangle-weight +None -> 0.1", outcome.out), outcome.err
+    count = len(list((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG")))
+    assert f"validation on fgnet every 5 steps: {count} pictures" in outcome.out
+    assert re.search(r"age features of both views +1 x +36.86 kB", outcome.out)
+
+
+def test_memory_is_that_of_a_part_of_the_batch_with_an_average_beside(train_identity, tmp_path):
+    """A third of the images at once, half of the six identities in the softmax, one more encoder."""
+    whole = train_identity(tmp_path / "a", "--epochs", 1, "--dry-run")
+    more = ("--accumulation", 3, "--ema-decay", 0.9, "--sharded-classes", "--class-sampling-rate", 0.5)
+    parts = train_identity(tmp_path / "b", "--epochs", 1, *more, "--dry-run")
+    assert whole.status == 0 and parts.status == 0, parts.err
+    assert "6 images x" in whole.out and "logits: 6 images x 6 x" in whole.out
+    assert "backward pass: 2 images x" in parts.out and "logits: 2 images x 3 x" in parts.out
+    weights = [float(re.search(r"frozen ones too +([0-9.]+) MB", told.out)[1]) for told in (whole, parts)]
+    encoder = sum(
+        value.numel() * value.element_size() for value in IEFP("iresnet18_quarter").backbone_id.state_dict().values()
+    )
+    assert weights[1] - weights[0] == pytest.approx(encoder / 1e6, abs=0.02)
+
+
+def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
+    outcome = train_identity(tmp_path / "run", "--batch-size", 1000, "--dry-run")
+    assert outcome.status == 2 and "--batch-size" in outcome.err and not (tmp_path / "run").exists()
+
+
+def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
+    flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
+             *SMALL, *SHORT, "--dry-run")  # fmt: skip
+    told = run_program("train", 2, *flags).out
+    assert told.count("memory of a process") == 1 and "3 images x" in told
+    assert list(files(tmp_path / "run")) == ["dry_run.png"]

@@ -1,0 +1,210 @@
+"""Processes on several machines: age caches of their own, waits of unknown length.
+
+Once two instances of torchrun on this machine, which differ from two machines only in sharing a disk; else forked
+processes that are told that they stand on machines of their own.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import SMALL
+from processes import free_port, in_processes
+from scripts import ROOT, load_script
+from test_train import training_set
+
+from data.age_cache import DATA, AgeCache, prepare_cache
+from data.faces import index_identity_folders
+from data.loaders import batches
+from training.stopping import StopRequest
+from utils import distributed
+from utils.cli import parse_config, run_script
+from utils.distributed import Process, gather_lists, start_process, wait_for_all
+
+NUM_PICTURES = 18
+
+
+@pytest.fixture
+def flags(tiny_faces, age_weights, tmp_path) -> list[str]:
+    """All but --run-folder and --cache-folder."""
+    return ["--train-data", str(training_set(tiny_faces)), "--age-weights", str(age_weights), *SMALL]
+
+
+def cache_of(folder: Path) -> AgeCache:
+    (data,) = folder.glob(f"*/{DATA}")
+    return AgeCache(data.parent, NUM_PICTURES)
+
+
+def age_features_of(images: torch.Tensor) -> torch.Tensor:
+    """A network that is quick: (N, 3, 112, 112) -> (N, 512)."""
+    return images[:, 0, 0, :8].repeat(1, 64) + 2
+
+
+def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops: bool = False) -> None:
+    """train.fill_age_cache as one of so many processes on one of two machines; writes how many pictures it computed.
+
+    With `stops` the last process gets SIGTERM as soon as it has computed some.
+    """
+    rank = int(os.environ["RANK"])
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    computed = []
+
+    def age_features(images: torch.Tensor) -> torch.Tensor:
+        if stops and rank == 2 * processes - 1 and not computed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        computed.append(len(images))
+        return age_features_of(images)
+
+    def fill() -> int:
+        train, process = load_script("train"), start_process("cpu")
+        config = parse_config(train.TrainConfig)
+        index = train.open_pictures(config, process)
+        model = train.make_model(config, 1, train.read_weights(config), process)
+        cache = train.open_age_cache(config, model, index, process)
+        if cache is None:
+            return 0
+        stage = SimpleNamespace(age_features=age_features)
+        run = train.Run(config, process, index, stage, cache, None, None, stop=StopRequest(process))
+        status = train.fill_age_cache(run)
+        wait_for_all(process)
+        (folder / f"computed_{rank}").write_text(str(sum(computed)))
+        return status
+
+    sys.argv = ["train.py", *flags, "--age-cache", "ahead", "--cache-folder", f"{folder}/cache_{rank // processes}"]
+    run_script(fill)
+
+
+def test_two_instances_of_torchrun_fill_a_new_cache_beside_a_full_one_and_train(flags, tmp_path):
+    """2a: ahead filled half of each machine's cache, and a machine whose cache was full did not wait for the other."""
+    assert in_processes(2, fill_on_a_machine, tmp_path, flags).statuses == [0, 0]
+    shutil.rmtree(tmp_path / "cache_1")
+    port, running = str(free_port()), []
+    for node in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node),
+                   "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port, ROOT / "train.py",
+                   *flags, "--run-folder", tmp_path / "run", "--epochs", "1", "--age-cache", "ahead",
+                   "--cache-folder", tmp_path / f"cache_{node}"]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen(list(map(str, command)), env=environment, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    try:
+        ended = [(process.communicate(timeout=120), process.returncode) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for node, ((out, err), status) in enumerate(ended):
+        assert status == 0, err[-3000:]
+        found = ("age features of earlier epochs or runs are used:", "age features are kept in")[node]
+        assert f"{found} {tmp_path}/cache_{node}/" in out
+        assert len(cache_of(tmp_path / f"cache_{node}").unknown()) == 0
+
+
+def test_machines_whose_caches_are_full_and_new_go_on_together(flags, tmp_path):
+    """2a: the machine with a full cache went on to training alone, and both hung."""
+    assert in_processes(2, fill_on_a_machine, tmp_path, flags).statuses == [0, 0]
+    full, new = (cache_of(tmp_path / f"cache_{node}") for node in range(2))
+    before = (new.folder / DATA).read_bytes()
+    shutil.rmtree(tmp_path / "cache_1")
+    ended = in_processes(2, fill_on_a_machine, tmp_path, flags)
+    assert ended.statuses == [0, 0], ended.err[-3000:]
+    assert "age features of earlier epochs or runs are used" in ended.out and "age features are kept" in ended.out
+    assert [(tmp_path / f"computed_{node}").read_text() for node in range(2)] == ["0", str(2 * NUM_PICTURES)]
+    assert (new.folder / DATA).read_bytes() == before and len(full.unknown()) == 0
+
+
+def test_processes_share_a_machines_pictures_out_and_all_stop_together(flags, tmp_path):
+    """2a: ahead with two processes on each of two machines; a request to one ends all four, and what is done stays."""
+    flags += ["--batch-size", "8"]
+    stopped = in_processes(4, fill_on_a_machine, tmp_path, flags, 2, True)
+    assert stopped.statuses == [143] * 4 and "age features so far are kept" in stopped.out, stopped.err[-3000:]
+    for node in range(2):
+        assert len(cache_of(tmp_path / f"cache_{node}").unknown()) == NUM_PICTURES - 4  # a batch of 2 of each process
+    ended = in_processes(4, fill_on_a_machine, tmp_path, flags, 2)
+    assert ended.statuses == [0] * 4, ended.err[-3000:]
+    for rank in range(4):
+        assert int((tmp_path / f"computed_{rank}").read_text()) == 2 * (NUM_PICTURES - 4) // 2
+    assert [len(cache_of(tmp_path / f"cache_{node}").unknown()) for node in range(2)] == [0, 0]
+
+
+def test_a_machine_without_room_has_all_go_on_without_a_cache(flags, tmp_path):
+    """2a: all decide together."""
+    (tmp_path / "cache_1").symlink_to("/proc")  # where nobody, not even root, may make a folder
+    ended = in_processes(2, fill_on_a_machine, tmp_path, flags)
+    assert ended.statuses == [0, 0], ended.err[-3000:]
+    assert ended.out.count("training goes on without; --cache-folder gives a place") == 1
+    assert "on every machine" in ended.out
+    assert not list(tmp_path.glob("computed_*"))
+
+
+def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tmp_path, monkeypatch):
+    """2a: with auto the known rows of a batch are used, so that a machine's later epochs compute ever less."""
+    train, computed = load_script("train"), []
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    config, process = parse_config(train.TrainConfig), Process(0, 2, torch.device("cpu"), num_nodes=2)
+    index = index_identity_folders(config.train_data, None)
+    cache = prepare_cache(tmp_path, "age_features", {}, len(index), print)
+    loader, sampler = train.make_loader(config, index, process)  # half of each whole batch
+    loader.dataset.age_cache = cache
+    stage = SimpleNamespace(age_features=lambda images: computed.append(len(images)) or age_features_of(images))
+    run = train.Run(config, process, index, stage, cache, loader, sampler)
+    seen, counts = set(), []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for step, faces in enumerate(batches(loader)):
+            batch = train.prepare(run, faces, step)
+            assert torch.equal(batch.age_features, age_features_of(batch.images).half().float())
+            seen.update(faces.indices.tolist())
+        counts.append(sum(computed))
+        assert counts[-1] == 2 * len(seen) == 2 * (NUM_PICTURES - len(cache.unknown()))
+    assert counts[0] == NUM_PICTURES < counts[1] and any(size < 3 for size in computed)
+
+
+# ------------------------------------------------------------------------------------------------------------- waits
+
+
+def test_waits_of_unknown_length_go_through_the_group_of_the_cpu_which_has_hours(monkeypatch):
+    """2c: on GPUs processes waited in NCCL's barrier, ten minutes, while the first listed pictures or scored."""
+    made, waited = {}, []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed, "choose_device", lambda *given: torch.device("cuda", 0))
+    monkeypatch.setattr(distributed, "JOINED", [])
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: made.update({backend: how["timeout"]}))
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: made.update({backend: timeout}) or "of the CPU")
+    monkeypatch.setattr(dist, "barrier", lambda group=None: waited.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda everyones, own, group=None: waited.append(group))
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    process = start_process("cuda")
+    assert made == {"nccl": None, "gloo": timedelta(hours=24)}
+    wait_for_all(process)
+    with pytest.raises(TypeError):  # nobody filled the lists
+        gather_lists([1], process)
+    assert waited == ["of the CPU"] * 2
+
+
+def tell_timeout() -> None:
+    group = start_process("cpu").cpu_group
+    print("hours:", group._get_backend(torch.device("cpu")).options._timeout / timedelta(hours=1))
+    distributed.leave(0)
+
+
+def test_on_cpus_alone_that_group_is_the_only_one():
+    """2c: gloo's own default is half an hour."""
+    ended = in_processes(2, tell_timeout)
+    assert ended.statuses == [0, 0] and ended.out.count("hours: 24.0") == 2, ended.err[-3000:]
+
+
+@pytest.mark.parametrize(("rank", "node", "local_rank"), [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1)])
+def test_a_process_knows_its_place_on_its_machine(rank, node, local_rank):
+    process = Process(rank, 4, torch.device("cpu"), node=node, num_nodes=2)
+    assert (process.processes_of_node, process.local_rank) == (2, local_rank)
+    assert process.is_first_of_node == (local_rank == 0)

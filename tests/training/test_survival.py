@@ -1,0 +1,244 @@
+"""Training that survives: kills, requests to stop, full disks, damaged checkpoints, bad numbers, bad pictures."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import SMALL
+from processes import free_port, in_processes, run_program, train_with
+from scripts import ROOT, load_script
+from test_train import read_log, same_weights, training_set
+
+from models.weights import load_for_embedding
+from training import checkpoint
+
+TWO_EPOCHS = ("--epochs", 2, "--save-every", 2, "--keep-checkpoints", 3)
+
+
+def test_runs_killed_at_random_moments_end_as_if_never_stopped():
+    command = [sys.executable, str(ROOT / "tests" / "kill_and_resume.py"), "--trials", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert told["lost"] == 0 and sum(told["kills"].values()) >= 2 and told["resumed_from_a_checkpoint"] >= 1
+
+
+@pytest.fixture
+def whole(train_identity, tmp_path):
+    """A run never stopped."""
+    assert train_identity(tmp_path / "whole", *TWO_EPOCHS).status == 0
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Does something at the n-th step of the next run, before or after it."""
+    stage = load_script("train").IdentityStage
+    step_of_stage = stage.step
+
+    def arm(number: int, before=None, after=None):
+        steps = []
+
+        def step(self, batch):
+            steps.append(1)
+            if len(steps) == number and before:
+                batch = before(batch)
+            losses = step_of_stage(self, batch)
+            if len(steps) == number and after:
+                after()
+            return losses
+
+        monkeypatch.setattr(stage, "step", step)
+
+    arm.off = lambda: monkeypatch.setattr(stage, "step", step_of_stage)
+    return arm
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_finishes_the_step_saves_and_says_so(train_identity, whole, tmp_path, at_step, number):
+    at_step(3, after=lambda: os.kill(os.getpid(), number))
+    stopped = train_identity(tmp_path / "stopped", *TWO_EPOCHS)
+    assert stopped.status == 128 + number and "after step 3; saved" in stopped.out
+    at_step.off()
+    resumed = train_identity(tmp_path / "stopped", *TWO_EPOCHS)
+    assert resumed.status == 0 and "3 steps done" in resumed.out
+    assert same_weights(whole / "iefp.pth", tmp_path / "stopped" / "iefp.pth")
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(train_identity, whole, tmp_path):
+    newest = checkpoint.list_checkpoints(whole / "checkpoints")[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    newest.write_bytes(content)
+    shutil.copy(whole / "iefp.pth", tmp_path / "before.pth")
+    outcome = train_identity(whole, *TWO_EPOCHS)
+    assert outcome.status == 0 and f"{newest} is damaged" in outcome.out and "4 steps done" in outcome.out
+    assert same_weights(tmp_path / "before.pth", whole / "iefp.pth")
+
+
+def test_a_full_disk_is_told_and_costs_no_older_checkpoint(train_identity, whole, tmp_path, monkeypatch):
+    write, written = checkpoint.write_flushed, []
+
+    def full_from_the_second_on(content, path):
+        written.append(path)
+        if len(written) in (2, 3):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write(content, path)
+
+    monkeypatch.setattr(checkpoint, "write_flushed", full_from_the_second_on)
+    outcome = train_identity(tmp_path / "run", *TWO_EPOCHS)
+    assert outcome.status == 0 and outcome.out.count("could not be written") == 2
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix == ".pth")
+    assert names == ["step_00000002.pth", "step_00000006.pth"]
+    assert same_weights(whole / "iefp.pth", tmp_path / "run" / "iefp.pth")
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(train_identity, whole, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    for path in checkpoint.list_checkpoints(whole / "checkpoints"):
+        torch.save({"format": checkpoint.FORMAT, "model": Code()}, path)
+        checkpoint.checksum_path(path).write_text(f"{checkpoint.sha256(path)}  {path.name}\n")
+    outcome = train_identity(whole, *TWO_EPOCHS)
+    assert outcome.status == 2 and "more than tensors" in outcome.out and not (tmp_path / "executed").exists()
+
+
+# -------------------------------------------------------------------------------------- other settings, other models
+
+
+def test_other_settings_can_be_insisted_on(train_identity, tmp_path):
+    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+    longer = ("--epochs", 2, "--learning-rate", 0.001)
+    refused = train_identity(tmp_path / "run", *longer)
+    assert refused.status == 2 and "--epochs 1 -> 2; --learning-rate 0.02 -> 0.001" in refused.err
+    outcome = train_identity(tmp_path / "run", *longer, "--override-config")
+    assert outcome.status == 0 and "goes on with other settings" in outcome.out and "3 steps done" in outcome.out
+    assert [event["learning_rate"] for event in read_log(tmp_path / "run") if event["event"] == "train"] == [
+        0.02, 0.02, 0.02, 0.001, 0.001, 0.001]  # fmt: skip
+
+
+def test_another_number_of_identities_is_refused_and_init_from_takes_what_fits(train_identity, tiny_faces, tmp_path):
+    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+    fewer = tmp_path / "fewer"
+    shutil.copytree(training_set(tiny_faces), fewer)
+    shutil.rmtree(sorted(fewer.iterdir())[0])
+    refused = train_identity(tmp_path / "run", "--epochs", 1, "--train-data", fewer, "--override-config")
+    assert refused.status == 2 and "--init-from" in refused.err
+    outcome = train_identity(tmp_path / "new", "--epochs", 1, "--train-data", fewer, "--learning-rate", 1e-9,
+                             "--init-from", tmp_path / "run" / "iefp.pth")  # fmt: skip
+    assert outcome.status == 0 and "1 start new (margin_fc.weight)" in outcome.out
+    old, new = (load_for_embedding(tmp_path / name / "iefp.pth")[0] for name in ("run", "new"))
+    assert torch.allclose(old.backbone_id.conv1.weight, new.backbone_id.conv1.weight, atol=1e-6)
+
+
+def test_the_best_checkpoint_by_a_named_metric_is_kept(train_identity, tmp_path):
+    flags = ("--epochs", 3, "--best-metric", "face_recognition_loss", "--keep-checkpoints", 1)
+    assert train_identity(tmp_path / "run", *flags).status == 0
+    losses: dict[int, list[float]] = {}
+    for event in read_log(tmp_path / "run"):
+        if event["event"] == "train":
+            losses.setdefault(event["epoch"], []).append(event["face_recognition_loss"])
+    best = min(losses, key=lambda epoch: sum(losses[epoch]))
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "best.pth", weights_only=True)
+    assert kept["position"]["epoch"] == best + 1
+    outcome = train_identity(tmp_path / "other", "--epochs", 1, "--best-metric", "accuracy")
+    assert outcome.status == 2 and "--best-metric accuracy is not logged" in outcome.err
+
+
+# ------------------------------------------------------------------------------------------------- numbers, pictures
+
+
+def test_a_number_that_is_not_finite_names_term_step_and_files_and_keeps_the_last_good_checkpoint(
+    train_identity, tiny_faces, tmp_path, at_step
+):
+    at_step(5, before=lambda batch: dataclasses.replace(batch, images=batch.images * float("nan")))
+    outcome = train_identity(tmp_path / "run", *TWO_EPOCHS, "--log-every", 100)
+    assert outcome.status == 2 and "not finite at step 4: face_recognition_loss nan" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1 or "epoch" in outcome.err
+    (listed,) = (tmp_path / "run").glob("bad_batch_step_4_rank_0.txt")
+    names = listed.read_text().splitlines()
+    assert len(names) == 6 and all((training_set(tiny_faces) / name).is_file() for name in names)
+    content = checkpoint.load_newest(tmp_path / "run" / "checkpoints", print)
+    assert content["step"] == 4 and all(value.isfinite().all() for value in content["model"].values())
+
+
+def test_bad_images_are_skipped_when_asked_listed_and_too_many_end_the_run(train_identity, tiny_faces, tmp_path):
+    folder = tmp_path / "faces"
+    shutil.copytree(training_set(tiny_faces), folder)
+    broken = sorted(folder.glob("*/*.jpg"))[7]
+    broken.write_bytes(broken.read_bytes()[:500])
+    flags = ("--train-data", folder, "--epochs", 2, "--on-bad-image", "skip")
+    refused = train_identity(tmp_path / "a", *flags)  # one of 18 is more than the default share of 0.001
+    assert refused.status == 2 and "--max-bad-share" in refused.err
+    outcome = train_identity(tmp_path / "b", *flags, "--max-bad-share", 0.1)
+    assert outcome.status == 0
+    listed = (tmp_path / "b" / "bad_images.txt").read_text().splitlines()
+    assert len(listed) == 1 and broken.name in listed[0]
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.fixture
+def flags_of_two(tiny_faces, age_weights) -> list[str]:
+    """What `train_identity` has, for several processes."""
+    return ["--train-data", str(training_set(tiny_faces)), "--age-weights", str(age_weights), *SMALL]
+
+
+def ask_to_stop(step: int) -> None:
+    if os.environ["RANK"] == "1" and step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_request_to_one_rank_stops_both_and_one_process_goes_on_at_the_same_image(
+    flags_of_two, train_identity, tmp_path
+):
+    flags = [*flags_of_two, "--run-folder", str(tmp_path / "run"), "--epochs", "1"]
+    ended = in_processes(2, train_with, ask_to_stop, flags)
+    assert ended.statuses == [143, 143] and "after step 2; saved" in ended.out, ended.err[-3000:]
+    outcome = train_identity(tmp_path / "run", "--epochs", 1)
+    assert outcome.status == 0 and "2 steps done" in outcome.out
+    events = [event for event in read_log(tmp_path / "run") if event["event"] in ("start", "train")]
+    assert [event.get("step", event.get("processes")) for event in events] == [2, 1, 2, 1, 3]
+
+
+def die_twice(step: int) -> None:
+    """The second process dies at its fourth step, and once started again at its second."""
+    starts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if os.environ["RANK"] == "1" and step == (4, 2)[starts]:
+        os._exit(7 + starts)
+
+
+def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_from_the_checkpoint(flags_of_two, tmp_path):
+    """Under torchrun, which starts both again and tells of the second death; later they end as if never stopped."""
+    program = tmp_path / "driver.py"
+    program.write_text(f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from processes import train_with
+from test_survival import die_twice
+train_with(die_twice, sys.argv[1:])
+""")
+    flags = [*flags_of_two, "--epochs", "2", "--save-every", "1", "--run-folder"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
+                "--master-port", str(free_port())]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    died = subprocess.run([*torchrun, program, *flags, tmp_path / "run"], capture_output=True, text=True, check=False,
+                          env=environment, timeout=120)  # fmt: skip
+    assert died.returncode != 0 and "exitcode  : 8" in died.stderr, died.stderr[-3000:]
+    assert not (tmp_path / "run" / "iefp.pth").exists()
+    for name in ("run", "whole"):
+        run_program("train", 2, *flags, tmp_path / name)
+    starts = [event["resumed_step"] for event in read_log(tmp_path / "run") if event["event"] == "start"]
+    assert starts == [0, 3, 4]
+    assert same_weights(tmp_path / "run" / "iefp.pth", tmp_path / "whole" / "iefp.pth")

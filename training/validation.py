@@ -1,0 +1,193 @@
+"""Benchmarks during training: the figures that test.py would give of the weights as they are now.
+
+The model is asked in eval mode, its modes are put back, and nothing random is drawn: training goes on as if nothing had
+happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from evaluation.age_gap import MATE_YEARS, rank1_by_mate_distance
+from evaluation.embeddings.extraction import Extracted, TwoBranches, extract
+from evaluation.identification import probe_gallery_cmc
+from evaluation.metrics import enough_impostors
+from evaluation.protocols import pair_scores
+from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
+from evaluation.verification import FALSE_ACCEPT_RATES, verification
+from meta import UserError
+from training.run_log import RunLog
+from training.validation_plots import Curves, Panel, draw_curves
+from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
+
+# Which of the results in evaluation.scoring.LABELS a benchmark's protocol gives.
+RESULTS = {
+    "leave_one_out": ("leave_one_out", "mates_against_rest"),
+    "probe_gallery": ("probe_gallery",),
+    "ten_fold_verification": ("verification",),
+}
+MAX_RANK = 10  # of the CMC curves
+PUBLISHED_ONLY = Options(analysis=False)
+
+
+class Validation:
+    """The benchmarks of a run by name, and the curves that came of them so far.
+
+    `batches_of` gives this process's share of some pictures in batches, see evaluation.embeddings.extraction.extract. `stop_status`
+    says whether any process was asked to stop, as training.stopping.StopRequest.status does; all call it together.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Mapping[str, OpenBenchmark],
+        process: Process,
+        batches_of: Callable[[Any], Iterable],
+        to_network_input: Callable[..., Tensor],
+        stop_status: Callable[[], int | None] = lambda: None,
+    ):
+        self.benchmarks, self.process, self.stop_status = benchmarks, process, stop_status
+        self.batches_of, self.to_network_input = batches_of, to_network_input
+        self.curves: dict[str, list[Curves]] = {name: [] for name in benchmarks}
+        self.newest: tuple[int, dict[str, float]] | None = None  # step and figures
+
+    def figures_at(self, step: int) -> dict[str, float] | None:
+        """What the validation at this step gave; None where there was none, it failed or was left."""
+        return self.newest[1] if self.newest is not None and self.newest[0] == step else None
+
+    def run(self, model: TwoBranches, step: int, log: RunLog) -> None:
+        """Measures the model's identity branch, tells and logs the figures.
+
+        Every process calls this at the same step, embeds its share and gets the same answer. Failure is told and
+        logged and ends nothing: a broken picture must not cost a run.
+        """
+        began, of_benchmarks, curves = time.monotonic(), {}, {}
+        share_batchnorm_statistics(model, self.process)
+        try:
+            with in_eval_mode(model):
+                for name, benchmark in self.benchmarks.items():
+                    of_benchmarks[name], curves[name] = self._score(name, benchmark, model)
+        except UserError as error:
+            if self.stop_status():
+                tell(self.process, f"validation at step {step:,} is left, since the run was asked to stop; a resumed "
+                     f"run begins with it")  # fmt: skip
+                log.event("validation_stopped", step)
+                return
+            tell(self.process, f"validation at step {step:,} failed, training goes on: {error}")
+            log.event("validation_failed", step, reason=str(error))
+            return
+        figures = {key: value for of_one in of_benchmarks.values() for key, value in of_one.items()}
+        self.newest = step, figures
+        log.event("validation", step, seconds=round(time.monotonic() - began, 1), **figures)
+        for name, panels in curves.items():
+            self._log_curves(name, Curves(step, panels), log)
+        for name, of_one in of_benchmarks.items():
+            told = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
+            tell(self.process, f"validation at step {step:,}, {name}: {told}")
+
+    def _score(self, name: str, benchmark: OpenBenchmark, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
+        extracted = [
+            extract(model, self.batches_of(faces), len(faces), self.process, self.to_network_input,
+                    with_age=False, what=what, with_grey=False)
+            for faces, what in benchmark.sides
+        ]  # fmt: skip
+        told: list[dict[str, float] | str] = []
+        panels: list[Panel] = []
+        if self.process.is_first:
+            try:
+                result, _ = score(benchmark, extracted, PUBLISHED_ONLY)
+                panels = PANELS[benchmark.protocol](benchmark, extracted, result)
+                told = [
+                    {f"{name}_{figure}": result[part][ANALYSED_JOIN][figure] for part, figure in _figures_of(benchmark)}
+                ]
+            except UserError as error:
+                told = [str(error)]  # the others wait below
+        (answer,) = gather_lists(told, self.process)
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return answer, panels
+
+    def _log_curves(self, name: str, now: Curves, log: RunLog) -> None:
+        title = self.benchmarks[name].title
+        log.figure(f"validation/{name}", lambda: draw_curves(title, now, self.curves[name]), now.step)
+        self.curves[name].append(now)
+
+
+def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
+    """The figures of `Validation.run`, such as fgnet_rank1_percent, and whether each is better when higher."""
+    return {
+        f"{name}_{figure}": figure not in LOWER_IS_BETTER
+        for name, benchmark in benchmarks.items()
+        for _, figure in _figures_of(benchmark)
+    }
+
+
+@contextmanager
+def in_eval_mode(model: object) -> Iterator[None]:
+    """Puts every module inside `model` into eval mode, and afterwards into the mode it was in before."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    were_training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.training = was_training
+
+
+def _figures_of(benchmark: OpenBenchmark) -> list[tuple[str, str]]:
+    """The results and figures of the table that test.py prints, as far as the pairs of a list allow them."""
+    figures = [(part, figure) for part in RESULTS[benchmark.protocol] for figure in LABELS[part]]
+    if benchmark.pairs is None:
+        return figures
+    num_impostor = int(np.count_nonzero(~benchmark.pairs.genuine))
+    too_few = {f"tar_at_far_{rate}_percent" for rate, one_in in FALSE_ACCEPT_RATES.items()
+               if not enough_impostors(num_impostor, one_in)}  # fmt: skip
+    return [(part, figure) for part, figure in figures if figure not in too_few]
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def _panels_of_identities(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+    ranks = range(1, MAX_RANK + 1)
+    cmc = [result["mates_against_rest"][ANALYSED_JOIN][f"cmc_percent_{rank}"] for rank in ranks]
+    panels = [Panel("Mates against rest", "rank", "% of pairs found by this rank", list(ranks), cmc)]
+    ((faces, _),) = benchmark.sides
+    if faces.ages is not None:
+        rows = rank1_by_mate_distance(analysed(extracted[0]), faces.identities, faces.ages, (0, *MATE_YEARS))
+        rank1 = [math.nan if row["rank1_percent"] is None else row["rank1_percent"] for row in rows.values()]
+        ticks = [f"{'any' if years == '0+' else years}\n{row['num_probes']:,} probes" for years, row in rows.items()]
+        label = "years between the probe and the mates that count"
+        panels.append(Panel("Leave-one-out with distant mates", label, "rank-1 %", range(len(rows)), rank1, ticks))
+    return panels
+
+
+def _panels_of_probe_gallery(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+    sides = [
+        (analysed(of), np.array(faces.identity_names)[faces.identities])
+        for of, (faces, _) in zip(extracted, benchmark.sides, strict=True)
+    ]
+    cmc = probe_gallery_cmc(*sides[0], *sides[1], max_rank=MAX_RANK)["cmc_percent"]
+    return [Panel("Probes in the gallery", "rank", "% of probes found by this rank", range(1, len(cmc) + 1), cmc)]
+
+
+def _panels_of_pairs(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+    embeddings, pairs = analysed(extracted[0]), benchmark.pairs
+    curve = verification(pair_scores(embeddings[pairs.first], embeddings[pairs.second]), pairs.genuine)["curve"]
+    labels = "false accept rate, %", "true accept rate, %"
+    return [Panel("ROC, all pairs", *labels, curve["roc_far_percent"], curve["roc_tar_percent"], x_log=True)]
+
+
+PANELS = {
+    "leave_one_out": _panels_of_identities,
+    "probe_gallery": _panels_of_probe_gallery,
+    "ten_fold_verification": _panels_of_pairs,
+}
