@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from evaluation.report.plots import Cell, Curve, Histogram, Plot, Table
+from evaluation.report.blocks import Block, Cell, Curve, Heading, Histogram, Pair, Pairs, Plot, Table, Terms
 from evaluation.report.tables import DIFFERENCES
 from evaluation.scoring import JOINS, LABELS
 
@@ -30,41 +30,6 @@ INTERVALS = {  # where the interval of a published figure stands in the analysis
     ("verification", "tar_at_far_1e-2_percent"): "intervals",
 }
 ALL = "all"  # the row over all bins
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading within a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Words and what they mean."""
-
-    items: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures by name, what is known of them, and how alike the model found them."""
-
-    names: tuple[str, str]
-    ages: tuple[Cell, Cell]
-    cosine: float | None
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of pictures of a setting under one caption."""
-
-    caption: str
-    setting: str  # its name in results.json, by which pictures are found
-    pairs: Sequence[Pair]
-
-
-Block: TypeAlias = str | Heading | Table | Plot | Histogram | Terms | Pairs
 
 
 @dataclass(frozen=True)

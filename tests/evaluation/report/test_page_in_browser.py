@@ -45,7 +45,7 @@ def test_every_section_is_rendered_and_the_console_is_silent(page, tmp_path):
     dom, log = browse(page, tmp_path, "--dump-dom")
     for name in SECTIONS:
         assert f'<section id="{name}"' in dom
-    assert "</html>" in dom and dom.count("<svg") == page.count("<svg")
+    assert "</html>" in dom and dom.count("<img") == page.count("<img")
     assert "CONSOLE" not in log
 
 
