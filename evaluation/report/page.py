@@ -35,14 +35,15 @@ def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:
 
     Without `pictures` the errors are listed by name. Equal reports give equal pages.
     """
-    return _template().render(
+    page = _template().render(
         title=TITLE,
-        policy=POLICY,
+        policy=Markup(POLICY),
         sections=sections_of(report),
         has_pictures=pictures is not None,
         no_pictures=NO_PICTURES,
         picture_address=lambda setting, name: picture_address(pictures, setting, name),
     )
+    return page.lstrip()
 
 
 @cache
