@@ -73,8 +73,8 @@ def settings_of(report: Tree) -> list[Tested]:
     titles: dict[str, str] = {}
     benchmarks: dict[str, str] = {}
     results: dict[str, list[tuple[str, Tree]]] = {}
-    for model, told in model_names(report):
-        for name, result in branch(told, "results").items():
+    for model, entry in model_names(report):
+        for name, result in branch(entry, "results").items():
             titles.setdefault(name, words(branch(result).get("title"), name))
             benchmarks.setdefault(name, words(branch(result).get("benchmark"), ""))
             results.setdefault(name, []).append((model, branch(result)))

@@ -92,14 +92,14 @@ def identification(one: Tested) -> list[Block]:
 def cmc(one: Tested, having: Sequence[tuple[str, Tree]]) -> list[Block]:
     curves = [ranks(model, part) for model, part in having]
     curves += [ranks("chance", branch(part, "chance"), True) for _, part in having[:1] if branch(part, "chance")]
-    told = []
+    counted = []
     for model, part in having:
         counts = {name: figure(part, f"num_{name}") for name in ("probes", "gallery", "distractors")}
         named = {"probes": "probes", "gallery": "pictures to search", "distractors": "distractors"}
         known = ", ".join(f"{counts[name]:,} {named[name]}" for name in named if counts[name] is not None)
-        told.append((model, known))
-    alike = len({known for _, known in told}) == 1
-    said = [told[0][1]] if alike else [f"{model}: {known}" for model, known in told]
+        counted.append((model, known))
+    alike = len({known for _, known in counted}) == 1
+    said = [counted[0][1]] if alike else [f"{model}: {known}" for model, known in counted]
     return [
         Plot(f"{one.title}: identification", "rank", "found up to this rank, %", curves, kind="steps", x_log=True),
         *(sentence(text) for text in said if text),
@@ -148,7 +148,7 @@ def worst_errors(one: Tested) -> list[Block]:
     blocks: list[Block] = []
     for model, part in having:
         for kind, what in ERRORS.items():
-            pairs = [pair_of(told) for told in dicts(part, kind)]
+            pairs = [pair_of(entry) for entry in dicts(part, kind)]
             if pairs:
                 blocks.append(Pairs(f"{one.title}, {model}: {what}", one.name, pairs))
             else:
@@ -156,7 +156,7 @@ def worst_errors(one: Tested) -> list[Block]:
     return [*blocks, *lacking]
 
 
-def pair_of(told: Tree) -> Pair:
-    names = tuple(words(told.get(f"name_{side}"), "not told") for side in "ab")
-    ages = tuple(figure(told, f"age_{side}") for side in "ab")
-    return Pair((names[0], names[1]), (ages[0], ages[1]), figure(told, "cosine"))
+def pair_of(entry: Tree) -> Pair:
+    names = tuple(words(entry.get(f"name_{side}"), "not stated") for side in "ab")
+    ages = tuple(figure(entry, f"age_{side}") for side in "ab")
+    return Pair((names[0], names[1]), (ages[0], ages[1]), figure(entry, "cosine"))

@@ -175,8 +175,8 @@ def leak_reasons(having: Sequence[tuple[str, Tree]]) -> Iterator[str]:
     }
     for model, part in having:
         for key, what in named.items():
-            told = branch(part, key)
-            if isinstance(told.get("reason"), str):
-                yield sentence(f"{model}: no {what}: {told['reason']}")
-            elif not told:
+            entry = branch(part, key)
+            if isinstance(entry.get("reason"), str):
+                yield sentence(f"{model}: no {what}: {entry['reason']}")
+            elif not entry:
                 yield f"{model}: no {what} in these results."

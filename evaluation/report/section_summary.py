@@ -99,12 +99,12 @@ def described_models(report: Tree) -> Iterator[Block]:
     rows = [
         [
             name,
-            words(told.get("weights") or told.get("embeddings"), "not told"),
-            words(told.get("backbone"), "not told"),
-            words(str(told.get("purification", "")), "not told"),
-            words(told.get("sha256"), "not told"),
+            words(entry.get("weights") or entry.get("embeddings"), "not stated"),
+            words(entry.get("backbone"), "not stated"),
+            words(str(entry.get("purification", "")), "not stated"),
+            words(entry.get("sha256"), "not stated"),
         ]
-        for name, told in models
+        for name, entry in models
     ]
     yield Table("Models", ["model", "file", "backbone", "purification", "SHA-256"], rows)
     software = ", ".join(f"{name} {version}" for name, version in branch(report, "software").items())
@@ -144,12 +144,12 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
         "to paper, so a small difference says little."
     )
     header = ["method", "setting", "figure %", "interval", "source"]
-    benchmarks = list(dict.fromkeys(words(told.get("benchmark"), "not told") for told in figures))
+    benchmarks = list(dict.fromkeys(words(entry.get("benchmark"), "not stated") for entry in figures))
     elsewhere: list[list[Cell]] = []
     for benchmark in benchmarks:
         here = [one for one in tested if one.benchmark == benchmark]
-        of_benchmark = [told for told in figures if words(told.get("benchmark"), "not told") == benchmark]
-        rows = [published_row(told) for told in of_benchmark]
+        of_benchmark = [entry for entry in figures if words(entry.get("benchmark"), "not stated") == benchmark]
+        rows = [published_row(entry) for entry in of_benchmark]
         if not here:
             elsewhere += rows
             continue
@@ -161,8 +161,8 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
 
 def measured_rows(here: Sequence[Tested], figures: Sequence[Tree]) -> Iterator[list[Cell]]:
     """The figures of ours that the published ones are of; the main one where the report does not say."""
-    told = [(figure.get("protocol"), figure.get("figure")) for figure in figures]
-    wanted = dict.fromkeys(pair for pair in told if pair[1] in LABELS.get(pair[0], {}))
+    entry = [(figure.get("protocol"), figure.get("figure")) for figure in figures]
+    wanted = dict.fromkeys(pair for pair in entry if pair[1] in LABELS.get(pair[0], {}))
     for one in here:
         for protocol, key in wanted or [(name, next(iter(labels))) for name, labels in LABELS.items()]:
             for model, result in one.of_models:
@@ -174,14 +174,14 @@ def measured_rows(here: Sequence[Tested], figures: Sequence[Tree]) -> Iterator[l
                         yield [model, f"{one.title}, {LABELS[protocol][key]}, {join}", value, sure, "measured here"]
 
 
-def published_row(told: Tree) -> list[Cell]:
-    low, high = figure(told, "low_percent"), figure(told, "high_percent")
+def published_row(entry: Tree) -> list[Cell]:
+    low, high = figure(entry, "low_percent"), figure(entry, "high_percent")
     return [
-        words(told.get("method"), "not told"),
-        words(told.get("setting"), "not told"),
-        figure(told, "value_percent"),
+        words(entry.get("method"), "not stated"),
+        words(entry.get("setting"), "not stated"),
+        figure(entry, "value_percent"),
         None if low is None or high is None else f"{low:.2f} to {high:.2f}",
-        words(told.get("source"), "not told"),
+        words(entry.get("source"), "not stated"),
     ]
 
 
@@ -193,18 +193,18 @@ def side_by_side(report: Tree) -> list[Block]:
     rows: list[list[Cell]] = []
     apart: list[str] = []
     num_intervals, reasons = 0, []
-    for told in dicts(report, "comparisons"):
-        title = words(told.get("title"), words(told.get("setting"), "not told"))
-        models = f"{words(told.get('a'), 'a')} less {words(told.get('b'), 'b')}"
-        if "reason" in told:
-            reasons.append(f"{title}, {models}: {told['reason']}")
+    for entry in dicts(report, "comparisons"):
+        title = words(entry.get("title"), words(entry.get("setting"), "not stated"))
+        models = f"{words(entry.get('a'), 'a')} less {words(entry.get('b'), 'b')}"
+        if "reason" in entry:
+            reasons.append(f"{title}, {models}: {entry['reason']}")
         for name, measure in DIFFERENCES.items():
             key = f"{name}_difference_percentage_points"
-            value = figure(told, key)
+            value = figure(entry, key)
             if value is None:
                 continue
-            low, high = figure(told, f"{key}_low"), figure(told, f"{key}_high")
-            verdict, limits = f"no interval: {words(told.get(f'{key}_interval_reason'), 'no reason told')}", None
+            low, high = figure(entry, f"{key}_low"), figure(entry, f"{key}_high")
+            verdict, limits = f"no interval: {words(entry.get(f'{key}_interval_reason'), 'no reason given')}", None
             if low is not None and high is not None:
                 num_intervals += 1
                 limits, is_apart = f"{low:+.2f} to {high:+.2f}", low > 0 or high < 0
@@ -232,10 +232,12 @@ def side_by_side(report: Tree) -> list[Block]:
 def did_not_run(report: Tree) -> list[Block]:
     """What was asked for and could not be measured, and why."""
     rows = [
-        [name, setting, words(why, "no reason told")]
-        for name, told in model_names(report)
-        for setting, why in branch(told, "did_not_run").items()
+        [name, setting, words(why, "no reason given")]
+        for name, entry in model_names(report)
+        for setting, why in branch(entry, "did_not_run").items()
     ]
     if not rows:
-        return ["Everything that was asked for ran." if settings_of(report) else "No benchmark ran; no reason is told."]
+        return [
+            "Everything that was asked for ran." if settings_of(report) else "No benchmark ran; no reason is given."
+        ]
     return [Table("What did not run, and why", ["model", "setting", "why"], rows)]

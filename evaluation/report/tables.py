@@ -50,14 +50,14 @@ def table(rows: Sequence[Row]) -> str:
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Differences of models on the same pictures, in percentage points, with their 95 % intervals, as such a table."""
     cells = []
-    for told in comparisons:
+    for entry in comparisons:
         for name, words in DIFFERENCES.items():
             key = f"{name}_difference_percentage_points"
-            if told.get(key) is None:
+            if entry.get(key) is None:
                 continue
-            low, high = told[f"{key}_low"], told[f"{key}_high"]
+            low, high = entry[f"{key}_low"], entry[f"{key}_high"]
             interval = "" if low is None else f"{low:+.2f} to {high:+.2f}"
-            cells.append((told["title"], words, f"{told['a']} less {told['b']}", f"{told[key]:+.2f}", interval))
+            cells.append((entry["title"], words, f"{entry['a']} less {entry['b']}", f"{entry[key]:+.2f}", interval))
     return _aligned(("benchmark", "measure", "models", "difference", "95 % interval"), cells, 3)
 
 
