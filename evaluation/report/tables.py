@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tabulate import tabulate
+
 
 @dataclass(frozen=True)
 class Row:
@@ -63,21 +65,9 @@ def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> str:
     """A Markdown table; words stand left, numbers right."""
-    cells = [header, *rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    ruler = [
-        "-" * width if column < num_text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)
-    ]
-    return "\n".join(_line(line, widths, num_text_columns) for line in [header, ruler, *rows])
+    sides = ["left" if column < num_text_columns else "right" for column in range(len(header))]
+    return tabulate(rows, header, tablefmt="pipe", colalign=sides if rows else None, disable_numparse=True)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _line(line: Sequence[str], widths: Sequence[int], num_text_columns: int) -> str:
-    padded = (
-        text.ljust(width) if column < num_text_columns else text.rjust(width)
-        for column, (text, width) in enumerate(zip(line, widths, strict=True))
-    )
-    return "| " + " | ".join(padded) + " |"
