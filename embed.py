@@ -30,7 +30,6 @@ from data.alignment import detectors as detection
 from data.alignment.landmarks import read_point_table
 from data.alignment.photos import Aligner, NamedSources, Piece, Source, list_pictures, load_pieces
 from data.transforms import to_network_input
-from data.verification_bins import file_sha256
 from evaluation.calibration import Calibration, find_calibration, read_calibration
 from evaluation.comparison import (
     SAME_PICTURE,
@@ -62,6 +61,7 @@ from utils.cli import (
     run_script,
 )
 from utils.distributed import Process, choose_device
+from utils.files import sha256
 
 WEIGHTS = Path(WEIGHT_FILES["iefp"].path)
 SECONDS_IN_SILENCE = 5.0  # before progress is told
@@ -163,9 +163,9 @@ def load(weights: str | Path = WEIGHTS, device: str = "auto") -> Embedder:
     """
     process = Process(0, 1, choose_device(device))
     model, has_age_branch = load_for_embedding(weights)
-    sha256 = file_sha256(weights)
-    fingerprint = model_fingerprint(sha256, model)
-    return Embedder(model.to(process.device), has_age_branch, process, Path(weights), sha256, fingerprint)
+    digest = sha256(weights)
+    fingerprint = model_fingerprint(digest, model)
+    return Embedder(model.to(process.device), has_age_branch, process, Path(weights), digest, fingerprint)
 
 
 def embed(

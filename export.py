@@ -28,7 +28,6 @@ from data.benchmarks import open_whole, settings_of_benchmark
 from data.check.image_scan import check_shapes
 from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
-from evaluation.embeddings.extraction import counted
 from evaluation.protocols import leave_one_out, pair_scores, probe_gallery, ten_fold_verification
 from meta import (
     AGE_GROUP_NAMES,
@@ -66,7 +65,6 @@ from models.export_files import (
 )
 from models.iefp import IEFP
 from models.weights import describe_branches, load_for_embedding, read_weight_file
-from training.checkpoint import sha256
 from utils.cli import (
     Either,
     Needs,
@@ -78,8 +76,9 @@ from utils.cli import (
     output_file,
     parse_config,
     run_script,
-    write_json,
 )
+from utils.files import sha256, write_json
+from utils.progress import counted
 
 OF_FILE = Without("check", why="for that file says itself how it is to be used")
 

@@ -44,7 +44,7 @@ from data.releases.plans import plan_agedb, plan_cacd, plan_cacd_vs, plan_calfw,
 from data.synthetic.sets import contact_sheet, write_all
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
-from evaluation.age_labelling import file_sha256, label_ages
+from evaluation.age_labelling import label_ages
 from meta import (
     AGE_GROUP_MIDDLES,
     BENCHMARKS,
@@ -56,7 +56,6 @@ from meta import (
 )
 from models.age_heads import expected_age
 from models.weights import load_for_ages, model_fingerprint, read_weight_file
-from training.run_log import progress
 from utils.cli import (
     Either,
     Needs,
@@ -72,7 +71,8 @@ from utils.cli import (
     run_script,
 )
 from utils.distributed import choose_device
-from utils.files import check_is_new
+from utils.files import check_is_new, sha256
+from utils.progress import progress
 
 # ---------------------------------------------------------------------------------------------- the doctor, pair files
 
@@ -457,7 +457,7 @@ def load_age_predictor(weights_path: Path, device: torch.device) -> tuple[Callab
     With a head for years the expected age; without it the middle of the most probable age group.
     """
     model = load_for_ages(weights_path).to(device)
-    fingerprint = model_fingerprint(file_sha256(weights_path), model)
+    fingerprint = model_fingerprint(sha256(weights_path), model)
     middles = torch.tensor(AGE_GROUP_MIDDLES, dtype=torch.float32, device=device)
 
     def predict(images: Tensor) -> Tensor:

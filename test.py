@@ -41,7 +41,7 @@ from data.index_cache import CACHE_FOLDER, find_record_file
 from data.loaders import batches, evaluation_loader
 from data.records import index_record_file
 from data.transforms import to_network_input
-from data.verification_bins import file_sha256, find_verification_bins
+from data.verification_bins import find_verification_bins
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.cache import EmbeddingCache
 from evaluation.embeddings.extraction import Extracted, extract
@@ -88,10 +88,9 @@ from utils.cli import (
     parse_config,
     printable,
     run_script,
-    write_json,
-    write_text,
 )
 from utils.distributed import Process, gather_lists, start_process, stop_process, tell
+from utils.files import sha256, write_json, write_text
 
 EMBEDS_PICTURES = Either(With("weights"), Without("embeddings"))  # not files of embeddings alone
 
@@ -233,11 +232,11 @@ class WeightsModel:
         if not self.has_age_branch:
             tell(process, f"{path} holds no age branch: age errors are left out")
         self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
-        sha256 = file_sha256(path)
+        digest = sha256(path)
         self.description = {
             "weights": str(path),
-            "sha256": sha256,
-            "model_fingerprint": model_fingerprint(sha256, self.model),
+            "sha256": digest,
+            "model_fingerprint": model_fingerprint(digest, self.model),
             "backbone": self.model.backbone_id.backbone,
             "purification": self.model.backbone_id.purification,
         }
@@ -330,7 +329,7 @@ class FeaturesModel:
         self.features = read_features(path)
         self.description = {"embeddings": str(path)}
         if path.is_file():
-            self.description["sha256"] = file_sha256(path)
+            self.description["sha256"] = sha256(path)
         if self.features.not_read:
             tell(process, f"{path}: not read: {', '.join(self.features.not_read)}")
 

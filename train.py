@@ -87,12 +87,12 @@ from training.optim import (
 )
 from training.partial_fc import WEIGHT, ClassShards, load_with_rows, own_identities, save_shards, whole_weight
 from training.profiling import Profile
-from training.run_log import BadImages, Meter, RunLog, TimeLeft, progress
+from training.run_log import BadImages, Meter, RunLog, TimeLeft
 from training.schedules import check_schedule, learning_rate_at, set_learning_rate
 from training.stopping import StopRequest
 from training.trackers import Tracker, import_wandb
 from training.validation import Validation, figures_of
-from utils.cli import as_plain, check_config, flag, given, parse_config, run_script, write_json
+from utils.cli import as_plain, check_config, flag, given, parse_config, run_script
 from utils.device_errors import first_line
 from utils.distributed import (
     Collectives,
@@ -104,6 +104,8 @@ from utils.distributed import (
     tell,
     wait_for_all,
 )
+from utils.files import write_json
+from utils.progress import progress
 
 # The published loop passes each batch through the identity encoder twice, so its BatchNorm statistics move twice with
 # momentum 0.1. One pass with 1 - (1 - 0.1)^2 moves them by the same amount.
@@ -195,7 +197,7 @@ class IdentityStage:
         return logged | {"gradient_norm": False}
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """The critic's updates and one identity step; gives the losses as they were before (see models.disentangle.registry).
+        """The critic's updates and one identity step; gives the losses as they were before (see models/disentangle).
 
         With --accumulation the gradients of several parts add up to one update. The critic can't have learned from the
         whole batch before all parts have passed, and they pass once: so all parts meet it as the steps before left it,

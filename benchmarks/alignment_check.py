@@ -1,4 +1,4 @@
-"""What data/alignment/looks.py catches: pictures that lie beside the five-point template by known amounts, and false alarms.
+"""What data/alignment/looks.py catches: pictures beside the five-point template by known amounts, and false alarms.
 
     python benchmarks/alignment_check.py             drawn faces of people that LAYOUT was not made of
     python benchmarks/alignment_check.py --layout    prints LAYOUT, made anew of 300 other drawn faces

@@ -1,8 +1,9 @@
 """The published training loop as we read it, written plainly: what ours is measured against.
 
 Two passes a step (one for CLUB, one for the identity branch), each through both encoders and all heads; contiguous
-layout, one-hot margin, foreach SGD, and losses read from the device at every step. `tests/benchmarks/test_published_loop.py` holds
-it to our step, and so to the known-good numbers: what is measured is the method.
+layout, one-hot margin, foreach SGD, and losses read from the device at every step.
+`tests/benchmarks/test_published_loop.py` holds it to our step, and so to the known-good numbers: what is measured is
+the method.
 Source: the published scripts (github.com/JeffersonXie/IEFP); Xie et al., TIFS 2022, section III.
 """
 

@@ -25,8 +25,8 @@ from benchmarks.held_out import measure
 from benchmarks.paired import of_figure, paired_difference, summarise, tables
 from benchmarks.timing import machine
 from data.synthetic.sets import write_training_set
-from utils.cli import write_json
 from utils.distributed import choose_device
+from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "plain"

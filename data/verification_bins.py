@@ -24,7 +24,7 @@ from data.fast_jpeg import decode_aligned
 from data.pairs import PairList
 from data.transforms import FORMATS, decode_face
 from meta import IMAGE_SIZE, UserError, wrong_file
-from utils.files import Progress, check_is_new, no_progress, written_beside
+from utils.files import Progress, check_is_new, no_progress, sha256, written_beside
 from utils.restricted_pickle import Array, read_pickle
 
 MAX_FILE_BYTES = 4 << 30  # the largest that circulate have some 200 MB; all of it has to be in memory
@@ -178,16 +178,7 @@ def write_verification_bin(
     images = [pictures[i] for pair in zip(pairs.first, pairs.second, strict=True) for i in pair]
     with written_beside(path) as file:
         pickle.dump((images, pairs.genuine.tolist()), file, protocol=PROTOCOL)
-    return WrittenBin(len(pairs), len(pictures), len(unfit), file_sha256(path))
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return WrittenBin(len(pairs), len(pictures), len(unfit), sha256(path))
 
 
 def _read_content(path: str | Path) -> tuple[Sequence, object, str]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.embeddings.extraction import counted
 from meta import MAX_AGE, MIN_AGE, UserError
+from utils.progress import counted
 
 MAGIC = b"ages of pictures 1 "  # a part file begins with it, then the fingerprint's SHA-256
 HEADER_BYTES = 128
@@ -119,20 +119,3 @@ def _write_new(path: Path, header: bytes, num_images: int) -> None:
 
 def _mapped(path: Path, num_images: int) -> np.memmap:
     return np.memmap(path, "<f4", "r+", offset=HEADER_BYTES, shape=(num_images,))
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, for a fingerprint.
-
-    Raises:
-        UserError: for a file that cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{str(path)!r} cannot be read, {reason}: check its path.") from error
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 
 from evaluation.age_gap import ALL, COMMON_RATES, GAP_LOWER_EDGES, bin_names
 from meta import UserError, wrong_file
-from utils.cli import write_json
+from utils.files import write_json
 
 SCHEMA = 1
 FILE_NAME = "calibration.json"

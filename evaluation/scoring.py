@@ -1,6 +1,7 @@
 """Embeddings of one model on one benchmark -> its figures, and what is needed to compare two models.
 
-The published protocols for both joins of the two views and for the floors, and what lies beyond them (evaluation/analysis).
+The published protocols for both joins of the two views and for the baselines, and what goes beyond them
+(evaluation/analysis.py).
 """
 
 from __future__ import annotations

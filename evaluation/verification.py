@@ -28,7 +28,7 @@ from meta import MIN_FALSE_ACCEPTS, UserError
 if TYPE_CHECKING:
     from evaluation.arrays import Array
 
-    Progress: TypeAlias = Callable[[Iterable, int, str], Iterable]  # training.run_log.progress fits
+    Progress: TypeAlias = Callable[[Iterable, int, str], Iterable]  # utils.progress.progress fits
 
 FALSE_ACCEPT_RATES = {f"1e-{digits}": 10**digits for digits in range(1, 7)}  # one impostor in this many
 COSINE_DECIMALS = 12

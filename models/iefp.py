@@ -24,8 +24,8 @@ class IEFP(nn.Module):
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
     the margin head out: comparing faces needs none; with `own_identities` it holds these alone, where other processes
-    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle.registry, trained in the
-    place of CLUB (neither is published).
+    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle.registry,
+    trained in the place of CLUB (neither is published).
 
     Raises:
         UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.

@@ -8,7 +8,6 @@ Where processes hold rows of their own, each writes them to `step_NNNNNNNN.shard
 main file gets its name after all of them and knows their checksums, so a main file implies whole shards.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 
 from meta import UserError
-from utils.cli import write_text
 from utils.device_errors import first_line, is_device_error
 from utils.distributed import Process, gather_lists
+from utils.files import sha256, write_text
 
 FORMAT = 2
 BEST = "best.pth"
@@ -204,14 +203,6 @@ def shard_path(path: Path, rank: int, count: int) -> Path:
 
 def checksum_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------------- reading

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from utils.cli import write_text
 from utils.distributed import Process, tell
+from utils.files import write_text
 
 STEPS_BEFORE = 5  # the first ones start workers, choose kernels and translate networks
 WARM_UP_STEPS = 2  # the profiler's own start would be in the figures

@@ -5,14 +5,13 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from meta import UserError
 from training.trackers import Tracker
@@ -21,8 +20,6 @@ from utils.distributed import Process, average, gather_lists
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Item = TypeVar("Item")
-SECONDS_BETWEEN_LINES = 20.0  # where there is no terminal
 STEPS_OF_SPEED = 500  # by whose speed the time left is told
 
 
@@ -211,35 +208,3 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
-
-
-def progress(
-    items: Iterable[Item],
-    total: int,
-    what: str,
-    start: int = 0,
-    enabled: bool = True,
-    silent_below: float = 0.0,
-    note: Callable[[], str] | None = None,
-) -> Iterator[Item]:
-    """Passes `items` on, with a bar on a terminal and a plain line now and then elsewhere.
-
-    There is no line about what takes fewer seconds than `silent_below`. `note` is asked for the end of a line.
-    """
-    if not enabled:
-        yield from items
-    elif sys.stderr.isatty():
-        bar = tqdm(items, total=total, initial=start, desc=what, dynamic_ncols=True)
-        for item in bar:
-            yield item
-            if note:
-                bar.set_postfix_str(note(), refresh=False)
-    else:
-        told = began = time.monotonic()
-        for count, item in enumerate(items, start + 1):
-            yield item
-            now = time.monotonic()
-            if (count == total and now - began >= silent_below) or now - told >= SECONDS_BETWEEN_LINES:
-                told = now
-                ending = f", {note()}" if note and note() else ""
-                print(f"{what}: {count}/{total} ({now - began:.0f} s){ending}", file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from meta import UserError
-from utils.cli import write_text
+from utils.files import write_text
 
 RUN_ID_FILE = "wandb_id.txt"
 

@@ -279,22 +279,6 @@ def as_plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON beside `path` and renames it into place, so that a reader never sees half a file."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text beside `path` and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def printable(text: str) -> str:
     """The text in one line, control characters escaped: the name of a file must not steer a terminal."""
     return "".join(

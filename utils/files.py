@@ -1,17 +1,19 @@
-"""Files written whole or not at all, and text read line by line with a limit."""
+"""Files written whole or not at all, their SHA-256, and text read line by line with a limit."""
 
+import hashlib
+import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from meta import UserError, wrong_file
 
 Item = TypeVar("Item")
-Progress = Callable[[Iterable[Item], int, str], Iterator[Item]]  # (items, total, what): training.run_log.progress
+Progress = Callable[[Iterable[Item], int, str], Iterator[Item]]  # (items, total, what): utils.progress.progress
 MAX_LINE_LENGTH = 10_000  # characters: two of the longest paths that Linux takes, 4,096 bytes each, and some
 
 
@@ -46,6 +48,26 @@ def written_beside(path: str | Path, mode: str = "wb", **how) -> Iterator[IO]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes JSON beside `path` and renames it into place, so that a reader never sees half a file."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text beside `path` and renames it into place."""
+    with written_beside(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal. Raises: OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from data.check.folders import check_identity_benchmark, check_probe_gallery, ch
 from data.check.image_scan import shared
 from data.check.pairs import check_bin, check_pairs
 from data.layout import no_such_folder
-from data.verification_bins import file_sha256, find_verification_bins
+from data.verification_bins import find_verification_bins
 from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile, wrong_file
-from utils.files import Progress, no_progress
+from utils.files import Progress, no_progress, sha256
 
 BENCHMARK_CHECKS = {
     "leave_one_out": check_identity_benchmark,
@@ -134,7 +134,7 @@ def _check_weights(visit: Visit, name: str, weights: WeightFile) -> None:
             visit.wrong(name, f"{shown} is no weight file", again)
         else:
             holds = f"{visit.read_weights(path)}, " if visit.read_weights else ""
-            visit.ok(name, f"{holds}{path.stat().st_size:,} bytes, SHA-256 {file_sha256(path)}")
+            visit.ok(name, f"{holds}{path.stat().st_size:,} bytes, SHA-256 {sha256(path)}")
     except UserError as error:
         visit.wrong(name, str(error), again)
     except OSError as error:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, NUM_AGE_GROUPS, PIXEL_MEAN, PIXEL_SCALE, UserError
-from training.run_log import progress
 from utils.distributed import Process, gather_lists, sum_rows
+from utils.progress import counted
 
 GREY_SIDE = IMAGE_SIZE // 2  # the floor compares grey pictures of half the side: the same ranks, a quarter the memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green, blue (ITU-R BT.601)
@@ -102,21 +102,6 @@ def grey_pixels(images: Tensor) -> Tensor:
     # The means first: exact, of a quarter of the numbers, and the same whatever the batch (a convolution may not be).
     luma = (F.avg_pool2d(images.float(), 2) * weights).sum(dim=1)  # (N, 56, 56)
     return luma.flatten(1).sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
-
-
-def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True, silent_below: float = 0.0) -> Iterable:
-    """The batches, with progress told in batches of the first one's size."""
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        return ()
-    total = -(-num_images // len(first.images))
-
-    def again():
-        yield first
-        yield from iterator
-
-    return progress(again(), total, what, enabled=enabled, silent_below=silent_below)
 
 
 def _two_views(values: Tensor) -> np.ndarray:  # (2 B, D) -> (2, B, D)

@@ -19,14 +19,10 @@ from data.faces import index_names
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, read_pair_list
 from data.transforms import UnreadablePicture, decode_face
-from data.verification_bins import (
-    file_sha256,
-    find_verification_bins,
-    read_verification_bin,
-    write_verification_bin,
-)
+from data.verification_bins import find_verification_bins, read_verification_bin, write_verification_bin
 from meta import UserError
 from utils import restricted_pickle
+from utils.files import sha256
 from utils.restricted_pickle import Array, read_pickle
 
 
@@ -65,7 +61,7 @@ def test_pairs_come_in_order_and_a_picture_of_two_pairs_stands_once(tmp_path):
     assert (pairs.first.tolist(), pairs.second.tolist(), pairs.genuine.tolist()) == ([0, 0], [1, 2], [True, False])
     assert (pairs.first.dtype, pairs.second.dtype, pairs.genuine.dtype) == (np.int64, np.int64, bool)
     assert (pairs.missing, pairs.num_pairs_dropped) == ((), 0)
-    assert pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == file_sha256(path)
+    assert pairs.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == sha256(path)
     faces = pairs.images
     assert [faces.read(i) for i in range(len(faces))] == [PICTURES[0], PICTURES[1], PICTURES[3]]
     assert [faces.name(i) for i in range(3)] == ["lfw.bin image 0", "lfw.bin image 1", "lfw.bin image 3"]
@@ -440,7 +436,7 @@ def pairs(tmp_path):
 def test_a_written_set_reads_as_it_was_here_and_in_insightfaces_way(tmp_path, pairs):
     path = tmp_path / "new" / "mine.bin"
     told = write_verification_bin(pairs, path)
-    assert told == (3, 3, 0, file_sha256(path))
+    assert told == (3, 3, 0, sha256(path))
     contents = [pairs.images.read(i) for i in range(3)]
     read = read_verification_bin(path)
     assert (read.first.tolist(), read.second.tolist()) == (pairs.first.tolist(), pairs.second.tolist())

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from evaluation import age_labelling
-from evaluation.age_labelling import HEADER_BYTES, both_views, file_sha256, label_ages, open_part_file
+from evaluation.age_labelling import HEADER_BYTES, both_views, label_ages, open_part_file
 from meta import UserError
+from utils.files import sha256
 
 NUM_IMAGES = 11
 CPU = torch.device("cpu")
@@ -215,7 +216,7 @@ def predict_rough(images):
 
 def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            file_sha256(path)
+            sha256(path)

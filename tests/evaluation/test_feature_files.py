@@ -1,4 +1,4 @@
-"""evaluation/embeddings/feature_files.py: embeddings of foreign models, distractors, and names that have to find their pictures."""
+"""evaluation/embeddings/feature_files.py: embeddings of foreign models, distractors, names that find their pictures."""
 
 import io
 import os

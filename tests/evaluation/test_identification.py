@@ -1,4 +1,4 @@
-"""evaluation/identification.py: CMC and open-set figures agree with slow plain versions, with each other and with chance."""
+"""evaluation/identification.py: CMC and open-set figures agree with slow plain versions, each other and chance."""
 
 import json
 import math

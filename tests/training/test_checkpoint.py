@@ -18,8 +18,8 @@ from training.checkpoint import (
     load_newest,
     save_atomically,
     save_checkpoint,
-    sha256,
 )
+from utils.files import sha256
 
 
 def content(step: int = 0) -> dict:

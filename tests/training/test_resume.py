@@ -32,6 +32,7 @@ from training.validation import figures_of
 from utils.cli import parse_config
 from utils.device_errors import is_device_error
 from utils.distributed import Process, leave, start_process, stop_process
+from utils.files import sha256
 
 train = load_script("train")
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -92,7 +93,7 @@ def rewrite(change) -> None:
     content = load_checkpoint(path)
     change(content)
     torch.save(content, path)
-    checkpoint.checksum_path(path).write_text(f"{checkpoint.sha256(path)}  {path.name}\n")
+    checkpoint.checksum_path(path).write_text(f"{sha256(path)}  {path.name}\n")
 
 
 def as_of_an_earlier_version(content: dict) -> None:

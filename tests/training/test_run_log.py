@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from meta import UserError
 from training import run_log
-from training.run_log import BadImages, Meter, RunLog, TimeLeft, duration, progress
+from training.run_log import BadImages, Meter, RunLog, TimeLeft, duration
 from utils.distributed import Process
+from utils.progress import progress
 
 ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 

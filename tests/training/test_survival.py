@@ -17,6 +17,7 @@ from test_train import read_log, same_weights, training_set
 
 from models.weights import load_for_embedding
 from training import checkpoint
+from utils.files import sha256
 
 TWO_EPOCHS = ("--epochs", 2, "--save-every", 2, "--keep-checkpoints", 3)
 
@@ -108,7 +109,7 @@ def test_a_checkpoint_that_carries_code_is_not_run(train_identity, whole, tmp_pa
 
     for path in checkpoint.list_checkpoints(whole / "checkpoints"):
         torch.save({"format": checkpoint.FORMAT, "model": Code()}, path)
-        checkpoint.checksum_path(path).write_text(f"{checkpoint.sha256(path)}  {path.name}\n")
+        checkpoint.checksum_path(path).write_text(f"{sha256(path)}  {path.name}\n")
     outcome = train_identity(whole, *TWO_EPOCHS)
     assert outcome.status == 2 and "more than tensors" in outcome.out and not (tmp_path / "executed").exists()
 

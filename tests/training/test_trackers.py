@@ -1,4 +1,4 @@
-"""training/trackers.py, by a stand-in for the wandb package: what it is given, under which id, and what can go wrong."""
+"""training/trackers.py, by a stand-in for wandb: what it is given, under which id, and what can go wrong."""
 
 import sys
 from types import SimpleNamespace

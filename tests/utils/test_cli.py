@@ -14,16 +14,8 @@ import pytest
 from scripts import ROOT
 
 from meta import UserError
-from utils.cli import (
-    as_plain,
-    bounded,
-    check_bounds,
-    expand_argument_files,
-    flag,
-    parse_config,
-    run_script,
-    write_json,
-)
+from utils.cli import as_plain, bounded, check_bounds, expand_argument_files, flag, parse_config, run_script
+from utils.files import write_json
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from data.transforms import decode_face
 from meta import FILENAME_PATTERNS, UserError
 from models.iefp import IEFP
 from models.weights import MAX_DESCRIPTION, read_weight_file
-from training.checkpoint import checksum_path, load_checkpoint, save_checkpoint, sha256
+from training.checkpoint import checksum_path, load_checkpoint, save_checkpoint
 from utils.cli import MAX_ARGUMENT_CHARACTERS, expand_argument_files, printable, run_script
-from utils.files import MAX_LINE_LENGTH
+from utils.files import MAX_LINE_LENGTH, sha256
 
 ESCAPE = "\x1b[2J\x1b[31mred\r\nline two\u202etxt"  # clears the screen, turns to red, breaks the line, turns the text
 

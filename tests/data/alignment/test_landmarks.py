@@ -1,4 +1,4 @@
-"""data/alignment/landmarks.py: five points out of every form that landmarks come in, and every way in which one can be wrong."""
+"""data/alignment/landmarks.py: five points out of every form that landmarks come in, and every way one can be wrong."""
 
 import json
 

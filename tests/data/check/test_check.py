@@ -18,9 +18,9 @@ from data.check.image_scan import equal_groups, examine, shared
 from data.check.run import check
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
-from data.verification_bins import file_sha256, write_verification_bin
+from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError
-from utils.files import no_progress
+from utils.files import no_progress, sha256
 
 TRAINING = TRAINING_SETS["ms1mv3"].folder
 FGNET = BENCHMARKS["fgnet"].folders[0]
@@ -83,7 +83,7 @@ def test_a_good_bin_is_told_with_its_sha256(root):
     path = make_bin(root)
     findings = check(root, ["lfw.bin"])
     assert worse(findings) == []
-    assert findings[0].what == f"20 pairs of 40 pictures, SHA-256 {file_sha256(path)}"
+    assert findings[0].what == f"20 pairs of 40 pictures, SHA-256 {sha256(path)}"
     assert "lfw.bin" in {found.name for found in check(root)}
 
 
@@ -514,11 +514,11 @@ def test_a_weight_file_is_told_with_size_sha256_and_what_it_holds(tmp_path):
         asked.append(path)
         return "iresnet50"
 
-    size, sha256 = path.stat().st_size, file_sha256(path)
+    size, digest = path.stat().st_size, sha256(path)
     (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path)
-    assert (found.severity, found.what) == ("ok", f"{size:,} bytes, SHA-256 {sha256}")
+    assert (found.severity, found.what) == ("ok", f"{size:,} bytes, SHA-256 {digest}")
     (found,) = check(tmp_path, ["iefp_weights"], weights_root=tmp_path, read_weights=read_weights)
-    assert found.what == f"iresnet50, {size:,} bytes, SHA-256 {sha256}" and asked == [path]
+    assert found.what == f"iresnet50, {size:,} bytes, SHA-256 {digest}" and asked == [path]
 
 
 def test_weights_that_the_reader_refuses_are_wrong_in_its_words(tmp_path):

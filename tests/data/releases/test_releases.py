@@ -1,4 +1,4 @@
-"""data/releases/plans.py, release_faces.py, release_lists.py: small raw releases as published -> what train and test read."""
+"""data/releases/: small raw releases as published -> what train and test read."""
 
 import csv
 import io
