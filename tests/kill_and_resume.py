@@ -3,9 +3,9 @@
     python tests/kill_and_resume.py --trials 40 --seed 1
     python tests/kill_and_resume.py --trials 4 --device cuda --precision bf16
 
-A program, so that many kill points can be tried outside the test run; tests/training/test_survival.py runs a few.
-It imports torch once and forks a child for every run. Kill points: any moment (a timer), half of a checkpoint written, before and
-after each of the renames that put a checkpoint into place. The last line is JSON.
+A program, so that many kill points can be tried outside the test run; tests/training/test_survival.py runs a few. It
+imports torch once and forks a child for every run. Kill points: any moment (a timer), half of a checkpoint written,
+before and after each of the renames that put a checkpoint into place. The last line is JSON.
 """
 
 import argparse

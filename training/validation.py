@@ -40,8 +40,9 @@ PUBLISHED_ONLY = Options(analysis=False)
 class Validation:
     """The benchmarks of a run by name, and the curves that came of them so far.
 
-    `batches_of` gives this process's share of some pictures in batches, see evaluation.embeddings.extraction. `stop_status`
-    says whether any process was asked to stop, as training.stopping.StopRequest.status does; all call it together.
+    `batches_of` gives this process's share of some pictures in batches, see evaluation.embeddings.extraction.
+    `stop_status` says whether any process was asked to stop, as training.stopping.StopRequest.status does; all call it
+    together.
     """
 
     def __init__(

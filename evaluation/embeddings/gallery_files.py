@@ -1,8 +1,8 @@
 """What embed.py writes and searches: named embeddings with what made them, as .npz or as .parquet.
 
-The .npz is that of evaluation.embeddings.feature_files, so test.py --embeddings reads it too. The .parquet is for other
-tools: a row a picture with name, embedding and age_probabilities (lists of float32); what made them stands in the metadata of its
-schema under "made_by". It needs pyarrow.
+The .npz is that of evaluation.embeddings.feature_files, so test.py --embeddings reads it too. The .parquet is for
+other tools: a row a picture with name, embedding and age_probabilities (lists of float32); what made them stands in
+the metadata of its schema under "made_by". It needs pyarrow.
 """
 
 from pathlib import Path

@@ -10,7 +10,7 @@ from evaluation.calibration import calibrate
 from evaluation.embeddings.extraction import Extracted
 from evaluation.identification import leave_one_out_contest, probe_gallery_contest
 from evaluation.intervals import MIN_DRAWN, paired_share_difference, share_interval
-from evaluation.report.sections import main_rows, settings_of
+from evaluation.report.section_summary import main_rows, settings_of
 from evaluation.report.tables import table
 from evaluation.scoring import Comparable, Options, compare, make_rows, missing_figures, score_pair_list
 from meta import MIN_FALSE_ACCEPTS, UserError

@@ -20,7 +20,9 @@ from data.pairs import read_pair_list
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
 from evaluation.embeddings import cache as embedding_cache
-from evaluation.report.sections import Table, published, settings_of
+from evaluation.report.blocks import Table
+from evaluation.report.reading import settings_of
+from evaluation.report.section_summary import published
 from meta import PUBLISHED_FIGURES, UserError
 from models.weights import load_for_embedding
 from training.validation import Validation
