@@ -210,7 +210,7 @@ def test_pictures_that_are_not_aligned_are_pointed_to_what_aligns_them(tmp_path)
 
 CONFIGS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}
 OTHER_PROGRAMS = {"--help", "--nproc-per-node"}  # of every script, of torchrun
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
+FLAG = re.compile(r"(?<![\w-])--(?!no-\{)[a-z][a-z0-9-]*[a-z0-9]")
 
 
 def flags_of(config_class: type) -> set[str]:

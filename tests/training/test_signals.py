@@ -143,7 +143,7 @@ def flags_of(tiny_faces, weights, age_weights, tmp_path) -> dict[str, list]:
     two = ["--workers", 2]
     return {
         "test": ["--weights", weights, "--face-dataset", tiny_faces, "--benchmarks", "calfw", "--batch-size", 4,
-                 "--output", tmp_path / "results", "--device", "cpu", *two],
+                 "--output", tmp_path / "results", "--device", "cpu", "--no-keep-embeddings", *two],
         "embed": [many, "--weights", weights, "-o", tmp_path / "e.npz", "--batch-size", 4, "--device", "cpu", *two],
         "prepare check": ["check", "ms1mv3", "--face-dataset", tmp_path / "many", *two],
         "prepare synthetic": ["synthetic", "--output", tmp_path / "drawn", "--num-people", 5, *two],
