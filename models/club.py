@@ -5,14 +5,35 @@ is trained to lower `mutual_information`, with the network held fixed. Both take
 Source: Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information", ICML 2020, section 3.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE
+from models.disentangle.base import Critic, register_critic
 
 
-class _GaussianPrediction(nn.Module):
-    """q(e | a) with diagonal covariance; parameter names are the published file format."""
+class _GaussianPrediction(Critic):
+    """q(e | a) with diagonal covariance; parameter names are the published file format.
+
+    As IEFP's critic it learns to predict identity from age. Source: Xie et al., TIFS 2022.
+    """
+
+    summary = "mutual information with the age features, estimated by CLUB"
+    name = "club"
+    attribute = "clubmi"
+    objective_name = "log_likelihood"
+    penalty_name = "mutual_information"
+    needs_age_features = True
+    objective_weight = 0.1
+    default_weight = 0.001
+    flags = {
+        "updates": "club_steps",
+        "objective_weight": "club_weight",
+        "default_weight": "mutual_information_weight",
+        "warmup_steps": "mutual_information_warmup",
+    }
 
     def __init__(self, size: int = EMBEDDING_SIZE):
         super().__init__()
@@ -33,14 +54,24 @@ class _GaussianPrediction(nn.Module):
         mu, logvar = self.p_mu(age), self.p_logvar(age)  # (N, 512) each
         return (-((mu - identity) ** 2) / logvar.exp() - logvar).sum(dim=1).mean()
 
-    # What DistributedDataParallel calls; the estimate itself needs no gradients of the network.
-    forward = log_likelihood
+    def forward(self, age: Tensor, identity: Tensor, age_groups: Tensor | None = None) -> Tensor:
+        return self.log_likelihood(age, identity)
+
+    def penalty(
+        self, age: Tensor, identity: Tensor, age_groups: Tensor | None = None, permutation: Tensor | None = None
+    ) -> Tensor:
+        return self.mutual_information(age, identity, permutation)
+
+    @abstractmethod
+    def mutual_information(self, age: Tensor, identity: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """The estimate of the mutual information, a scalar; its gradient reaches `identity` alone."""
 
     def _fixed_prediction(self, age: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return self.p_mu(age), self.p_logvar(age)
 
 
+@register_critic("iefp")
 class SampledCLUB(_GaussianPrediction):
     """CLUB with one negative a sample, drawn by a random permutation: the published estimator."""
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS, UserError
 from models.age_heads import ExpectedAgeHead
 from models.club import ESTIMATORS
-from models.disentangle.registry import CRITICS
+from models.disentangle.base import Critic
+from models.disentangle.registry import critic_class
 from models.iresnet import IResNet
 from models.margin import MARGINS
 
@@ -24,8 +25,8 @@ class IEFP(nn.Module):
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
     the margin head out: comparing faces needs none; with `own_identities` it holds these alone, where other processes
-    hold the rest. `year_head` adds a second age head, for years, `critic` one of models.disentangle.registry,
-    trained in the place of CLUB (neither is published).
+    hold the rest. `year_head` adds a second age head, for years (not published), `critic` one of CRITICS: CLUB is part
+    of every model, others come in addition and are not published.
 
     Raises:
         UserError: for an unknown backbone, purification, margin, estimator or critic, or fewer than one identity.
@@ -51,8 +52,7 @@ class IEFP(nn.Module):
             raise UserError(f"margin {margin!r} is unknown: give one of {', '.join(MARGINS)}.")
         if estimator not in ESTIMATORS:
             raise UserError(f"estimator {estimator!r} is unknown: give one of {', '.join(ESTIMATORS)}.")
-        if critic is not None and critic not in CRITICS:
-            raise UserError(f"critic {critic!r} is unknown: give one of {', '.join(CRITICS)}.")
+        kind = None if critic is None else critic_class(critic)
         if num_identities is not None and num_identities < 1:
             raise UserError(f"num_identities {num_identities} is out of range: give at least 1.")
         self.backbone_id = IResNet(backbone, purification)
@@ -68,8 +68,8 @@ class IEFP(nn.Module):
         self.year_head = ExpectedAgeHead() if year_head else None
         self.age_branch_is_frozen = False
         self.apply(_initialise)
-        # After all others, so that they start alike by each method.
-        self.critic = None if critic is None else CRITICS[critic]()
+        # Last, so that everything else starts from the same random weights whatever the method.
+        self.critic = None if kind is None or kind.attribute != "critic" else kind()
 
     def identity_features(self, images: Tensor) -> Tensor:
         """images (N, 3, 112, 112) in [-1, 1] -> (N, 512) before L2 normalisation."""
@@ -82,6 +82,11 @@ class IEFP(nn.Module):
     def age_logits(self, age_features: Tensor) -> Tensor:
         """(N, 512) -> (N, 8), one logit an age group."""
         return self.age_estimator(age_features)
+
+    def critic_of(self, method: str) -> Critic | None:
+        """The critic of a method of --disentangle, None for "none"."""
+        kind = critic_class(method)
+        return None if kind is None else getattr(self, kind.attribute)
 
     def freeze_age_branch(self) -> "IEFP":
         """Settles for good that the age branch gets no gradients and stays in eval mode, also after `.train()`."""

@@ -5,10 +5,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
+from models.disentangle.registry import CRITICS
 from utils.cli import Needs, With, Without, available_cores, bounded, output_folder
 
 IDENTITY, AGE = With("stage", "identity"), With("stage", "age")
-CLUB = (IDENTITY, With("disentangle", "iefp"))
+
+
+def critics_with(setting: str) -> With:
+    """The condition that the method of --disentangle has a critic which goes by this setting."""
+    return With("disentangle", *(name for name, critic in CRITICS.items() if setting in critic.flags.values()))
+
+
+CLUB = (IDENTITY, With("disentangle", *(name for name, critic in CRITICS.items() if critic.attribute == "clubmi")))
+WITH_AGE_FEATURES = [name for name, critic in CRITICS.items() if critic.needs_age_features]
 ON_FOLDERS = tuple(f"{one.name}_{count}" if count else one.name
                    for one in BENCHMARKS.values() for count in one.subject_counts or (0,))  # fmt: skip
 
@@ -169,18 +178,22 @@ class TrainConfig:
         "sharded_classes": (IDENTITY,),
         "class_sampling_rate": (IDENTITY, With("sharded_classes")),
         "disentangle": (IDENTITY,),
-        "disentangle_weight": (IDENTITY, With("disentangle", "grl", "dal", "orthogonal")),
+        "disentangle_weight": (IDENTITY, critics_with("disentangle_weight")),
         "estimator": CLUB,
-        "mutual_information_weight": CLUB,
-        "mutual_information_warmup": (*CLUB, With("mutual_information_weight")),
-        "club_weight": CLUB,
-        "club_steps": CLUB,
+        "mutual_information_weight": (IDENTITY, critics_with("mutual_information_weight")),
+        "mutual_information_warmup": (
+            IDENTITY,
+            critics_with("mutual_information_warmup"),
+            With("mutual_information_weight"),
+        ),
+        "club_weight": (IDENTITY, critics_with("club_weight")),
+        "club_steps": (IDENTITY, critics_with("club_steps")),
         "learning_rate_epochs": (With("schedule", "steps"),),
         "polynomial_power": (With("schedule", "polynomial"),),
         "final_learning_rate": (With("schedule", "cosine", "polynomial"),),
         "age_cache": (
             IDENTITY,
-            With("disentangle", "iefp", "dal", why="which uses no age features"),
+            With("disentangle", *WITH_AGE_FEATURES, why="which uses no age features"),
             With("augmentation", "flip", why="which gives no image twice"),
         ),
         "max_bad_share": (With("on_bad_image", "skip"),),

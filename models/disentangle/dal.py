@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE
+from models.disentangle.base import Critic, register_critic
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -16,7 +17,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).mean().abs() / (variances + 1e-12).sqrt()  # 1e-12: features may all be equal
 
 
-class CanonicalCorrelation(nn.Module):
+@register_critic("dal")
+class CanonicalCorrelation(Critic):
     """The canonical mapping of DAL: one direction for each side, along which a batch correlates most.
 
     The paper splits the features of one encoder by a residual layer into age and identity, and trains all three
@@ -25,10 +27,12 @@ class CanonicalCorrelation(nn.Module):
     than features it is always 1: the directions move a little with each batch and so go by many.
     """
 
-    name, objective_name, penalty_name = "critic", "canonical_correlation", "canonical_correlation_after"
-    higher_objective_is_better, higher_penalty_is_better = False, False
-    updates, objective_weight, default_weight = 5, 1.0, 0.1
-    needs_age_features, needs_age_groups = True, False
+    summary = "the canonical correlation with the age features"
+    objective_name = "canonical_correlation"
+    penalty_name = "canonical_correlation_after"
+    needs_age_features = True
+    updates = 5
+    default_weight = 0.1
 
     def __init__(self, size: int = EMBEDDING_SIZE):
         super().__init__()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meta import EMBEDDING_SIZE, NUM_AGE_GROUPS
+from models.disentangle.base import Critic, register_critic
 
 
 class _Reverse(torch.autograd.Function):
@@ -26,17 +27,21 @@ def reverse_gradient(x: Tensor) -> Tensor:
     return _Reverse.apply(x)
 
 
-class ReversedAgeClassifier(nn.Module):
+@register_critic("grl")
+class ReversedAgeClassifier(Critic):
     """Two layers that give the age group of an embedding; they learn it, the encoder gets their gradient reversed.
 
     The papers update both from one backward pass; here the classifier learns first and is then held fixed, as CLUB is.
     It sees the direction alone, which is what faces are compared by. Pictures of unknown age (-1) are passed over.
     """
 
-    name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_classifier_loss"
-    higher_objective_is_better, higher_penalty_is_better = False, True  # the worse age is found, the better
-    updates, objective_weight, default_weight = 1, 0.1, 0.1
-    needs_age_features, needs_age_groups = False, True
+    summary = "gradient reversal through a classifier of age groups"
+    objective_name = "age_log_likelihood"
+    penalty_name = "age_classifier_loss"
+    higher_penalty_is_better = True  # the worse age is found, the better
+    needs_age_groups = True
+    objective_weight = 0.1
+    default_weight = 0.1
 
     def __init__(self, size: int = EMBEDDING_SIZE):
         super().__init__()

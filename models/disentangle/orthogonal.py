@@ -6,8 +6,11 @@ Source: Wang et al., "Orthogonal Deep Features Decomposition for Age-Invariant F
 import torch
 from torch import Tensor, nn
 
+from models.disentangle.base import Critic, register_critic
 
-class AgeOfLength(nn.Module):
+
+@register_critic("orthogonal")
+class AgeOfLength(Critic):
     """A line that gives the age from the length of the identity features; line and encoder both learn to fit it.
 
     The age loss has its gradient along the features, the loss of a margin head has it across them: embeddings, which
@@ -15,10 +18,13 @@ class AgeOfLength(nn.Module):
     the number of the age group, 0 to 7. Pictures of unknown age (-1) are passed over.
     """
 
-    name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_of_length_loss"
-    higher_objective_is_better, higher_penalty_is_better = True, False  # age in the length leaves the direction alone
-    updates, objective_weight, default_weight = 1, 0.1, 0.01
-    needs_age_features, needs_age_groups = False, True
+    summary = "age goes into the length of the features"
+    objective_name = "age_log_likelihood"
+    penalty_name = "age_of_length_loss"
+    higher_objective_is_better = True  # age in the length leaves the direction alone
+    needs_age_groups = True
+    objective_weight = 0.1
+    default_weight = 0.01
 
     def __init__(self):
         super().__init__()
