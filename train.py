@@ -176,7 +176,7 @@ class IdentityStage:
         set_batchnorm_momentum(model.backbone_id, momentum_of_parts(ONE_PASS_MOMENTUM, 1, num_parts))
         # CLUB passes whole batches as it learns, and the parts when it is asked.
         set_batchnorm_momentum(model.clubmi, momentum_of_parts(MOMENTUM, club_steps + 1, club_steps + num_parts))
-        if self.config.margin == "adaface":
+        if model.margin_fc.rate is not None:
             model.margin_fc.rate = momentum_of_parts(model.margin_fc.rate, 1, num_parts)
 
     @property
@@ -885,7 +885,7 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
             num_identities,
             config.margin,
             config.margin_scale,
-            config.margin_values if config.margin == "combined" else config.margin_value,
+            getattr(config, config.margin_flag),
             age_backbone=age_branch and age_branch.backbone,
             age_purification=age_branch and age_branch.purification,
             estimator=config.estimator,

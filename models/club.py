@@ -6,6 +6,7 @@ Source: Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Infor
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class _GaussianPrediction(Critic):
     As IEFP's critic it learns to predict identity from age. Source: Xie et al., TIFS 2022.
     """
 
+    negatives: ClassVar[str]
+    """For the help of --estimator, without a full stop."""
     summary = "mutual information with the age features, estimated by CLUB"
     name = "club"
     attribute = "clubmi"
@@ -75,6 +78,8 @@ class _GaussianPrediction(Critic):
 class SampledCLUB(_GaussianPrediction):
     """CLUB with one negative a sample, drawn by a random permutation: the published estimator."""
 
+    negatives = "one for each image, drawn by a permutation of the batch, as published"
+
     def mutual_information(self, age: Tensor, identity: Tensor, permutation: Tensor | None = None) -> Tensor:
         """I = 1/2 mean_n sum_d [-(mu_n - e_n)^2 + (mu_n - e_pi(n))^2] / exp(logvar_n).
 
@@ -92,6 +97,8 @@ class SampledCLUB(_GaussianPrediction):
 class CLUB(_GaussianPrediction):
     """CLUB with every sample of the batch as negative (the published code's version has a typo; this follows Cheng)."""
 
+    negatives = "all images of the batch"
+
     def mutual_information(self, age: Tensor, identity: Tensor, permutation: None = None) -> Tensor:
         """I = 1/2 mean_n sum_d [-(mu_n - e_n)^2 + mean_m (mu_n - e_m)^2] / exp(logvar_n).
 
@@ -105,4 +112,4 @@ class CLUB(_GaussianPrediction):
         return ((negative - positive) / logvar.exp()).sum(dim=1).mean() / 2
 
 
-ESTIMATORS = {"sampled": SampledCLUB, "unsampled": CLUB}
+ESTIMATORS: dict[str, type[_GaussianPrediction]] = {"sampled": SampledCLUB, "unsampled": CLUB}

@@ -6,6 +6,7 @@ logits themselves.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,18 @@ class MarginHead(nn.Module):
     are all. Its weights start as those rows of a whole head would.
     """
 
-    default_margin: float | tuple[float, float, float]
+    summary: ClassVar[str]
+    """For the help of --margin, without a full stop."""
+    default_margin: ClassVar[float | tuple[float, ...]]
+    """A head with several values takes as many, in the order of this tuple."""
+    rate: float | None = None
+    """By which running statistics of the head move in a step, None where it keeps none."""
 
     def __init__(
         self,
         num_identities: int,
         scale: float = 64.0,
-        margin: float | tuple[float, float, float] | None = None,
+        margin: float | tuple[float, ...] | None = None,
         size: int = EMBEDDING_SIZE,
         own: range | None = None,
     ):
@@ -137,6 +143,7 @@ class _ScaledCrossEntropy(torch.autograd.Function):
 class CosFace(MarginHead):
     """cos(theta) - m. Source: Wang et al., "CosFace", CVPR 2018, eq. 4."""
 
+    summary = "cos(theta) - m"
     default_margin = 0.35
 
     def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
@@ -149,6 +156,7 @@ class ArcFace(MarginHead):
     Source: Deng et al., "ArcFace", CVPR 2019, eq. 3.
     """
 
+    summary = "cos(theta + m)"
     default_margin = 0.5
 
     def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
@@ -166,6 +174,7 @@ class CombinedMargin(MarginHead):
     Source: Deng et al., "ArcFace", CVPR 2019, eq. 4; beyond pi Liu et al., "SphereFace", CVPR 2017.
     """
 
+    summary = "cos(m1 theta + m2) - m3"
     default_margin = (1.0, 0.3, 0.2)
 
     def __init__(
@@ -199,10 +208,12 @@ class AdaFace(MarginHead):
     Source: Kim et al., "AdaFace", CVPR 2022, section 3; t as in the authors' programs (AdaFace, CVLface).
     """
 
+    summary = "a margin that adapts to the image quality, read off the length of its features"
     default_margin = 0.4
     concentration = 0.333  # h
     rate = 0.01  # t; the 0.99 of the paper is the weight of the old value
-    shortest, longest = 0.001, 100.0  # lengths beyond count as these
+    shortest = 0.001  # lengths beyond these two count as they
+    longest = 100.0
 
     def __init__(
         self,
@@ -238,4 +249,9 @@ def _angle(cosine: Tensor) -> Tensor:
     return cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
 
 
-MARGINS = {"cosface": CosFace, "arcface": ArcFace, "combined": CombinedMargin, "adaface": AdaFace}
+MARGINS: dict[str, type[MarginHead]] = {
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "adaface": AdaFace,
+    "combined": CombinedMargin,
+}
