@@ -17,6 +17,7 @@ from torch import nn
 from data.faces import index_identity_folders
 from data.transforms import to_network_input
 from evaluation.embeddings.extraction import both_views
+from evaluation.export_check import MIN_MEAN_COSINE
 from evaluation.protocols import join_views, leave_one_out
 from meta import BENCHMARKS, TRAINING_SETS, UserError
 from models.export import Embedder, ScaleAndShift, example_images, fold_batchnorm
@@ -151,20 +152,20 @@ def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weight
     outcome = run_main("export", "--weights", lively_weights, "--check", path)
     assert outcome.status == 0, outcome.err
 
-    facts = from_texts({fact.key: fact.value for fact in onnx.load(path).metadata_props})
-    assert facts["input"] == {
+    metadata = from_texts({entry.key: entry.value for entry in onnx.load(path).metadata_props})
+    assert metadata["input"] == {
         "shape": ["batch", 3, 112, 112], "colours": "RGB", "range": [0, 255], "mean": 127.5, "scale": 127.5,
         "name": "images", "dtype": dtype, "normalised_inside": True,
     }  # fmt: skip
     sizes = {"embeddings": ["batch", 512 * num_views]} | ({"age_probabilities": ["batch", 8]} if age else {})
-    assert facts["output"] == sizes and facts["embedding_size"] == 512 * num_views
-    assert (facts["views"], facts["join"]) == (num_views, "concatenate" if num_views == 2 else "none")
-    assert facts["alignment"]["points"][2] == [56.0252, 71.7366] and "nose" in facts["alignment"]["order"]
-    assert (facts["backbone"], facts["purification"], facts["opset"]) == ("iresnet18_quarter", 1, 18)
-    assert set(facts["software"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    assert metadata["output"] == sizes and metadata["embedding_size"] == 512 * num_views
+    assert (metadata["views"], metadata["join"]) == (num_views, "concatenate" if num_views == 2 else "none")
+    assert metadata["alignment"]["points"][2] == [56.0252, 71.7366] and "nose" in metadata["alignment"]["order"]
+    assert (metadata["backbone"], metadata["purification"], metadata["opset"]) == ("iresnet18_quarter", 1, 18)
+    assert set(metadata["software"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
     assert [output.name for output in session.get_outputs()] == list(sizes)
     beside = json.loads((tmp_path / "iefp.onnx.json").read_text())
-    assert facts.items() <= beside.items() and beside["largest_difference"] < 1e-4
+    assert metadata.items() <= beside.items() and beside["largest_difference"] < 1e-4
     assert beside["bytes"] == path.stat().st_size
     assert sorted(file.name for file in tmp_path.iterdir()) == ["iefp.onnx", "iefp.onnx.json"]
 
@@ -198,10 +199,11 @@ def test_what_a_shorter_precision_loses_is_measured(
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert path.stat().st_size < megabytes * 1e6
-    told = json.loads((tmp_path / "short.onnx.json").read_text())
-    assert told["cosines"]["num_pictures"] == 12 and least < told["cosines"]["least"] <= told["cosines"]["mean"] < 1
+    metrics = json.loads((tmp_path / "short.onnx.json").read_text())
+    cosines = metrics["cosines"]
+    assert cosines["num_pictures"] == 12 and least < cosines["least"] <= cosines["mean"] < 1
     title = "FG-NET leave-one-out rank-1"
-    figures = told["measured"][title]
+    figures = metrics["measured"][title]
     assert f"{title} %: {figures['before_percent']:.2f} before" in outcome.out
 
     # The file's own figure, without our helpers: pictures decoded here, embedded by onnxruntime.
@@ -219,7 +221,7 @@ def test_what_a_shorter_precision_loses_is_measured(
     assert run_main(*check, *pictures).status == 0
     if precision == "int8":
         in_one_sentence(run_main(*check), "give --calibration-pictures")
-    monkeypatch.setitem(load_script("export").MIN_MEAN_COSINE, precision, 1.0)
+    monkeypatch.setitem(MIN_MEAN_COSINE, precision, 1.0)
     in_one_sentence(run_main(*check, *pictures), "loses too much", "calibrate on aligned faces")
 
 
@@ -230,15 +232,15 @@ def test_a_program_gives_what_pytorch_gives_after_it_was_loaded(tmp_path, run_ma
     path = tmp_path / "iefp.pt2"
     outcome = run_main("export", "--weights", lively_weights, "-o", path, "--views", "two", "--with-age")
     assert outcome.status == 0, outcome.err
-    told = {"iefp.json": ""}
-    program = torch.export.load(path, extra_files=told).module()  # our own file: this unpickles
+    files = {"iefp.json": ""}
+    program = torch.export.load(path, extra_files=files).module()  # our own file: this unpickles
     for num_images in BATCHES:
         images = example_images(num_images, torch.uint8)
         for found, wanted in zip(program(images), plainly(model, images), strict=True):
             np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=0, atol=1e-5)
-    facts = json.loads(told["iefp.json"])
-    assert facts["views"] == 2 and facts["output"]["age_probabilities"] == ["batch", 8]
-    assert facts.items() <= json.loads((tmp_path / "iefp.pt2.json").read_text()).items()
+    metadata = json.loads(files["iefp.json"])
+    assert metadata["views"] == 2 and metadata["output"]["age_probabilities"] == ["batch", 8]
+    assert metadata.items() <= json.loads((tmp_path / "iefp.pt2.json").read_text()).items()
 
 
 def test_safetensors_hold_the_published_tensors_and_load_wherever_weights_do(tmp_path, run_main, lively_weights, model):
@@ -302,9 +304,9 @@ def test_the_sign_of_a_purification_unit_goes_along(tmp_path, run_main):
     assert read_weight_file(path).identity_branch.purification == "x_plus_linear_relu_bn"
 
 
-def test_facts_become_text_and_come_back():
-    facts = {"format": "1", "text": "plain words", "list": [1, 2.5, {"a": None}], "number": 3}
-    assert from_texts(as_texts(facts)) == facts
+def test_metadata_become_text_and_come_back():
+    metadata = {"format": "1", "text": "plain words", "list": [1, 2.5, {"a": None}], "number": 3}
+    assert from_texts(as_texts(metadata)) == metadata
     assert from_texts({"a": "[" * 100_000, "b": "{"}) == {"a": "[" * 100_000, "b": "{"}
 
 
