@@ -120,24 +120,22 @@ NUM_GENERATED = 20
 def export(config: ExportConfig) -> None:
     """Writes and checks a file, or checks an existing one."""
     check_flags(config)
+    model, has_age_branch = load_for_embedding(config.weights)
+    if config.with_age and not has_age_branch:
+        raise UserError(f"--with-age: {config.weights} holds no age branch: leave the flag out.")
     figures = [open_figure(name, config.face_dataset) for name in config.measure_on]
     for figure in () if config.assume_aligned else figures:
         for faces in figure.sides:
             check_shapes(faces, print)
     images = read_calibration_images(config)
-    model, has_age_branch = load_for_embedding(config.weights)
     if config.check is None:
-        write(config, model, has_age_branch, images, figures)
+        write(config, model, images, figures)
     else:
         check(config, model, has_age_branch, images, figures)
 
 
-def write(
-    config: ExportConfig, model: IEFP, has_age_branch: bool, images: np.ndarray | None, figures: list[Figure]
-) -> None:
+def write(config: ExportConfig, model: IEFP, images: np.ndarray | None, figures: list[Figure]) -> None:
     """Writes a file, which is renamed into place after its output matches PyTorch's, and FILE.json beside it."""
-    if config.with_age and not has_age_branch:
-        raise UserError(f"--with-age: {config.weights} holds no age branch: leave the flag out.")
     suffix = config.output.suffix
     num_views = 2 if suffix == ".safetensors" else VIEWS[config.views]  # tensors are compared as test.py uses them
     usage = Usage(config.input, config.precision, num_views, config.with_age)
@@ -193,7 +191,7 @@ def compare(
 
 
 def check_flags(config: ExportConfig) -> None:
-    """Raises UserError for flags that don't go together. Reads nothing."""
+    """Raises UserError for flags that don't go together, and for files and folders that aren't there."""
     output, checked = config.output, config.check
     if (output is None) == (checked is None):
         raise UserError("give either -o FILE, to write, or --check FILE, to check what was written.")
@@ -203,6 +201,8 @@ def check_flags(config: ExportConfig) -> None:
         unsafe = " (torch.export.load would unpickle it)" if path.suffix == ".pt2" else ""
         raise UserError(f"{path} has none of the suffixes {', '.join(kinds)}{unsafe}: give a file with one of them.")
     if output is None:
+        if not path.is_file():
+            raise UserError(f"--check {path} is no file: give one that export.py wrote.")
         return
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} of -o {output.name} does not exist: make it first.")

@@ -27,7 +27,7 @@ class Comparison:
     run: Run
     expected: Run
     usage: Usage
-    batch_size: int = 32
+    batch_size: int
 
     def embeddings(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of uint8 images (N, 3, 112, 112) by PyTorch and by the file, (N, D) each."""

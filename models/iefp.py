@@ -21,7 +21,7 @@ AGE_PREFIXES = ("backbone_ae.", "age_estimator.", "year_head.")  # of the names 
 
 
 class IEFP(nn.Module):
-    """The whole model. `purification` is a scale or a variant's name; the age branch is built alike unless told.
+    """The whole model. `purification` is a scale or a variant's name; the age branch takes the same unless given.
 
     `margin_value` None takes the head's own default; the combined margin has three values. `num_identities` None leaves
     the margin head out: comparing faces needs none; with `own_identities` it holds these alone, where other processes
@@ -40,6 +40,7 @@ class IEFP(nn.Module):
         margin: str = "cosface",
         margin_scale: float = 64.0,
         margin_value: float | tuple[float, float, float] | None = 0.35,
+        *,
         age_backbone: str | None = None,
         age_purification: int | str | None = None,
         estimator: str = "sampled",

@@ -46,8 +46,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def with_slope(self, x: Tensor, slope: Tensor | None) -> Tensor:
         """By the kernels, with PReLU behind it where there is a slope (C,)."""
         self.num_batches_tracked.add_(1)
-        running = self.running_mean, self.running_var
-        return _KernelBatchNorm.apply(x, self.weight, self.bias, slope, running, self.momentum, self.eps)
+        return _KernelBatchNorm.apply(x, self.weight, self.bias, slope, self)
 
 
 def norm_prelu(norm: nn.Module, prelu: PReLU, x: Tensor) -> Tensor:
@@ -86,11 +85,10 @@ class _KernelBatchNorm(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         slope: Tensor | None,
-        running: tuple[Tensor, Tensor],  # mean and variance, moved in place
-        momentum: float,
-        eps: float,
+        norm: nn.BatchNorm2d,  # its running statistics move in place
     ) -> Tensor:
-        of_batch = kernels(x.device).statistics(x, running, momentum, eps)  # (2, C)
+        running = norm.running_mean, norm.running_var
+        of_batch = kernels(x.device).statistics(x, running, norm.momentum, norm.eps)  # (2, C)
         ctx.save_for_backward(x, weight, bias, slope, of_batch)
         return kernels(x.device).normalise(x, weight, bias, slope, of_batch)
 
@@ -99,7 +97,7 @@ class _KernelBatchNorm(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, slope, of_batch = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return *kernels(x.device).normalise_backward(x, weight, bias, slope, of_batch, gradient), None, None, None
+        return *kernels(x.device).normalise_backward(x, weight, bias, slope, of_batch, gradient), None
 
 
 # --------------------------------------------------------------------------------------------- whether they can be had
@@ -132,16 +130,16 @@ def _compare(module: ModuleType, device: torch.device) -> None:
     x_there, gradient_there = (value.contiguous(memory_format=torch.channels_last) for value in there[:2])
 
     wanted = [F.prelu(x, slope).detach(), *torch.autograd.grad(F.prelu(x, slope), (x, slope), gradient)]
-    told = [module.prelu(x_there, there[4]), *module.prelu_backward(x_there, there[4], gradient_there)]
+    found = [module.prelu(x_there, there[4]), *module.prelu_backward(x_there, there[4], gradient_there)]
     for slopes in ([], [slope]):
         y = F.batch_norm(x, None, None, weight, bias, training=True)
         y = F.prelu(y, slope) if slopes else y
         wanted += [y.detach(), *torch.autograd.grad(y, (x, weight, bias, *slopes), gradient)]
         given = there[2], there[3], there[4] if slopes else None
         of_batch = module.statistics(x_there, (there[5], there[6]), 0.1, 1e-5)
-        told += [module.normalise(x_there, *given, of_batch)]
-        told += [value for value in module.normalise_backward(x_there, *given, of_batch, gradient_there)
+        found += [module.normalise(x_there, *given, of_batch)]
+        found += [value for value in module.normalise_backward(x_there, *given, of_batch, gradient_there)
                  if value is not None]  # fmt: skip
         F.batch_norm(x, *running, training=True)
-    for value, expected in zip([*told, *there[5:]], [*wanted, *running], strict=True):
+    for value, expected in zip([*found, *there[5:]], [*wanted, *running], strict=True):
         torch.testing.assert_close(value.double().cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -71,8 +71,7 @@ class ShardedMarginLoss(nn.Module):
         return _ShardedCrossEntropy.apply(
             F.normalize(features),
             weight,
-            rows,
-            columns,
+            (rows, columns),
             lambda cosine: head.with_margin(cosine, None if quality is None else quality[rows]),
             head.scale,
             self.collectives,
@@ -135,12 +134,12 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         ctx,
         features: Tensor,  # (N, 512) normalised, of the whole batch
         weight: Tensor,  # (own, 512)
-        rows: Tensor,  # (M,) samples whose label is one of the own, and
-        columns: Tensor,  # (M,) which
+        labels: tuple[Tensor, Tensor],  # (M,) samples whose label is one of the own, and (M,) which
         with_margin: Callable[[Tensor], Tensor],
         scale: float,
         collectives: Collectives,
     ) -> Tensor:
+        rows, columns = labels
         lengths = weight.norm(dim=1, keepdim=True).clamp(min=SHORTEST)  # (own, 1)
         weight = weight / lengths
         logits = features @ weight.t()  # (N, own)
@@ -173,4 +172,4 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                 of_rows, rows, lengths_of_rows = part
                 along = (of_rows * rows).sum(dim=1, keepdim=True)
                 of_rows.addcmul_(rows, along, value=-1).div_(lengths_of_rows)
-        return of_features, of_weight, None, None, None, None, None
+        return of_features, of_weight, None, None, None, None
