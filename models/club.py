@@ -95,15 +95,15 @@ class SampledCLUB(_GaussianPrediction):
 
 
 class CLUB(_GaussianPrediction):
-    """CLUB with every sample of the batch as negative (the published code's version has a typo; this follows Cheng)."""
+    """CLUB with every sample of the batch as a negative, after Cheng et al. (the published code has a typo here)."""
 
     negatives = "all images of the batch"
 
     def mutual_information(self, age: Tensor, identity: Tensor, permutation: None = None) -> Tensor:
         """I = 1/2 mean_n sum_d [-(mu_n - e_n)^2 + mean_m (mu_n - e_m)^2] / exp(logvar_n).
 
-        age, identity (N, 512) -> scalar. Gradients reach `identity` only. There is nothing to permute: the argument
-        is there so that both estimators are called alike. No (N, N, 512) array is made:
+        age, identity (N, 512) -> scalar. Gradients reach `identity` only. `permutation` is not used: both estimators
+        have the same signature. No (N, N, 512) array is allocated:
         mean_m (mu_n - e_m)^2 = (mu_n - mean e)^2 + variance of e.
         """
         mu, logvar = self._fixed_prediction(age)

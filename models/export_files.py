@@ -209,11 +209,11 @@ def open_own_program(path: Path) -> Run:
 
 
 def write_safetensors(weights: WeightFile, path: Path, with_age: bool, metadata: Metadata) -> None:
-    """Writes the tensors of the identity branch, and of the age branch if asked for, under their published names."""
+    """Writes the tensors of the identity branch, and with `with_age` of the age branch, under their published names."""
     (safetensors,) = need("safetensors.torch")
     prefixes = ("backbone_id.", *(AGE_PREFIXES if with_age else ()))
     tensors = {key: value.clone().contiguous() for key, value in weights.tensors.items() if key.startswith(prefixes)}
-    path.write_bytes(safetensors.save(tensors, as_texts(metadata)))  # save_file would let nobody else read it
+    path.write_bytes(safetensors.save(tensors, as_texts(metadata)))  # save_file makes it private
 
 
 # --------------------------------------------------------------------------------------------------- outputs compared

@@ -1,9 +1,9 @@
 """Weight files -> model: the released IEFP and age files, InsightFace backbones, and what train.py writes.
 
-Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. What a file holds (backbone,
-purification) is read off its keys and shapes. A variant of the purification unit that keys can't tell apart (its sign)
-stands in the JSON file of the same name that train.py writes beside its weights, in a checkpoint under "branches", or
-in the metadata of a .safetensors file.
+Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. Backbone and purification are
+inferred from keys and shapes. The sign of a purification unit, which doesn't show there, comes from the JSON file of
+the same name that train.py writes beside its weights, from "branches" in a checkpoint, or from the metadata of a
+.safetensors file.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ BELIEVES_LENGTHS = torch.__version__ < (2, 10)
 
 @dataclass(frozen=True)
 class Branch:
-    """The architecture of one branch, read off a file."""
+    """The architecture of one branch, inferred from a file."""
 
     backbone: str
     purification: int | str
@@ -52,7 +52,7 @@ class WeightFile:
     tensors: dict[str, Tensor]
     identity_branch: Branch | None
     age_branch: Branch | None
-    disentangle: str = "iefp"  # the method that trained it, as far as the file or the JSON file beside it says
+    disentangle: str = "iefp"  # the method that trained it, if the file or the JSON file beside it states one
 
 
 def load_identity_branch(model: IEFP, path: str | Path) -> None:
@@ -114,7 +114,7 @@ def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> 
 
 
 def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
-    """A model in eval mode built as the file says, and whether the file brought an age branch (else untrained).
+    """A model in eval mode with the architecture of the file, and whether the file has an age branch (else untrained).
 
     Raises:
         UserError: no such file, not a weight file, or no identity branch in it.
@@ -139,8 +139,8 @@ def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
 def load_estimator(model: IEFP, path: str | Path) -> bool:
     """Loads the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits.
 
-    False too where CLUB was not trained: the file is of another method, or no batch has ever passed its BatchNorm. The
-    published layout has its tensors all the same.
+    False too if CLUB was not trained: the file is of another method, or no batch has passed its BatchNorm. The
+    published layout holds its tensors all the same.
     """
     weights = read_weight_file(path)
     found = {key: value for key, value in weights.tensors.items() if key.startswith("clubmi.")}
@@ -148,7 +148,7 @@ def load_estimator(model: IEFP, path: str | Path) -> bool:
     if weights.disentangle != "iefp" or (batches_seen and not any(map(torch.count_nonzero, batches_seen))):
         return False
     expected = {key: value for key, value in model.state_dict().items() if key.startswith("clubmi.")}
-    # BatchNorm's counters may lack, nothing here reads them.
+    # BatchNorm's counters may be missing; nothing reads them.
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
     if any(key not in found or found[key].shape != expected[key].shape for key in needed):
         return False
@@ -179,7 +179,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
     """The age branch in the layout of the released age file, on the CPU: `backbone.*`, `age_estimator.*`.
 
-    A model with a head for years brings `year_head.*` as well, which readers of the released layout can pass over.
+    A model with a head for years adds `year_head.*`, which readers of the released layout can ignore.
     """
     tensors = {f"backbone.{key}": value for key, value in model.backbone_ae.state_dict().items()}
     tensors |= {f"age_estimator.{key}": value for key, value in model.age_estimator.state_dict().items()}
@@ -209,8 +209,8 @@ def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
 def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
     """SHA-256 of all that a model's output depends on beside the pictures: the key of cached features.
 
-    The weight file alone does not decide: a JSON file beside it may choose another purification unit. So it is of the
-    file (`weights_sha256`), of both branches as `model` has them, and of how pictures become the network's input.
+    The weight file alone does not determine the output: a JSON file beside it may choose another purification unit. So
+    it covers the file (`weights_sha256`), both branches of `model`, and how pictures become the network's input.
     """
     pixels = {"size": IMAGE_SIZE, "mean": PIXEL_MEAN, "scale": PIXEL_SCALE, "version": PREPROCESSING}
     inputs = {"weights": weights_sha256, "pixels": pixels} | describe_branches(model)
@@ -232,7 +232,7 @@ def _read_content(path: Path) -> dict[str, Any]:
         content = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else _read_archive(path)
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise UserError(
             f"{path} can't be read as a weight file (damaged, not from torch.save or safetensors, or holding more than "
             f"tensors: {_reason(error)}). {ACCEPTED}"
@@ -284,7 +284,7 @@ def _check_archive(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first words of torch's message, less its advice to read the file unsafely."""
+    """The first words of torch's message, without its advice to read the file unsafely."""
     refused = re.search(r"(?:GLOBAL|forbidden global) (\S+)", str(error))
     if refused:
         return f"it asks for {_shown(refused[1])}"
@@ -302,7 +302,7 @@ def _find_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     if others or not content:
         raise UserError(f"{path} holds no table of named tensors but {_first(others) or 'nothing'}. {ACCEPTED}")
     tensors = {key.removeprefix("module."): value for key, value in content.items()}
-    if of_age_stage:  # its identity branch is as it was drawn: comparing faces with it would mean nothing
+    if of_age_stage:  # its identity branch is untrained: comparing faces with it would mean nothing
         tensors = {key: value for key, value in tensors.items() if key.startswith(AGE_PREFIXES)}
     return tensors
 
@@ -386,7 +386,7 @@ def _read_purification(path: Path, shapes: dict[str, torch.Size], described: obj
         if [place for place, layer in enumerate(formula(purification)[1]) if layer == "linear"] == linear:
             return purification
     except ValueError:
-        pass  # a name or a number that this version does not know fits no keys either
+        pass  # a name or a number unknown to this version fits no keys either
     raise UserError(
         f"{path} is described as having purification {_shown(repr(purification))}, but its linear layers are at "
         f"{_shown(str(linear))} of spu.seq: restore or remove {path.with_suffix('.json')}."
@@ -397,7 +397,7 @@ def _read_purification(path: Path, shapes: dict[str, torch.Size], described: obj
 
 
 def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
-    """All of a branch or nothing: what does not fit is found before anything is copied."""
+    """Loads all of a branch or nothing: mismatches are found before anything is copied."""
     held, prefixes = {
         "identity": (weights.identity_branch, ("backbone_id.",)),
         "age": (weights.age_branch, ("backbone_ae.", "age_estimator.") + (("year_head.",) if model.year_head else ())),
@@ -406,7 +406,7 @@ def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
         raise _lacks(weights, branch)
     found = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
     expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
-    # Files of other tools may lack BatchNorm's counters, which nothing here reads.
+    # Files of other tools may lack BatchNorm's counters, which nothing reads.
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
     reshaped = [

@@ -1,4 +1,4 @@
-"""Age decorrelated from identity: two directions find the largest correlation, the encoder lowers it.
+"""DAL, decorrelated adversarial learning: two directions find the largest correlation, the encoder lowers it.
 
 Source: Wang, Gong, Li, Liu, "Decorrelated Adversarial Learning for Age-Invariant Face Recognition", CVPR 2019.
 """
@@ -19,12 +19,12 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 @register_critic("dal")
 class CanonicalCorrelation(Critic):
-    """The canonical mapping of DAL: one direction for each side, along which a batch correlates most.
+    """The canonical mapping of DAL: one direction per side, along which a batch correlates most.
 
-    The paper splits the features of one encoder by a residual layer into age and identity, and trains all three
-    together. Here age features are those of the frozen age branch, so only the identity encoder can give way, and
-    nothing teaches it age. The largest correlation of one batch alone would mean little, since with fewer pictures
-    than features it is always 1: the directions move a little with each batch and so go by many.
+    The paper splits the features of one encoder by a residual layer into age and identity and trains all three jointly.
+    Here the age features come from the frozen age branch, so only the identity encoder adapts, and it has no age loss.
+    The largest correlation of a single batch means little, since it is 1 whenever there are fewer images than features:
+    the directions are updated a little with every batch, so they follow many batches.
     """
 
     summary = "the canonical correlation with the age features"
@@ -40,9 +40,9 @@ class CanonicalCorrelation(Critic):
         self.of_identity = nn.Parameter(torch.randn(size) / size**0.5)
 
     def forward(self, age: Tensor, identity: Tensor, age_groups: Tensor | None) -> Tensor:
-        """age, identity (N, 512) -> correlation along the directions, which they raise; a scalar."""
+        """age, identity (N, 512) -> correlation along the directions, which are trained to raise it; a scalar."""
         return correlation(age @ self.of_age, identity @ self.of_identity)
 
     def penalty(self, age: Tensor, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None) -> Tensor:
-        """The same along directions held fixed, which the identity encoder lowers."""
+        """The same with the directions held fixed; the identity encoder lowers it."""
         return correlation(age @ self.of_age.detach(), identity @ self.of_identity.detach())
