@@ -1,4 +1,4 @@
-"""What export.py writes computes what the trained model computes, says how it is to be used, and bad input is told."""
+"""What export.py writes computes what the trained model computes and says how to use it; mistakes end in a sentence."""
 
 import json
 import struct
@@ -357,7 +357,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_safetensors_file_is_told_in_one_sentence(tmp_path, kind):
+def test_a_hostile_safetensors_file_is_an_error_of_one_sentence(tmp_path, kind):
     path = tmp_path / "file.safetensors"
     path.write_bytes(HOSTILE[kind])
     with pytest.raises(UserError) as caught:
@@ -365,17 +365,20 @@ def test_a_hostile_safetensors_file_is_told_in_one_sentence(tmp_path, kind):
     assert len(str(caught.value)) < 1000 and printable(str(caught.value)) == str(caught.value)
 
 
-@pytest.mark.parametrize("told", ["{", "[" * 90_000, '{"identity_branch": {"purification": "%s"}}' % ("x" * 200_000),
-                                  '{"identity_branch": {"purification": 7}}'])  # fmt: skip
-def test_a_hostile_description_in_safetensors_is_told_in_one_sentence(tmp_path, lively_weights, told):
+@pytest.mark.parametrize(
+    "branches",
+    ["{", "[" * 90_000, '{"identity_branch": {"purification": "%s"}}' % ("x" * 200_000),
+     '{"identity_branch": {"purification": 7}}'],
+)  # fmt: skip
+def test_a_hostile_description_in_safetensors_is_an_error_of_one_sentence(tmp_path, lively_weights, branches):
     path = tmp_path / "file.safetensors"
-    path.write_bytes(save(tensors_of(lively_weights), {"branches": told}))
+    path.write_bytes(save(tensors_of(lively_weights), {"branches": branches}))
     with pytest.raises(UserError) as caught:
         read_weight_file(path)
     assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
-def test_cut_and_changed_safetensors_are_told_or_read(tmp_path, lively_weights):
+def test_cut_and_changed_safetensors_are_errors_or_read(tmp_path, lively_weights):
     whole = save(tensors_of(lively_weights), {"branches": "null"})
     path = tmp_path / "file.safetensors"
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -397,7 +400,7 @@ def test_cut_and_changed_safetensors_are_told_or_read(tmp_path, lively_weights):
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_flags_that_do_not_go_together_are_told(tmp_path, run_main, lively_weights, calibration):
+def test_flags_that_do_not_go_together_are_errors(tmp_path, run_main, lively_weights, calibration):
     def export(*flags):
         return run_main("export", "--weights", lively_weights, *flags)
 
@@ -423,7 +426,7 @@ def test_flags_that_do_not_go_together_are_told(tmp_path, run_main, lively_weigh
     assert [file.name for file in tmp_path.iterdir()] == ["empty"]
 
 
-def test_weights_without_the_branch_asked_for_are_told(tmp_path, run_main, model):
+def test_weights_without_the_branch_asked_for_are_errors(tmp_path, run_main, model):
     ages, bare = tmp_path / "age.pth", tmp_path / "backbone.pth"
     torch.save(age_file_tensors(model), ages)
     torch.save(model.backbone_id.state_dict(), bare)
@@ -434,7 +437,7 @@ def test_weights_without_the_branch_asked_for_are_told(tmp_path, run_main, model
     in_one_sentence(outcome, "backbone.pth holds no age branch")
 
 
-def test_a_network_too_large_for_half_precision_is_told(tmp_path, run_main):
+def test_a_network_too_large_for_half_precision_is_an_error(tmp_path, run_main):
     model = lively()
     model.backbone_id.layer4[1].conv2.weight.data *= 1e6
     torch.save(iefp_file_tensors(model), tmp_path / "large.pth")
@@ -453,7 +456,7 @@ def test_weights_are_not_written_over(tmp_path, run_main, lively_weights):
 
 @pytest.mark.parametrize("suffix, package", [("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"),
                                              ("safetensors", "safetensors")])  # fmt: skip
-def test_a_missing_package_is_told_with_how_to_get_it(tmp_path, run_main, lively_weights, monkeypatch, suffix, package):
+def test_a_missing_package_is_named_in_the_error(tmp_path, run_main, lively_weights, monkeypatch, suffix, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
@@ -462,7 +465,7 @@ def test_a_missing_package_is_told_with_how_to_get_it(tmp_path, run_main, lively
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_safetensors_without_the_package_is_told(tmp_path, lively_weights, monkeypatch):
+def test_reading_safetensors_without_the_package_is_an_error(tmp_path, lively_weights, monkeypatch):
     path = tmp_path / "a.safetensors"
     path.write_bytes(save(tensors_of(lively_weights)))
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -486,7 +489,7 @@ def foreign_onnx(opset=18, **metadata):
 OURS = {"format": "1", "precision": "fp32", "views": "1", "input": '{"dtype": "uint8"}'}
 
 
-def test_files_that_are_not_ours_are_told_by_check(tmp_path, run_main, lively_weights):
+def test_files_that_are_not_ours_are_errors_of_check(tmp_path, run_main, lively_weights):
     path = tmp_path / "a.onnx"
 
     def check(content):
@@ -513,7 +516,7 @@ def test_files_that_are_not_ours_are_told_by_check(tmp_path, run_main, lively_we
     in_one_sentence(check(broken), "can't run")
 
 
-def test_a_file_of_other_weights_is_told_by_check(tmp_path, run_main, lively_weights):
+def test_a_file_of_other_weights_is_an_error_of_check(tmp_path, run_main, lively_weights):
     other, path = tmp_path / "other.pth", tmp_path / "a.safetensors"
     torch.save(iefp_file_tensors(lively(seed=4)), other)
     assert run_main("export", "--weights", other, "-o", path).status == 0

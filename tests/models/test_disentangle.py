@@ -1,4 +1,4 @@
-"""--disentangle: each method has the property that it is named for, and every method trains, resumes and is told."""
+"""--disentangle: each method has the property that it is named for, and every method trains and resumes."""
 
 import json
 
@@ -187,7 +187,7 @@ def differences(a, b, prefixes=("",)) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_resumes_to_the_bit_in_the_published_layout_and_is_told_beside(train_identity, tmp_path, method):
+def test_each_method_resumes_to_the_bit_in_the_published_layout_and_is_named_beside(train_identity, tmp_path, method):
     flags = ("--disentangle", method, "--epochs", 1, "--save-every", 1, "--keep-checkpoints", 9)
     assert train_identity(tmp_path / "run", *flags).status == 0
     whole = weights_of(tmp_path / "run")
