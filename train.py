@@ -42,7 +42,8 @@ from meta import (
     UserError,
 )
 from models.age_heads import age_group_probabilities_from_years, expected_age, year_losses
-from models.disentangle.registry import CRITICS, MutualInformation
+from models.disentangle.base import Critic
+from models.disentangle.registry import CRITICS, critic_class
 from models.iefp import IEFP
 from models.iresnet import IResNet, architecture_of, set_batchnorm_momentum
 from models.margin import MarginLoss
@@ -162,7 +163,7 @@ class IdentityStage:
         else:
             self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
             self.face_recognition = in_parallel(MarginLoss(model.margin_fc, Collectives(process).gather), process)
-        self.critic = MutualInformation(model.clubmi) if config.disentangle == "iefp" else model.critic
+        self.critic = model.critic_of(config.disentangle)
         if self.critic is not None:
             self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
             self.critic_parameters = list(self.critic.parameters())
@@ -175,7 +176,7 @@ class IdentityStage:
         set_batchnorm_momentum(model.backbone_id, momentum_of_parts(ONE_PASS_MOMENTUM, 1, num_parts))
         # CLUB passes whole batches as it learns, and the parts when it is asked.
         set_batchnorm_momentum(model.clubmi, momentum_of_parts(MOMENTUM, club_steps + 1, club_steps + num_parts))
-        if self.config.margin == "adaface":
+        if model.margin_fc.rate is not None:
             model.margin_fc.rate = momentum_of_parts(model.margin_fc.rate, 1, num_parts)
 
     @property
@@ -244,15 +245,13 @@ class IdentityStage:
 
     def teach_critic(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
         """The critic raises its objective on features that are held fixed; gives what it was before."""
-        critic, config = self.critic, self.config
-        of_club = config.club_steps, config.club_weight
-        updates, weight = of_club if critic.name == "club" else (critic.updates, critic.objective_weight)
-        told = {}
-        for _ in range(updates):
+        critic, told = self.critic, {}
+        weight = critic.setting(self.config, "objective_weight")
+        for _ in range(critic.setting(self.config, "updates")):
             objective = self.learning_critic(age, identity, age_groups)
             self.optimisers[critic.name].zero_grad()
             (-weight * objective).backward()
-            norm = clip_grad_norm_(self.critic_parameters, config.clip_norm)
+            norm = clip_grad_norm_(self.critic_parameters, self.config.clip_norm)
             self.optimisers[critic.name].step()
             told = told or {critic.objective_name: objective.detach(), f"{critic.name}_gradient_norm": norm}
         return told
@@ -276,19 +275,17 @@ class IdentityStage:
             return torch.cat([self.model.age_features(part) for part in images.split(self.images_at_once)])
 
 
-def critic_of(config: TrainConfig) -> type[torch.nn.Module] | None:
-    """The kind of critic that --disentangle asks for."""
-    return MutualInformation if config.disentangle == "iefp" else CRITICS.get(config.disentangle)
+def critic_of(config: TrainConfig) -> type[Critic] | None:
+    """The class of the critic that --disentangle asks for."""
+    return critic_class(config.disentangle)
 
 
-def penalty_weight(config: TrainConfig, critic: torch.nn.Module | None, step: int) -> float:
-    """Weight of the critic's penalty in the identity loss: lambda, risen as far as it has by this step."""
+def penalty_weight(config: TrainConfig, critic: Critic | None, step: int) -> float:
+    """Weight of the critic's penalty in the identity loss, with its warm-up, before this step."""
     if critic is None:
         return 0.0
-    if critic.name == "club":
-        risen = min(1.0, step / config.mutual_information_warmup) if config.mutual_information_warmup else 1.0
-        return config.mutual_information_weight * risen
-    return critic.default_weight if config.disentangle_weight is None else config.disentangle_weight
+    weight, warmup = critic.setting(config, "default_weight"), critic.setting(config, "warmup_steps")
+    return weight * min(1.0, step / warmup) if warmup else weight
 
 
 class AgeStage:
@@ -888,7 +885,7 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
             num_identities,
             config.margin,
             config.margin_scale,
-            config.margin_values if config.margin == "combined" else config.margin_value,
+            getattr(config, config.margin_flag),
             age_backbone=age_branch and age_branch.backbone,
             age_purification=age_branch and age_branch.purification,
             estimator=config.estimator,

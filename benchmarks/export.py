@@ -1,4 +1,4 @@
-"""What exporting gives: size, images a second and lost accuracy of PyTorch, onnxruntime in fp32, fp16 and int8.
+"""Size, images a second and lost accuracy of PyTorch, onnxruntime in fp32, fp16 and int8.
 
     python benchmarks/export.py --pictures demo/face_dataset/ms1mv3_256times256_with_age
     python benchmarks/export.py --pictures FOLDER --weights runs/iefp/iefp.pth --quantisers
@@ -116,19 +116,19 @@ def measure(given: argparse.Namespace, model: IEFP, folder: Path) -> dict[str, d
         others = quantised_otherwise(paths["fp32"], calibration, folder)
         paths = {name: paths[name] for name in ("fp32", "int8")} | others
     runs = {f"onnxruntime {name}": open_onnx(path) for name, path in paths.items()}
-    told = {name: {"megabytes": path.stat().st_size / 1e6} for name, path in zip(runs, paths.values(), strict=True)}
+    results = {name: {"megabytes": path.stat().st_size / 1e6} for name, path in zip(runs, paths.values(), strict=True)}
     runs = {"PyTorch": lambda images: (as_test_py(encoder, images),),
             "PyTorch, folded": run_embedder(embedder.folded())} | runs  # fmt: skip
     original = np.concatenate([as_test_py(encoder, piece) for piece in np.array_split(shown, 5)])
     for name, run in runs.items():
-        told.setdefault(name, {}).update(losses(run, original, shown))
+        results.setdefault(name, {}).update(losses(run, original, shown))
     batch = shown[: given.batch_size]
     steps = {name: lambda run=run: run(batch) for name, run in runs.items()}
     seconds = take_turns(steps, CPU, given.rounds, warm_up=1, steps_a_turn=max(1, 8 // given.batch_size))
     for name, each in seconds.items():
-        told[name]["images_per_second"] = round(given.batch_size / float(np.median(each)), 2)
-        told[name]["times_pytorch"] = ratios(seconds["PyTorch"], each)
-    return {name: told[name] for name in runs}
+        results[name]["images_per_second"] = round(given.batch_size / float(np.median(each)), 2)
+        results[name]["times_pytorch"] = ratios(seconds["PyTorch"], each)
+    return {name: results[name] for name in runs}
 
 
 def main() -> None:
@@ -136,16 +136,16 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_for_embedding(given.weights)[0] if given.weights else fill(IEFP(given.backbone, 1, None)).eval()
     with tempfile.TemporaryDirectory() as folder:
-        told = measure(given, model, Path(folder))
+        results = measure(given, model, Path(folder))
     print(f"{'':44}{'MB':>7}{'images/s':>10}{'times PyTorch':>15} (middle half)  difference   cosine    least")
-    for name, of in told.items():
+    for name, of in results.items():
         ratio, megabytes = of["times_pytorch"], of.get("megabytes", float("nan"))
         print(f"{name:44}{megabytes:7.1f}{of['images_per_second']:10.1f}{ratio['median']:15.2f} "
               f"({ratio['low']:.2f} to {ratio['high']:.2f})   {of['largest_difference']:10.1e}"
               f"{of['cosine_mean']:9.5f}{of['cosine_least']:9.5f}")  # fmt: skip
     settings = {"benchmark": "export", "backbone": model.backbone_id.backbone, "batch_size": given.batch_size,
                 "rounds": given.rounds, "weights": given.weights.name if given.weights else "drawn"}  # fmt: skip
-    print(json.dumps(settings | {"machine": machine(CPU)} | told))
+    print(json.dumps(settings | {"machine": machine(CPU)} | results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A second age head: a probability for each year of life, and the age that is expected from them.
+"""A second age head: a probability for each year of life, and the expected age.
 
-The published head knows eight groups; labelling pictures with ages needs years.
+The published head predicts eight groups; labelling images with ages needs years.
 Source: Rothe, Timofte, Van Gool, "DEX: Deep EXpectation of apparent age from a single image", ICCV workshops 2015.
 """
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from meta import AGE_GROUP_UPPER_EDGES, EMBEDDING_SIZE
 
-LAST_YEAR = 100  # one class a year, 0..100 as in DEX; who is older counts as 100
+LAST_YEAR = 100  # one class per year, 0..100 as in DEX; older ages count as 100
 NUM_YEARS = LAST_YEAR + 1
 # How many of the classes each age group holds: 13 (0-12), 6 (13-18), ..., 35 (66-100).
 _EDGES = (-1, *AGE_GROUP_UPPER_EDGES, LAST_YEAR)
@@ -23,13 +23,13 @@ VARIANCE_LOSS_WEIGHT = 0.05
 
 
 class ExpectedAgeHead(nn.Linear):
-    """Age features (N, 512) before L2 -> (N, 101), one logit a year; its state_dict has `weight` and `bias`."""
+    """Age features (N, 512) before L2 -> (N, 101), one logit per year; its state_dict has `weight` and `bias`."""
 
     def __init__(self):
         super().__init__(EMBEDDING_SIZE, NUM_YEARS)
 
     def reset_parameters(self) -> None:
-        """As every linear layer of the published model starts."""
+        """Like every linear layer of the published model."""
         nn.init.normal_(self.weight, 0, 0.01)
         nn.init.zeros_(self.bias)
 
@@ -54,7 +54,7 @@ def expected_age(logits: Tensor) -> Tensor:
 
 
 def age_group_probabilities_from_years(logits: Tensor) -> Tensor:
-    """(N, 101) logits -> (N, 8): the probabilities of the years of each age group, added up."""
+    """(N, 101) logits -> (N, 8): the summed probabilities of the years of each age group."""
     parts = year_probabilities(logits).split(YEARS_OF_GROUPS, dim=1)
     return torch.stack([part.sum(dim=1) for part in parts], dim=1)
 
@@ -75,7 +75,7 @@ def year_losses(logits: Tensor, ages: Tensor, mean_weight: float = 0.0, variance
 
 
 def _mean(probabilities: Tensor) -> Tensor:  # (N, 101) -> (N,)
-    # Not as a matrix product: that would be rounded to bfloat16 or TF32, half a year at 100.
+    # Not a matrix product, which would round to bfloat16 or TF32: half a year at 100.
     return (probabilities * _years_like(probabilities)).sum(dim=1)
 
 

@@ -1,6 +1,6 @@
-"""The trained branches as one function of pixels, for use without this program: what a file for others computes.
+"""The trained branches as one function of pixels: what an exported file computes.
 
-Normalisation of pixels, encoder, purification unit and L2 normalisation are inside; so is the second view if asked for.
+It includes pixel normalisation, encoder, purification unit and L2 normalisation, and the second view if requested.
 """
 
 import copy
@@ -22,8 +22,8 @@ class Embedder(nn.Module):
     """RGB pixels (N, 3, 112, 112) in 0..255, of any dtype -> embeddings, L2-normalised.
 
     One view: (N, 512). Two views: the image's and its mirror image's embedding joined by concatenation, (N, 1024), as
-    test.py compares them. `with_age` gives age group probabilities (N, 8) as well, the mean of the views'.
-    The encoders are copies, in eval mode; they may be turned to half precision (`in_half`), nothing else is.
+    test.py compares them. `with_age` returns age group probabilities (N, 8) as well, averaged over the views.
+    The encoders are copies in eval mode; only they compute in half precision after `in_half`.
     """
 
     def __init__(self, model: IEFP, num_views: int = 1, with_age: bool = False):
@@ -85,7 +85,7 @@ def example_images(num_images: int, dtype: torch.dtype) -> Tensor:
 
 
 class ScaleAndShift(nn.Module):
-    """What BatchNorm is in eval mode, a number of each for a channel; exporters have no trouble with it."""
+    """BatchNorm in eval mode: one scale and one shift per channel, which every exporter supports."""
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
         super().__init__()
@@ -98,12 +98,12 @@ class ScaleAndShift(nn.Module):
 
 @torch.no_grad()
 def fold_batchnorm(encoder: IResNet) -> None:
-    """Folds BatchNorm in place, so that what comes out is the same function but for rounding. In eval mode only.
+    """Folds BatchNorm in place; the encoder, in eval mode, stays the same function but for rounding.
 
-    Into a neighbour go those behind a convolution (stem, second and third of a block, shortcut), the one before the
-    linear layer, "features" behind it, and those beside a linear layer of the purification unit. Others become a scale
-    and a shift: the first of each block, for the convolution behind it pads with zeros after BatchNorm, which a bias
-    can't give at the border; and in the purification unit those with ReLU between them and the linear layer.
+    Folded into a neighbour are those after a convolution (stem, second and third of a block, shortcut), the one before
+    the linear layer, "features" after it, and those next to a linear layer of the purification unit. Others become a
+    scale and a shift: the first of each block, since the convolution after it pads with zeros after BatchNorm, which a
+    bias can't reproduce at the border; and those of the purification unit with ReLU between them and the linear layer.
     """
     dtype = encoder.fc.weight.dtype
     encoder.double()  # rounded once, at the end
@@ -136,13 +136,13 @@ def _fold_unit(unit: PurificationUnit) -> None:
 
 
 def _scale_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """BatchNorm in eval mode is scale * x + shift, a number of each for a channel: (C,)."""
+    """Scale and shift (C,) of BatchNorm in eval mode: scale * x + shift."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
 def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> nn.Linear:
-    """A linear layer after BatchNorm, whose every channel may have become several inputs in a row (flattened)."""
+    """BatchNorm folded into the linear layer after it, whose inputs may be several per channel in a row (flattened)."""
     inputs_a_channel = linear.in_features // norm.num_features
     scale, shift = (values.repeat_interleave(inputs_a_channel) for values in _scale_and_shift(norm))
     both = copy.deepcopy(linear)
@@ -152,11 +152,11 @@ def _linear_before(norm: nn.modules.batchnorm._BatchNorm, linear: nn.Linear) -> 
 
 
 def _views(values: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """(2 N, D) -> the two halves; to slice them makes a batch of one another case to torch 2.6's export."""
+    """(2 N, D) -> the two halves; slices would make torch 2.6's export treat a batch of one as another case."""
     return values.split([num_images, num_images])
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Features (N, D) -> length 1, in float32 at least: the sum of 512 squares may be more than half precision has."""
+    """Features (N, D) -> length 1, in float32 at least: the sum of 512 squares may overflow half precision."""
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     return features / features.norm(dim=1, keepdim=True).clamp_min(NORM_EPSILON)

@@ -1,13 +1,14 @@
 """`models.export.Embedder` as a file for other programs: ONNX, a torch.export program, or published tensors.
 
 Beside models/weights.py the one module of this room that touches paths. The packages onnx, onnxscript, onnxruntime and
-safetensors are needed here alone, each when it is used. Facts about a file (`Facts`) go into it as text.
+safetensors are imported here alone, each when it is used. A file carries its metadata (`describe`) as text.
 """
 
 import importlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,20 +17,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meta import UserError
+from meta import (
+    AGE_GROUP_NAMES,
+    EMBEDDING_SIZE,
+    IMAGE_SIZE,
+    NUM_AGE_GROUPS,
+    PIXEL_MEAN,
+    PIXEL_SCALE,
+    UserError,
+)
 from models.export import Embedder, example_images
-from models.weights import AGE_PREFIXES, WeightFile
+from models.iefp import IEFP
+from models.weights import AGE_PREFIXES, WeightFile, describe_branches
 
 KINDS = (".onnx", ".safetensors", ".pt2")
 OPSET = 18  # of ONNX: what torch.onnx writes without converting; runtimes since 2023 know it
-FORMAT = "1"  # of the facts
+FORMAT = "1"  # of the metadata
 INPUT_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 OUTPUT_NAMES = ("embeddings", "age_probabilities")
-FACTS_IN_PROGRAM = "iefp.json"
+METADATA_IN_PROGRAM = "iefp.json"
+PRECISIONS = ("fp32", "fp16", "int8")
+VIEWS = {"one": 1, "two": 2}
 MAX_DIFFERENCE = 1e-4  # of a number of an embedding of length 1, or of a probability
 CHECKED_BATCHES = (1, 2, 7)
 
-Facts = dict[str, Any]  # what a user of the file has to know; values fit for JSON
+Metadata = dict[str, Any]  # JSON-ready values
 Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]  # pixels (N, 3, 112, 112) -> the outputs
 
 
@@ -108,18 +120,18 @@ def quantised(model: Any, batches: Iterable[np.ndarray]) -> Any:
     return model
 
 
-def write_onnx(model: Any, path: Path, facts: Facts) -> None:
-    """Writes the ONNX model with its facts as metadata: strings as they are, all else as JSON."""
+def write_onnx(model: Any, path: Path, metadata: Metadata) -> None:
+    """Writes the ONNX model with its metadata: strings as they are, everything else as JSON."""
     del model.metadata_props[:]
-    for key, value in as_texts(facts).items():
-        fact = model.metadata_props.add()
-        fact.key, fact.value = key, value
-    model.doc_string = "Face embeddings; what goes in and comes out is told by the metadata."
+    for key, value in as_texts(metadata).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    model.doc_string = "Face embeddings; the metadata describes inputs and outputs."
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def read_onnx_facts(path: Path) -> Facts:
-    """The facts in an ONNX file that export.py wrote.
+def read_onnx_metadata(path: Path) -> Metadata:
+    """The metadata of an ONNX file that export.py wrote.
 
     Raises:
         UserError: no ONNX file, one of another program or opset, or one whose weights lie in other files.
@@ -131,8 +143,8 @@ def read_onnx_facts(path: Path) -> Facts:
         raise
     except Exception as error:  # protobuf raises its own kinds
         raise UserError(f"{path} can't be read as an ONNX file ({type(error).__name__}): export it again.") from None
-    facts = from_texts({fact.key: fact.value for fact in model.metadata_props})
-    if facts.get("format") != FORMAT:
+    metadata = from_texts({entry.key: entry.value for entry in model.metadata_props})
+    if metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by export.py: its metadata lacks what is to be checked.")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise UserError(f"{path} keeps weights in other files, as export.py never does: export it again.")
@@ -140,7 +152,7 @@ def read_onnx_facts(path: Path) -> Facts:
     if opsets.get("", 0) != OPSET:
         raise UserError(f"{path} has opset {opsets.get('', 'none')}, and export.py writes {OPSET}: it was converted, "
                         f"or is of another version; export it again.")  # fmt: skip
-    return facts
+    return metadata
 
 
 def open_onnx(path: Path) -> Run:
@@ -154,7 +166,7 @@ def open_onnx(path: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
 
-    def told(error: Exception) -> UserError:  # onnxruntime raises a kind for each of its status codes
+    def user_error(error: Exception) -> UserError:  # onnxruntime raises a kind for each of its status codes
         reason = ascii(" ".join(str(error).split())[:200])[1:-1]
         return UserError(f"onnxruntime {ort.__version__} can't run {path} ({reason}): export it again, or update it.")
 
@@ -163,7 +175,7 @@ def open_onnx(path: Path) -> Run:
     except MemoryError:
         raise
     except Exception as error:
-        raise told(error) from None
+        raise user_error(error) from None
 
     def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
@@ -171,7 +183,7 @@ def open_onnx(path: Path) -> Run:
         except MemoryError:
             raise
         except Exception as error:
-            raise told(error) from None
+            raise user_error(error) from None
 
     return run
 
@@ -179,15 +191,15 @@ def open_onnx(path: Path) -> Run:
 # --------------------------------------------------------------------------------------------- torch.export, tensors
 
 
-def write_program(embedder: Embedder, input_dtype: str, path: Path, facts: Facts) -> None:
-    """Writes a torch.export program with its facts as the extra file iefp.json; any batch."""
+def write_program(embedder: Embedder, input_dtype: str, path: Path, metadata: Metadata) -> None:
+    """Writes a torch.export program with its metadata as the extra file iefp.json; any batch."""
     images = example_images(2, INPUT_DTYPES[input_dtype])
     program = torch.export.export(embedder, (images,), dynamic_shapes=_any_batch())
-    torch.export.save(program, path, extra_files={FACTS_IN_PROGRAM: json.dumps(facts)})
+    torch.export.save(program, path, extra_files={METADATA_IN_PROGRAM: json.dumps(metadata)})
 
 
 def open_own_program(path: Path) -> Run:
-    """The program that `write_program` has just written: torch.export.load unpickles, so it is for no other files."""
+    """The program that `write_program` has just written. For no other file: torch.export.load unpickles."""
     module = torch.export.load(path).module()
 
     def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -196,15 +208,15 @@ def open_own_program(path: Path) -> Run:
     return run
 
 
-def write_safetensors(weights: WeightFile, path: Path, with_age: bool, facts: Facts) -> None:
-    """Writes the tensors of the identity branch, and of the age branch if asked for, under their published names."""
+def write_safetensors(weights: WeightFile, path: Path, with_age: bool, metadata: Metadata) -> None:
+    """Writes the tensors of the identity branch, and with `with_age` of the age branch, under their published names."""
     (safetensors,) = need("safetensors.torch")
     prefixes = ("backbone_id.", *(AGE_PREFIXES if with_age else ()))
     tensors = {key: value.clone().contiguous() for key, value in weights.tensors.items() if key.startswith(prefixes)}
-    path.write_bytes(safetensors.save(tensors, as_texts(facts)))  # save_file would let nobody else read it
+    path.write_bytes(safetensors.save(tensors, as_texts(metadata)))  # save_file makes it private
 
 
-# ---------------------------------------------------------------------------------------------------------- checks
+# --------------------------------------------------------------------------------------------------- outputs compared
 
 
 def run_embedder(embedder: Embedder) -> Run:
@@ -222,8 +234,9 @@ def as_arrays(outputs: Tensor | tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
 
 
 def largest_difference(run: Run, expected: Run, input_dtype: str) -> float:
-    """Of any number that the two give, over batches of 1, 2 and 7 pictures; infinite where a shape differs or a number
-    is none.
+    """The largest absolute difference of their outputs, over batches of 1, 2 and 7 images.
+
+    Infinite where shapes differ or a number is not finite.
     """
     largest = 0.0
     for num_images in CHECKED_BATCHES:
@@ -237,23 +250,83 @@ def largest_difference(run: Run, expected: Run, input_dtype: str) -> float:
     return largest
 
 
-# ----------------------------------------------------------------------------------------------------------- facts
+# -------------------------------------------------------------------------------------------------------- metadata
 
 
-def as_texts(facts: Facts) -> dict[str, str]:
-    """For formats whose metadata holds text alone."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+@dataclass(frozen=True)
+class Usage:
+    """How an exported file is called and what it returns."""
+
+    input_dtype: str = "uint8"
+    precision: str = "fp32"
+    num_views: int = 1
+    with_age: bool = False
 
 
-def from_texts(texts: dict[str, str]) -> Facts:
-    """The facts again; what is no JSON is text."""
-    facts = {}
+def read_usage(metadata: Metadata, path: Path) -> Usage:
+    """The usage that the metadata of an ONNX file describes.
+
+    Raises:
+        UserError: export.py did not write this metadata.
+    """
+    pixels = metadata.get("input")
+    input_dtype = pixels.get("dtype") if isinstance(pixels, dict) else None
+    precision, num_views = metadata.get("precision"), metadata.get("views", 1)
+    if input_dtype not in tuple(INPUT_DTYPES) or precision not in PRECISIONS or num_views not in tuple(VIEWS.values()):
+        raise UserError(f"the metadata of {path} was changed after export.py wrote it: export it again.")
+    return Usage(input_dtype, precision, num_views, bool(metadata.get("age_groups")))
+
+
+def describe(model: IEFP, usage: Usage, suffix: str, alignment: Metadata) -> Metadata:
+    """What the user of a file with this suffix has to know: its metadata, less what concerns the weights' own file."""
+    pixels = {"shape": ["batch", 3, IMAGE_SIZE, IMAGE_SIZE], "colours": "RGB", "range": [0, 255], "mean": PIXEL_MEAN,
+              "scale": PIXEL_SCALE}  # fmt: skip
+    metadata = {
+        "format": FORMAT,
+        "made_by": "export.py of IEFP, age-invariant face recognition",
+        "alignment": alignment,
+        "backbone": model.backbone_id.backbone,
+        "purification": model.backbone_id.purification,
+        "age_groups": list(AGE_GROUP_NAMES) if usage.with_age else [],
+        "precision": usage.precision,
+    }
+    if suffix == ".safetensors":
+        branches = describe_branches(model)
+        return metadata | {
+            "input": pixels | {"normalised_inside": False},
+            "branches": branches if usage.with_age else {"identity_branch": branches["identity_branch"]},
+            "embedding_size": EMBEDDING_SIZE,
+            "software": software("safetensors"),
+        }
+    sizes = {"embeddings": usage.num_views * EMBEDDING_SIZE}
+    if usage.with_age:
+        sizes["age_probabilities"] = NUM_AGE_GROUPS
+    metadata |= {
+        "input": pixels | {"name": "images", "dtype": usage.input_dtype, "normalised_inside": True},
+        "output": {name: ["batch", size] for name, size in sizes.items()},
+        "embedding_size": sizes["embeddings"],
+        "views": usage.num_views,
+        "join": "concatenate" if usage.num_views == 2 else "none",
+    }
+    if suffix == ".pt2":
+        return metadata | {"software": software()}
+    return metadata | {"opset": OPSET, "software": software("onnx", "onnxscript", "onnxruntime")}
+
+
+def as_texts(metadata: Metadata) -> dict[str, str]:
+    """The metadata for formats whose metadata holds text alone."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+
+
+def from_texts(texts: dict[str, str]) -> Metadata:
+    """The reverse of `as_texts`; what is no JSON is text."""
+    metadata = {}
     for key, text in texts.items():
         try:
-            facts[key] = text if key == "format" else json.loads(text)
+            metadata[key] = text if key == "format" else json.loads(text)
         except (ValueError, RecursionError):
-            facts[key] = text
-    return facts
+            metadata[key] = text
+    return metadata
 
 
 def software(*names: str) -> dict[str, str]:

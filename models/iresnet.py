@@ -20,6 +20,7 @@ class Architecture:
 
     blocks: tuple[int, int, int, int]
     width: int = 64
+    note: str = ""  # for the help of --backbone, without a full stop
 
 
 BACKBONES = {
@@ -28,8 +29,8 @@ BACKBONES = {
     "iresnet50": Architecture((3, 4, 14, 3)),
     "iresnet100": Architecture((3, 13, 30, 3)),
     "iresnet200": Architecture((6, 26, 60, 6)),
-    # Not published: a quarter of the width, so that the demo and the tests train on two CPU cores in minutes.
-    "iresnet18_quarter": Architecture((2, 2, 2, 2), width=16),
+    # Not published: the demo and the tests train it on two CPU cores in minutes.
+    "iresnet18_quarter": Architecture((2, 2, 2, 2), width=16, note="a quarter of the width, for demos on a CPU"),
 }
 FINAL_SIDE = 7  # 112 pixels halved four times
 

@@ -1,11 +1,12 @@
 """Margin softmax heads: features and labels -> logits s * cos, with a margin at the label.
 
-`loss` gives the cross-entropy of those logits and keeps one matrix of (N, identities) for it; `forward` gives the
+`loss` returns the cross-entropy of those logits and holds one matrix of (N, identities) for it; `forward` returns the
 logits themselves.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,24 @@ from meta import EMBEDDING_SIZE, UserError
 
 
 class MarginHead(nn.Module):
-    """Cosines between features and one weight vector an identity; a subclass says what the margin does.
+    """Cosines between features and one weight vector per identity; a subclass defines the margin.
 
-    `own` are the identities whose vectors this head holds, where others hold the rest (models.sharded_margin); None
-    are all. Its weights start as those rows of a whole head would.
+    `own` is the range of identities whose vectors this head holds if it is sharded (models.sharded_margin); None means
+    all. Its weights start as those rows of a whole head would.
     """
 
-    default_margin: float | tuple[float, float, float]
+    summary: ClassVar[str]
+    """For the help of --margin, without a full stop."""
+    default_margin: ClassVar[float | tuple[float, ...]]
+    """A head with several values takes as many, in the order of this tuple."""
+    rate: float | None = None
+    """By which running statistics of the head move in a step, None where it keeps none."""
 
     def __init__(
         self,
         num_identities: int,
         scale: float = 64.0,
-        margin: float | tuple[float, float, float] | None = None,
+        margin: float | tuple[float, ...] | None = None,
         size: int = EMBEDDING_SIZE,
         own: range | None = None,
     ):
@@ -53,13 +59,13 @@ class MarginHead(nn.Module):
         return _ScaledCrossEntropy.apply(features, weight, at_label, labels, self.scale)
 
     def _at_label(self, features: Tensor, weight: Tensor, labels: Tensor, quality: Tensor | None) -> Tensor:  # (N,)
-        # Computed apart: autograd would keep the logits for gather's backward and forbid writing into them.
+        # Computed apart: autograd would save the logits for gather's backward and forbid writing into them.
         return self.with_margin((features * weight[labels]).sum(dim=1), quality)
 
     def quality(self, features: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-        """What a margin that adapts to the picture goes by, (N,) without gradient; None for the others.
+        """Image quality (N,), without gradient, for a margin that adapts to it; None for the others.
 
-        Where `features` are one process's share of a batch, `gather` joins rows (N, ...) of all processes.
+        If `features` are one process's share of a batch, `gather` joins rows (N, ...) of all processes.
         """
         return None
 
@@ -71,9 +77,9 @@ class MarginHead(nn.Module):
 
 
 class MarginLoss(nn.Module):
-    """A head whose forward pass gives the loss: what DistributedDataParallel can call.
+    """A head whose forward pass returns the loss, so that DistributedDataParallel can wrap it.
 
-    It is called as models.sharded_margin's loss is, which draws a sample by the step; here all identities take part.
+    It has the signature of models.sharded_margin's loss, which samples by the step; here all identities take part.
     `gather` joins rows of all processes that share a batch, see MarginHead.quality.
     """
 
@@ -89,7 +95,7 @@ ROWS_DRAWN = 65536  # at a time: 128 MiB
 
 
 def _draw_weight(num_identities: int, size: int, own: range) -> Tensor:
-    """The rows `own` of a whole (identities, size) of nn.init.xavier_uniform_; the others are drawn and let go of."""
+    """The rows `own` of nn.init.xavier_uniform_ on (identities, size); the others are drawn and discarded."""
     if len(own) == num_identities:
         return nn.init.xavier_uniform_(torch.empty(num_identities, size))
     bound = math.sqrt(3) * math.sqrt(2 / (num_identities + size))
@@ -105,8 +111,8 @@ def _draw_weight(num_identities: int, size: int, own: range) -> Tensor:
 class _ScaledCrossEntropy(torch.autograd.Function):
     """mean_n [logsumexp_j l_nj - l_ny] with l = s * cos, and l_ny = s * at_label, by one matrix of (N, identities).
 
-    The gradient of l is softmax(l) less 1 at the label; both the logits and, in their place, this gradient stand in the
-    same memory. Plain autograd keeps the logits, their softmax and their gradient side by side.
+    The gradient of l is softmax(l), less 1 at the label, and overwrites the logits in memory. Plain autograd holds the
+    logits, their softmax and their gradient side by side.
     """
 
     @staticmethod
@@ -128,7 +134,7 @@ class _ScaledCrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient_of_loss: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, gradient, at_label_gradient = ctx.saved_tensors
         factor = gradient_of_loss * ctx.factor
-        # The factor goes onto the small sides, not through the whole matrix once more.
+        # The factor multiplies the small operands, not the whole matrix.
         of_features = (gradient @ weight) * factor if ctx.needs_input_grad[0] else None
         of_weight = gradient.t() @ (features * factor) if ctx.needs_input_grad[1] else None
         return of_features, of_weight, at_label_gradient * factor, None, None
@@ -137,6 +143,7 @@ class _ScaledCrossEntropy(torch.autograd.Function):
 class CosFace(MarginHead):
     """cos(theta) - m. Source: Wang et al., "CosFace", CVPR 2018, eq. 4."""
 
+    summary = "cos(theta) - m"
     default_margin = 0.35
 
     def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
@@ -149,6 +156,7 @@ class ArcFace(MarginHead):
     Source: Deng et al., "ArcFace", CVPR 2019, eq. 3.
     """
 
+    summary = "cos(theta + m)"
     default_margin = 0.5
 
     def with_margin(self, cosine: Tensor, quality: Tensor | None) -> Tensor:
@@ -161,11 +169,12 @@ class ArcFace(MarginHead):
 class CombinedMargin(MarginHead):
     """cos(m1 theta + m2) - m3, with `margin` = (m1, m2, m3); (1, 0, m) is CosFace.
 
-    Where t = m1 theta + m2 passes k pi the cosine goes on falling as (-1)^k cos(t) - 2 k, which joins without a step
-    (ArcFace's own head takes a straight line there).
+    Where t = m1 theta + m2 passes k pi the cosine keeps falling as (-1)^k cos(t) - 2 k, which is continuous (ArcFace's
+    own head takes a straight line there).
     Source: Deng et al., "ArcFace", CVPR 2019, eq. 4; beyond pi Liu et al., "SphereFace", CVPR 2017.
     """
 
+    summary = "cos(m1 theta + m2) - m3"
     default_margin = (1.0, 0.3, 0.2)
 
     def __init__(
@@ -190,19 +199,21 @@ class CombinedMargin(MarginHead):
 
 
 class AdaFace(MarginHead):
-    """cos(theta - m z) - (m z + m): z in [-1, 1] says by the feature's length how good the picture is.
+    """cos(theta - m z) - (m z + m), where z in [-1, 1] is the image quality, read off the length of the features.
 
-    z = (length - mean) h / deviation, cut at -1 and 1, h = 0.333; mean and deviation of the lengths are running ones:
-    in training running <- t * batch + (1 - t) * running, over the whole batch of all processes, t = 0.01. Good pictures
-    get a margin like CosFace's that pulls hard on what is hard, poor ones a margin like a negative ArcFace's.
-    theta - m z is held between 0 and pi.
+    z = (length - mean) h / deviation, clipped to [-1, 1], h = 0.333; mean and deviation of the lengths are running
+    ones: in training running <- t * batch + (1 - t) * running, over the batch of all processes, t = 0.01. Images of
+    high quality get a margin like CosFace's, which emphasises hard samples, those of low quality one like a negative
+    ArcFace's. theta - m z is clipped to [0, pi].
     Source: Kim et al., "AdaFace", CVPR 2022, section 3; t as in the authors' programs (AdaFace, CVLface).
     """
 
+    summary = "a margin that adapts to the image quality, read off the length of its features"
     default_margin = 0.4
     concentration = 0.333  # h
     rate = 0.01  # t; the 0.99 of the paper is the weight of the old value
-    shortest, longest = 0.001, 100.0  # lengths beyond count as these
+    shortest = 0.001  # lengths are clipped to these two
+    longest = 100.0
 
     def __init__(
         self,
@@ -234,8 +245,13 @@ class AdaFace(MarginHead):
 
 
 def _angle(cosine: Tensor) -> Tensor:
-    """The angle in [0, pi]; the cosine is held 1e-6 from its ends, where the angle has no gradient."""
+    """The angle in [0, pi]; the cosine is clipped 1e-6 from -1 and 1, where the angle has no gradient."""
     return cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
 
 
-MARGINS = {"cosface": CosFace, "arcface": ArcFace, "combined": CombinedMargin, "adaface": AdaFace}
+MARGINS: dict[str, type[MarginHead]] = {
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "adaface": AdaFace,
+    "combined": CombinedMargin,
+}

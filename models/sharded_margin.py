@@ -1,8 +1,8 @@
-"""The loss of a margin head whose identities are shared out over processes, and of a sample of them.
+"""The loss of a margin head whose identities are sharded over processes, over all of them or a sample.
 
 Every process holds the weight vectors of a range of identities, sees the features of the whole batch, and computes the
-logits of its own identities alone: (whole batch, own identities) is the one matrix that it keeps. The softmax is exact:
-row maxima, sums of exponentials and the labels' logits are joined over the processes.
+logits of its own identities only: (whole batch, own identities) is the one matrix that it holds. The softmax is exact:
+row maxima, sums of exponentials and the labels' logits are reduced over the processes.
 Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by Partial
 FC", CVPR 2022, sections 3 and 4.
 """
@@ -18,20 +18,20 @@ from torch.nn import functional as F
 
 from models.margin import MarginHead
 
-SHORTEST = 1e-12  # length by which a vector is divided at least, as in F.normalize
-ROWS_AT_ONCE = 16384  # where a product as large as the weight would be made only to be summed up: 32 MiB instead
+SHORTEST = 1e-12  # lengths are clamped to it before dividing, as in F.normalize
+ROWS_AT_ONCE = 16384  # 32 MiB at once, not a product as large as the weight that is only summed up
 
 
 class Collectives(Protocol):
-    """How the holders of parts join what they have; one that holds everything gives each value back as it is."""
+    """Collective operations of the processes that hold the shards; with one process each is the identity."""
 
     world_size: int
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(N, ...) of each, N the same everywhere -> (world_size * N, ...) in the order of the holders."""
+        """(N, ...) of each process, N the same everywhere -> (world_size * N, ...) in the order of ranks."""
 
     def own_part(self, rows: Tensor) -> Tensor:
-        """(world_size * N, ...) of each -> (N, ...): the sum over all, of the rows that this one gave to `gather`."""
+        """(world_size * N, ...) of each -> (N, ...): the sum over all processes of the rows that came from this one."""
 
     def sum(self, values: Tensor) -> Tensor: ...
 
@@ -44,16 +44,16 @@ class ShardedMarginLoss(nn.Module):
     The gradient of the weights is complete: of all samples. That of the features is `world_size` times the derivative
     of the mean, so that encoders whose gradients are *averaged* over the processes get that of the whole batch.
 
-    With `rate` below 1 the softmax goes over a sample: the identities in the batch, and others drawn at random up to
-    `rate` of each process's own. Seed, step and the first own identity alone decide the draw. The weight then gets a
-    sparse gradient: only rows that took part may be moved (training.optim.RowwiseSGD).
+    With `rate` below 1 the softmax is over a sample: the identities in the batch, and others drawn at random up to
+    `rate` of each process's own. The draw depends only on seed, step and the first own identity. The weight then gets a
+    sparse gradient: only sampled rows may be updated (training.optim.RowwiseSGD).
     """
 
     def __init__(self, head: MarginHead, collectives: Collectives, rate: float = 1.0, seed: int = 0):
         super().__init__()
         self.head, self.collectives, self.rate, self.seed = head, collectives, rate, seed
         if rate < 1:
-            # As they are unless asked for; some versions of torch warn until somebody says so.
+            # The default; some versions of torch warn until it is set explicitly.
             torch.sparse.check_sparse_tensor_invariants.disable()
 
     def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
@@ -71,15 +71,14 @@ class ShardedMarginLoss(nn.Module):
         return _ShardedCrossEntropy.apply(
             F.normalize(features),
             weight,
-            rows,
-            columns,
+            (rows, columns),
             lambda cosine: head.with_margin(cosine, None if quality is None else quality[rows]),
             head.scale,
             self.collectives,
         )
 
     def sample(self, present: Tensor, step: int) -> Tensor:
-        """Own identities of this step, ascending: all in `present` (M,), others drawn up to the rate; one at least."""
+        """Own identities of this step, ascending: `present` (M,) and others drawn up to the rate; at least one."""
         own, device = self.head.own, present.device
         seed = np.random.SeedSequence((self.seed, step, own.start)).generate_state(1, np.uint64)[0]
         draws = torch.Generator(device).manual_seed(int(seed) >> 1)
@@ -93,8 +92,8 @@ class ShardedMarginLoss(nn.Module):
 
 
 class _Gather(torch.autograd.Function):
-    """The features of all processes. Each has the part of their gradient that comes from its identities; the sum of
-    the parts goes back times world_size: see ShardedMarginLoss."""
+    """The features of all processes. Each process computes the gradient through its own identities; their sum, times
+    world_size, is propagated back: see ShardedMarginLoss."""
 
     @staticmethod
     def forward(ctx, features: Tensor, collectives: Collectives) -> Tensor:
@@ -126,8 +125,8 @@ class _Rows(torch.autograd.Function):
 class _ShardedCrossEntropy(torch.autograd.Function):
     """mean_n [log sum_j exp(l_nj) - l_ny], l = s * cos with the margin at y, j over the identities of all processes.
 
-    As models.margin's loss it keeps one matrix: the logits, and in their place their gradient. It also takes the
-    weights as they are and normalises them itself, so that their gradient is made in one piece of memory.
+    Like models.margin's loss it holds one matrix: the logits, overwritten by their gradient. It takes the weights as
+    they are and normalises them itself, so that their gradient needs one buffer.
     """
 
     @staticmethod
@@ -135,12 +134,12 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         ctx,
         features: Tensor,  # (N, 512) normalised, of the whole batch
         weight: Tensor,  # (own, 512)
-        rows: Tensor,  # (M,) samples whose label is one of the own, and
-        columns: Tensor,  # (M,) which
+        labels: tuple[Tensor, Tensor],  # (M,) samples whose label is one of the own, and (M,) which
         with_margin: Callable[[Tensor], Tensor],
         scale: float,
         collectives: Collectives,
     ) -> Tensor:
+        rows, columns = labels
         lengths = weight.norm(dim=1, keepdim=True).clamp(min=SHORTEST)  # (own, 1)
         weight = weight / lengths
         logits = features @ weight.t()  # (N, own)
@@ -167,10 +166,10 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         of_features = (gradient @ weight) * factor if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            # Through w / |w|: what lies along w is taken out of the gradient, in place.
+            # Through w / |w|: the component along w is removed from the gradient, in place.
             of_weight = gradient.t() @ (features * factor)
             for part in zip(*(rows.split(ROWS_AT_ONCE) for rows in (of_weight, weight, lengths)), strict=True):
                 of_rows, rows, lengths_of_rows = part
                 along = (of_rows * rows).sum(dim=1, keepdim=True)
                 of_rows.addcmul_(rows, along, value=-1).div_(lengths_of_rows)
-        return of_features, of_weight, None, None, None, None, None
+        return of_features, of_weight, None, None, None, None

@@ -1,9 +1,9 @@
 """Weight files -> model: the released IEFP and age files, InsightFace backbones, and what train.py writes.
 
-Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. What a file holds (backbone,
-purification) is read off its keys and shapes. A variant of the purification unit that keys can't tell apart (its sign)
-stands in the JSON file of the same name that train.py writes beside its weights, in a checkpoint under "branches", or
-in the metadata of a .safetensors file.
+Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. Backbone and purification are
+inferred from keys and shapes. The sign of a purification unit, which doesn't show there, comes from the JSON file of
+the same name that train.py writes beside its weights, from "branches" in a checkpoint, or from the metadata of a
+.safetensors file.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,13 @@ MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
 MAX_SAFETENSORS_HEADER = 10_000_000  # bytes; iresnet200 with both branches has some 300,000
-# torch before 2.10 believes a tensor's length and reads what lies in memory behind its bytes. Where a file is mapped,
-# there is nothing but the file.
+# torch before 2.10 believes a tensor's length and reads beyond its bytes; a mapped file ends where the file ends.
 BELIEVES_LENGTHS = torch.__version__ < (2, 10)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The architecture of one branch, read off a file."""
+    """The architecture of one branch, inferred from a file."""
 
     backbone: str
     purification: int | str
@@ -54,25 +52,25 @@ class WeightFile:
     tensors: dict[str, Tensor]
     identity_branch: Branch | None
     age_branch: Branch | None
-    disentangle: str = "iefp"  # the method that trained it, as far as the file or the JSON file beside it says
+    disentangle: str = "iefp"  # the method that trained it, if the file or the JSON file beside it states one
 
 
 def load_identity_branch(model: IEFP, path: str | Path) -> None:
-    """Puts the identity branch of a weight file into `model`; margin weights are not needed.
+    """Loads the identity branch of a weight file into `model`; margin weights are not needed.
 
     Raises:
         UserError: no such file, not a weight file, no identity branch in it, or one that does not fit `model`.
     """
-    _put(model, read_weight_file(path), "identity")
+    _load_branch(model, read_weight_file(path), "identity")
 
 
 def load_age_branch(model: IEFP, path: str | Path) -> None:
-    """Puts the age encoder and the age estimator of a weight file into `model`.
+    """Loads the age encoder and the age estimator of a weight file into `model`.
 
     Raises:
         UserError: no such file, not a weight file, no age branch in it, or one that does not fit `model`.
     """
-    _put(model, read_weight_file(path), "age")
+    _load_branch(model, read_weight_file(path), "age")
 
 
 def load_for_ages(path: str | Path) -> IEFP:
@@ -86,12 +84,12 @@ def load_for_ages(path: str | Path) -> IEFP:
         raise _lacks(weights, "age")
     age = weights.age_branch
     model = IEFP(age.backbone, age.purification, None, year_head="year_head.weight" in weights.tensors)
-    _put(model, weights, "age")
+    _load_branch(model, weights, "age")
     return model.freeze_age_branch().eval()
 
 
 def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> str:
-    """Puts those tensors of a weight file into `model` whose name and shape fit; gives a sentence on what did not.
+    """Loads those tensors of a weight file into `model` whose name and shape fit; returns a sentence on the others.
 
     Only names that start with one of `prefixes` are looked at.
 
@@ -116,7 +114,7 @@ def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> 
 
 
 def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
-    """A model in eval mode built as the file says, and whether the file brought an age branch (else untrained).
+    """A model in eval mode with the architecture of the file, and whether the file has an age branch (else untrained).
 
     Raises:
         UserError: no such file, not a weight file, or no identity branch in it.
@@ -132,17 +130,17 @@ def load_for_embedding(path: str | Path) -> tuple[IEFP, bool]:
         age_backbone=age.backbone,
         age_purification=age.purification,
     )
-    _put(model, weights, "identity")
+    _load_branch(model, weights, "identity")
     if weights.age_branch is not None:
-        _put(model, weights, "age")
+        _load_branch(model, weights, "age")
     return model.freeze_age_branch().eval(), weights.age_branch is not None
 
 
 def load_estimator(model: IEFP, path: str | Path) -> bool:
-    """Puts the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits.
+    """Loads the file's CLUB estimator into `model`, in eval mode; False where the file holds none that fits.
 
-    False too where CLUB was not trained: the file is of another method, or no batch has ever passed its BatchNorm. The
-    published layout has its tensors all the same.
+    False too if CLUB was not trained: the file is of another method, or no batch has passed its BatchNorm. The
+    published layout holds its tensors all the same.
     """
     weights = read_weight_file(path)
     found = {key: value for key, value in weights.tensors.items() if key.startswith("clubmi.")}
@@ -150,7 +148,7 @@ def load_estimator(model: IEFP, path: str | Path) -> bool:
     if weights.disentangle != "iefp" or (batches_seen and not any(map(torch.count_nonzero, batches_seen))):
         return False
     expected = {key: value for key, value in model.state_dict().items() if key.startswith("clubmi.")}
-    # BatchNorm's counters may lack, nothing here reads them.
+    # BatchNorm's counters may be missing; nothing reads them.
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
     if any(key not in found or found[key].shape != expected[key].shape for key in needed):
         return False
@@ -168,8 +166,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
     path = Path(path)
     content = _read_content(path)
     tensors = _rename(path, _find_tensors(path, content))
-    config, told = content.get("config"), content.get("branches")
-    described = told if isinstance(told, dict) else _read_description(path)
+    config, inside = content.get("config"), content.get("branches")
+    described = inside if isinstance(inside, dict) else _read_description(path)
     method = config if isinstance(config, dict) else described
     branches = {}
     for name, prefix in (("identity_branch", "backbone_id."), ("age_branch", "backbone_ae.")):
@@ -181,7 +179,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
     """The age branch in the layout of the released age file, on the CPU: `backbone.*`, `age_estimator.*`.
 
-    A model with a head for years brings `year_head.*` as well, which readers of the released layout can pass over.
+    A model with a head for years adds `year_head.*`, which readers of the released layout can ignore.
     """
     tensors = {f"backbone.{key}": value for key, value in model.backbone_ae.state_dict().items()}
     tensors |= {f"age_estimator.{key}": value for key, value in model.age_estimator.state_dict().items()}
@@ -191,13 +189,15 @@ def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
 
 
 def iefp_file_tensors(model: IEFP) -> dict[str, Tensor]:
-    """The model in the layout of the released IEFP file (without its `module.` prefix), on the CPU; no critic's."""
-    tensors = model.state_dict()
-    return _portable({key: value for key, value in tensors.items() if not key.startswith("critic.")})
+    """The model in the layout of the released IEFP file (without its `module.` prefix), on the CPU.
+
+    Of critics only CLUB belongs to it.
+    """
+    return _portable({key: value for key, value in model.state_dict().items() if not key.startswith("critic.")})
 
 
 def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
-    """What the keys of a weight file can't tell, for the JSON file of the same name beside it."""
+    """The architecture of both branches, for the JSON file beside the weights: their keys don't hold it all."""
     encoders = {"identity_branch": model.backbone_id, "age_branch": model.backbone_ae}
     return {
         name: vars(Branch(encoder.backbone, encoder.purification))
@@ -207,14 +207,14 @@ def describe_branches(model: IEFP) -> dict[str, dict[str, int | str]]:
 
 
 def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
-    """SHA-256 of all that a model's output depends on beside the pictures: what is computed by it is kept under this.
+    """SHA-256 of all that a model's output depends on beside the pictures: the key of cached features.
 
-    The weight file alone does not decide: a JSON file beside it may choose another purification unit. So it is of the
-    file (`weights_sha256`), of both branches as `model` has them, and of how pictures become the network's input.
+    The weight file alone does not determine the output: a JSON file beside it may choose another purification unit. So
+    it covers the file (`weights_sha256`), both branches of `model`, and how pictures become the network's input.
     """
     pixels = {"size": IMAGE_SIZE, "mean": PIXEL_MEAN, "scale": PIXEL_SCALE, "version": PREPROCESSING}
-    facts = {"weights": weights_sha256, "pixels": pixels} | describe_branches(model)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    inputs = {"weights": weights_sha256, "pixels": pixels} | describe_branches(model)
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -228,12 +228,11 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
     if wrong := wrong_file(path, "weight file", zip_based=True):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
-    read = _safetensors_reader(path) if path.suffix.lower() == SAFETENSORS else _read_archive
     try:
-        content = read(path)
-    except MemoryError:
+        content = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else _read_archive(path)
+    except (MemoryError, UserError):
         raise
-    except Exception as error:  # torch raises a dozen kinds for a damaged file; each means the same to the user
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise UserError(
             f"{path} can't be read as a weight file (damaged, not from torch.save or safetensors, or holding more than "
             f"tensors: {_reason(error)}). {ACCEPTED}"
@@ -248,25 +247,21 @@ def _read_archive(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive and BELIEVES_LENGTHS)
 
 
-def _safetensors_reader(path: Path) -> Callable[[Path], dict[str, Any]]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         from safetensors import safe_open
     except ImportError:
         raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
-
-    def read(path: Path) -> dict[str, Any]:
-        with open(path, "rb") as file:
-            claimed = int.from_bytes(file.read(8), "little")
-        if claimed > MAX_SAFETENSORS_HEADER:
-            raise ValueError(f"its header claims {claimed:,} bytes, more than {MAX_SAFETENSORS_HEADER:,}")
-        with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("branches", "null")
-            if len(told) > MAX_DESCRIPTION:
-                raise ValueError(f"its description has more than {MAX_DESCRIPTION:,} characters")
-            keys = file.keys()
-            return {"branches": json.loads(told), "state_dict": {key: file.get_tensor(key) for key in keys}}
-
-    return read
+    with open(path, "rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if claimed > MAX_SAFETENSORS_HEADER:
+        raise ValueError(f"its header claims {claimed:,} bytes, more than {MAX_SAFETENSORS_HEADER:,}")
+    with safe_open(path, framework="pt") as file:
+        branches = (file.metadata() or {}).get("branches", "null")
+        if len(branches) > MAX_DESCRIPTION:
+            raise ValueError(f"its description has more than {MAX_DESCRIPTION:,} characters")
+        keys = file.keys()
+        return {"branches": json.loads(branches), "state_dict": {key: file.get_tensor(key) for key in keys}}
 
 
 def _check_archive(path: Path) -> bool:
@@ -289,7 +284,7 @@ def _check_archive(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first words of torch's message, less its advice to read the file unsafely."""
+    """The first words of torch's message, without its advice to read the file unsafely."""
     refused = re.search(r"(?:GLOBAL|forbidden global) (\S+)", str(error))
     if refused:
         return f"it asks for {_shown(refused[1])}"
@@ -307,7 +302,7 @@ def _find_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     if others or not content:
         raise UserError(f"{path} holds no table of named tensors but {_first(others) or 'nothing'}. {ACCEPTED}")
     tensors = {key.removeprefix("module."): value for key, value in content.items()}
-    if of_age_stage:  # its identity branch is as it was drawn: comparing faces with it would mean nothing
+    if of_age_stage:  # its identity branch is untrained: comparing faces with it would mean nothing
         tensors = {key: value for key, value in tensors.items() if key.startswith(AGE_PREFIXES)}
     return tensors
 
@@ -357,52 +352,52 @@ def _read_description(path: Path) -> dict[str, dict]:
             text = file.read(MAX_DESCRIPTION + 1)
         if len(text) > MAX_DESCRIPTION:
             raise ValueError(f"more than {MAX_DESCRIPTION} characters")
-        told = json.loads(text)
-        return told if isinstance(told, dict) else {}
+        description = json.loads(text)
+        return description if isinstance(description, dict) else {}
     except (ValueError, OSError, RecursionError):  # the last for brackets in brackets in brackets
         raise UserError(
             f"{beside}, which describes {path.name}, can't be read as JSON: restore or remove it."
         ) from None
 
 
-def _read_branch(path: Path, shapes: dict[str, torch.Size], told: object) -> Branch:
+def _read_branch(path: Path, shapes: dict[str, torch.Size], described: object) -> Branch:
     blocks = tuple(len({key.split(".")[1] for key in shapes if key.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
     stem = shapes.get("conv1.weight", ())
     width = stem[0] if stem else 0
     for name, architecture in BACKBONES.items():
         if architecture.blocks == blocks and architecture.width == width:
-            return Branch(name, _read_purification(path, shapes, told))
+            return Branch(name, _read_purification(path, shapes, described))
     raise UserError(
         f"{path} has {blocks} blocks in its layers and a stem of {width} planes, which is none of "
         f"{', '.join(BACKBONES)} (its keys: {_first(shapes)}). {ACCEPTED}"
     )
 
 
-def _read_purification(path: Path, shapes: dict[str, torch.Size], told: object) -> int | str:
+def _read_purification(path: Path, shapes: dict[str, torch.Size], described: object) -> int | str:
     weights = (re.match(r"spu\.seq\.([0-9]{1,4})\.weight", key) for key, shape in shapes.items() if len(shape) == 2)
     linear = sorted(int(found[1]) for found in weights if found)
-    told = told.get("purification") if isinstance(told, dict) else None
-    if told is None:
+    purification = described.get("purification") if isinstance(described, dict) else None
+    if purification is None:
         return "x_minus_relu_linear_bn" if linear == [1] else len(linear)
     try:
-        if not isinstance(told, (int, str)):
-            raise UserError(f"a {type(told).__name__} names no unit")
-        told = parse_purification(told)
-        if [place for place, layer in enumerate(formula(told)[1]) if layer == "linear"] == linear:
-            return told
+        if not isinstance(purification, (int, str)):
+            raise UserError(f"a {type(purification).__name__} names no unit")
+        purification = parse_purification(purification)
+        if [place for place, layer in enumerate(formula(purification)[1]) if layer == "linear"] == linear:
+            return purification
     except ValueError:
-        pass  # a name or a number that this version does not know fits no keys either
+        pass  # a name or a number unknown to this version fits no keys either
     raise UserError(
-        f"{path} is described as having purification {_shown(repr(told))}, but its linear layers are at "
+        f"{path} is described as having purification {_shown(repr(purification))}, but its linear layers are at "
         f"{_shown(str(linear))} of spu.seq: restore or remove {path.with_suffix('.json')}."
     )
 
 
-# ------------------------------------------------------------------------------------------------------- putting
+# ------------------------------------------------------------------------------------------------------- loading
 
 
-def _put(model: IEFP, weights: WeightFile, branch: str) -> None:
-    """All of a branch or nothing: what does not fit is found before anything is copied."""
+def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
+    """Loads all of a branch or nothing: mismatches are found before anything is copied."""
     held, prefixes = {
         "identity": (weights.identity_branch, ("backbone_id.",)),
         "age": (weights.age_branch, ("backbone_ae.", "age_estimator.") + (("year_head.",) if model.year_head else ())),
@@ -411,7 +406,7 @@ def _put(model: IEFP, weights: WeightFile, branch: str) -> None:
         raise _lacks(weights, branch)
     found = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
     expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
-    # Files of other tools may lack BatchNorm's counters, which nothing here reads.
+    # Files of other tools may lack BatchNorm's counters, which nothing reads.
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
     reshaped = [

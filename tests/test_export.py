@@ -1,4 +1,4 @@
-"""What export.py writes computes what the trained model computes, says how it is to be used, and bad input is told."""
+"""What export.py writes computes what the trained model computes and says how to use it; mistakes end in a sentence."""
 
 import json
 import struct
@@ -17,6 +17,7 @@ from torch import nn
 from data.faces import index_identity_folders
 from data.transforms import to_network_input
 from evaluation.embeddings.extraction import both_views
+from evaluation.export_check import MIN_MEAN_COSINE
 from evaluation.protocols import join_views, leave_one_out
 from meta import BENCHMARKS, TRAINING_SETS, UserError
 from models.export import Embedder, ScaleAndShift, example_images, fold_batchnorm
@@ -151,20 +152,20 @@ def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weight
     outcome = run_main("export", "--weights", lively_weights, "--check", path)
     assert outcome.status == 0, outcome.err
 
-    facts = from_texts({fact.key: fact.value for fact in onnx.load(path).metadata_props})
-    assert facts["input"] == {
+    metadata = from_texts({entry.key: entry.value for entry in onnx.load(path).metadata_props})
+    assert metadata["input"] == {
         "shape": ["batch", 3, 112, 112], "colours": "RGB", "range": [0, 255], "mean": 127.5, "scale": 127.5,
         "name": "images", "dtype": dtype, "normalised_inside": True,
     }  # fmt: skip
     sizes = {"embeddings": ["batch", 512 * num_views]} | ({"age_probabilities": ["batch", 8]} if age else {})
-    assert facts["output"] == sizes and facts["embedding_size"] == 512 * num_views
-    assert (facts["views"], facts["join"]) == (num_views, "concatenate" if num_views == 2 else "none")
-    assert facts["alignment"]["points"][2] == [56.0252, 71.7366] and "nose" in facts["alignment"]["order"]
-    assert (facts["backbone"], facts["purification"], facts["opset"]) == ("iresnet18_quarter", 1, 18)
-    assert set(facts["software"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    assert metadata["output"] == sizes and metadata["embedding_size"] == 512 * num_views
+    assert (metadata["views"], metadata["join"]) == (num_views, "concatenate" if num_views == 2 else "none")
+    assert metadata["alignment"]["points"][2] == [56.0252, 71.7366] and "nose" in metadata["alignment"]["order"]
+    assert (metadata["backbone"], metadata["purification"], metadata["opset"]) == ("iresnet18_quarter", 1, 18)
+    assert set(metadata["software"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
     assert [output.name for output in session.get_outputs()] == list(sizes)
     beside = json.loads((tmp_path / "iefp.onnx.json").read_text())
-    assert facts.items() <= beside.items() and beside["largest_difference"] < 1e-4
+    assert metadata.items() <= beside.items() and beside["largest_difference"] < 1e-4
     assert beside["bytes"] == path.stat().st_size
     assert sorted(file.name for file in tmp_path.iterdir()) == ["iefp.onnx", "iefp.onnx.json"]
 
@@ -198,10 +199,11 @@ def test_what_a_shorter_precision_loses_is_measured(
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert path.stat().st_size < megabytes * 1e6
-    told = json.loads((tmp_path / "short.onnx.json").read_text())
-    assert told["cosines"]["num_pictures"] == 12 and least < told["cosines"]["least"] <= told["cosines"]["mean"] < 1
+    metrics = json.loads((tmp_path / "short.onnx.json").read_text())
+    cosines = metrics["cosines"]
+    assert cosines["num_pictures"] == 12 and least < cosines["least"] <= cosines["mean"] < 1
     title = "FG-NET leave-one-out rank-1"
-    figures = told["measured"][title]
+    figures = metrics["measured"][title]
     assert f"{title} %: {figures['before_percent']:.2f} before" in outcome.out
 
     # The file's own figure, without our helpers: pictures decoded here, embedded by onnxruntime.
@@ -219,7 +221,7 @@ def test_what_a_shorter_precision_loses_is_measured(
     assert run_main(*check, *pictures).status == 0
     if precision == "int8":
         in_one_sentence(run_main(*check), "give --calibration-pictures")
-    monkeypatch.setitem(load_script("export").MIN_MEAN_COSINE, precision, 1.0)
+    monkeypatch.setitem(MIN_MEAN_COSINE, precision, 1.0)
     in_one_sentence(run_main(*check, *pictures), "loses too much", "calibrate on aligned faces")
 
 
@@ -230,15 +232,15 @@ def test_a_program_gives_what_pytorch_gives_after_it_was_loaded(tmp_path, run_ma
     path = tmp_path / "iefp.pt2"
     outcome = run_main("export", "--weights", lively_weights, "-o", path, "--views", "two", "--with-age")
     assert outcome.status == 0, outcome.err
-    told = {"iefp.json": ""}
-    program = torch.export.load(path, extra_files=told).module()  # our own file: this unpickles
+    files = {"iefp.json": ""}
+    program = torch.export.load(path, extra_files=files).module()  # our own file: this unpickles
     for num_images in BATCHES:
         images = example_images(num_images, torch.uint8)
         for found, wanted in zip(program(images), plainly(model, images), strict=True):
             np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=0, atol=1e-5)
-    facts = json.loads(told["iefp.json"])
-    assert facts["views"] == 2 and facts["output"]["age_probabilities"] == ["batch", 8]
-    assert facts.items() <= json.loads((tmp_path / "iefp.pt2.json").read_text()).items()
+    metadata = json.loads(files["iefp.json"])
+    assert metadata["views"] == 2 and metadata["output"]["age_probabilities"] == ["batch", 8]
+    assert metadata.items() <= json.loads((tmp_path / "iefp.pt2.json").read_text()).items()
 
 
 def test_safetensors_hold_the_published_tensors_and_load_wherever_weights_do(tmp_path, run_main, lively_weights, model):
@@ -302,9 +304,9 @@ def test_the_sign_of_a_purification_unit_goes_along(tmp_path, run_main):
     assert read_weight_file(path).identity_branch.purification == "x_plus_linear_relu_bn"
 
 
-def test_facts_become_text_and_come_back():
-    facts = {"format": "1", "text": "plain words", "list": [1, 2.5, {"a": None}], "number": 3}
-    assert from_texts(as_texts(facts)) == facts
+def test_metadata_become_text_and_come_back():
+    metadata = {"format": "1", "text": "plain words", "list": [1, 2.5, {"a": None}], "number": 3}
+    assert from_texts(as_texts(metadata)) == metadata
     assert from_texts({"a": "[" * 100_000, "b": "{"}) == {"a": "[" * 100_000, "b": "{"}
 
 
@@ -355,7 +357,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_safetensors_file_is_told_in_one_sentence(tmp_path, kind):
+def test_a_hostile_safetensors_file_is_an_error_of_one_sentence(tmp_path, kind):
     path = tmp_path / "file.safetensors"
     path.write_bytes(HOSTILE[kind])
     with pytest.raises(UserError) as caught:
@@ -363,17 +365,20 @@ def test_a_hostile_safetensors_file_is_told_in_one_sentence(tmp_path, kind):
     assert len(str(caught.value)) < 1000 and printable(str(caught.value)) == str(caught.value)
 
 
-@pytest.mark.parametrize("told", ["{", "[" * 90_000, '{"identity_branch": {"purification": "%s"}}' % ("x" * 200_000),
-                                  '{"identity_branch": {"purification": 7}}'])  # fmt: skip
-def test_a_hostile_description_in_safetensors_is_told_in_one_sentence(tmp_path, lively_weights, told):
+@pytest.mark.parametrize(
+    "branches",
+    ["{", "[" * 90_000, '{"identity_branch": {"purification": "%s"}}' % ("x" * 200_000),
+     '{"identity_branch": {"purification": 7}}'],
+)  # fmt: skip
+def test_a_hostile_description_in_safetensors_is_an_error_of_one_sentence(tmp_path, lively_weights, branches):
     path = tmp_path / "file.safetensors"
-    path.write_bytes(save(tensors_of(lively_weights), {"branches": told}))
+    path.write_bytes(save(tensors_of(lively_weights), {"branches": branches}))
     with pytest.raises(UserError) as caught:
         read_weight_file(path)
     assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
-def test_cut_and_changed_safetensors_are_told_or_read(tmp_path, lively_weights):
+def test_cut_and_changed_safetensors_are_errors_or_read(tmp_path, lively_weights):
     whole = save(tensors_of(lively_weights), {"branches": "null"})
     path = tmp_path / "file.safetensors"
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -395,7 +400,7 @@ def test_cut_and_changed_safetensors_are_told_or_read(tmp_path, lively_weights):
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_flags_that_do_not_go_together_are_told(tmp_path, run_main, lively_weights, calibration):
+def test_flags_that_do_not_go_together_are_errors(tmp_path, run_main, lively_weights, calibration):
     def export(*flags):
         return run_main("export", "--weights", lively_weights, *flags)
 
@@ -421,7 +426,7 @@ def test_flags_that_do_not_go_together_are_told(tmp_path, run_main, lively_weigh
     assert [file.name for file in tmp_path.iterdir()] == ["empty"]
 
 
-def test_weights_without_the_branch_asked_for_are_told(tmp_path, run_main, model):
+def test_weights_without_the_branch_asked_for_are_errors(tmp_path, run_main, model):
     ages, bare = tmp_path / "age.pth", tmp_path / "backbone.pth"
     torch.save(age_file_tensors(model), ages)
     torch.save(model.backbone_id.state_dict(), bare)
@@ -432,7 +437,7 @@ def test_weights_without_the_branch_asked_for_are_told(tmp_path, run_main, model
     in_one_sentence(outcome, "backbone.pth holds no age branch")
 
 
-def test_a_network_too_large_for_half_precision_is_told(tmp_path, run_main):
+def test_a_network_too_large_for_half_precision_is_an_error(tmp_path, run_main):
     model = lively()
     model.backbone_id.layer4[1].conv2.weight.data *= 1e6
     torch.save(iefp_file_tensors(model), tmp_path / "large.pth")
@@ -451,7 +456,7 @@ def test_weights_are_not_written_over(tmp_path, run_main, lively_weights):
 
 @pytest.mark.parametrize("suffix, package", [("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"),
                                              ("safetensors", "safetensors")])  # fmt: skip
-def test_a_missing_package_is_told_with_how_to_get_it(tmp_path, run_main, lively_weights, monkeypatch, suffix, package):
+def test_a_missing_package_is_named_in_the_error(tmp_path, run_main, lively_weights, monkeypatch, suffix, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
@@ -460,7 +465,7 @@ def test_a_missing_package_is_told_with_how_to_get_it(tmp_path, run_main, lively
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_safetensors_without_the_package_is_told(tmp_path, lively_weights, monkeypatch):
+def test_reading_safetensors_without_the_package_is_an_error(tmp_path, lively_weights, monkeypatch):
     path = tmp_path / "a.safetensors"
     path.write_bytes(save(tensors_of(lively_weights)))
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -484,7 +489,7 @@ def foreign_onnx(opset=18, **metadata):
 OURS = {"format": "1", "precision": "fp32", "views": "1", "input": '{"dtype": "uint8"}'}
 
 
-def test_files_that_are_not_ours_are_told_by_check(tmp_path, run_main, lively_weights):
+def test_files_that_are_not_ours_are_errors_of_check(tmp_path, run_main, lively_weights):
     path = tmp_path / "a.onnx"
 
     def check(content):
@@ -511,7 +516,7 @@ def test_files_that_are_not_ours_are_told_by_check(tmp_path, run_main, lively_we
     in_one_sentence(check(broken), "can't run")
 
 
-def test_a_file_of_other_weights_is_told_by_check(tmp_path, run_main, lively_weights):
+def test_a_file_of_other_weights_is_an_error_of_check(tmp_path, run_main, lively_weights):
     other, path = tmp_path / "other.pth", tmp_path / "a.safetensors"
     torch.save(iefp_file_tensors(lively(seed=4)), other)
     assert run_main("export", "--weights", other, "-o", path).status == 0

@@ -18,7 +18,7 @@ from scripts import ROOT, load_script
 from data.faces import index_pictures
 from data.loaders import evaluation_loader
 from meta import UserError
-from models.disentangle.registry import CRITICS, MutualInformation
+from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.weights import age_file_tensors, load_for_embedding, read_weight_file
 from utils.cli import Either, Without, available_cores, given, parse_config, run_script
@@ -183,7 +183,7 @@ def test_the_table_names_fields_and_values_that_there_are(words):
 
 def test_the_age_cache_has_an_effect_with_those_critics_that_need_age_features():
     """6: the table repeats in words what the critics say of themselves."""
-    needing = {name for name, critic in {"iefp": MutualInformation, **CRITICS}.items() if critic.needs_age_features}
+    needing = {name for name, critic in CRITICS.items() if critic.needs_age_features}
     condition = next(one for one in CLASSES["train",].NEEDS["age_cache"] if one.other == "disentangle")
     assert set(condition.values) == needing
 

@@ -1,14 +1,72 @@
 """The settings of train.py, which are its flags: what each means, its bounds, and what goes with what."""
 
+import functools
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import arg
 
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
-from utils.cli import Needs, With, Without, available_cores, bounded, output_folder
+from models.club import ESTIMATORS, SampledCLUB
+from models.disentangle.base import Critic
+from models.disentangle.registry import CRITICS, method_summaries
+from models.iresnet import BACKBONES
+from models.margin import MARGINS
+from models.purification import MAX_PURIFICATION_SCALE, PURIFICATION_VARIANTS
+from utils.cli import Needs, With, Without, available_cores, bounded, one_of, output_folder
+
+# ------------------------------------------------------------------------------------- flags and registries of models
+
+
+def defaults(values: Mapping[str, float | tuple[float, ...]]) -> str:
+    """Each entry with its default value or values, for a help text."""
+    return ", ".join(f"{str(value).strip('()')} for {name}" for name, value in values.items())
+
+
+def methods(holds: Callable[[type[Critic]], bool]) -> With:
+    """The condition that --disentangle is one of the methods with such a critic."""
+    return With("disentangle", *(name for name, critic in CRITICS.items() if holds(critic)))
+
+
+def critic_flag(name: str) -> tuple[With, ...]:
+    """The conditions of a flag that replaces a number of the critic."""
+    return IDENTITY, methods(lambda critic: name in critic.flags.values())
+
 
 IDENTITY, AGE = With("stage", "identity"), With("stage", "age")
-CLUB = (IDENTITY, With("disentangle", "iefp"))
+WITH_AGE_FEATURES = methods(lambda critic: critic.needs_age_features).values
+WEIGHTS = {name: CRITICS[name].default_weight for name in critic_flag("disentangle_weight")[1].values}
+MARGIN_VALUES = {name: head.default_margin for name, head in MARGINS.items()}
+SEVERAL_VALUES = {name: values for name, values in MARGIN_VALUES.items() if isinstance(values, tuple)}
+ONE_VALUE = {name: value for name, value in MARGIN_VALUES.items() if name not in SEVERAL_VALUES}
+COUNTS = sorted({len(values) for values in SEVERAL_VALUES.values()})
+
+Backbone = Annotated[
+    str,
+    arg(help=f"Encoder: {', '.join(f'{name} ({one.note})' if one.note else name for name, one in BACKBONES.items())}."),
+]
+Purification = Annotated[
+    str,
+    arg(help=f"Scale of the purification unit, from 0 (none) to {MAX_PURIFICATION_SCALE}, or a variant: "
+             f"{', '.join(PURIFICATION_VARIANTS)}."),
+]  # fmt: skip
+Margin = one_of("Margin head.", {name: head.summary for name, head in MARGINS.items()})
+MarginValue = Annotated[float | None, arg(help=f"m of the margin head. None: {defaults(ONE_VALUE)}.")]
+MarginValues = Annotated[
+    functools.reduce(operator.or_, (tuple[(float,) * count] for count in COUNTS), None),
+    arg(help=f"m1, m2, ... of a margin head that has several. None: {defaults(SEVERAL_VALUES)}."),
+]
+Disentangle = one_of("What keeps age out of the embedding.", method_summaries())
+DisentangleWeight = Annotated[
+    float | None, arg(help=f"Weight of the critic's penalty in the identity loss. None: {defaults(WEIGHTS)}.")
+]
+Estimator = one_of("CLUB's negatives.", {name: one.negatives for name, one in ESTIMATORS.items()})
+
+# ----------------------------------------------------------------------------------------------------------------------
+
 ON_FOLDERS = tuple(f"{one.name}_{count}" if count else one.name
                    for one in BENCHMARKS.values() for count in one.subject_counts or (0,))  # fmt: skip
 
@@ -31,42 +89,34 @@ class TrainConfig:
     """Folder of this run; an unfinished run in it is resumed."""
     age_weights: Path = Path(WEIGHT_FILES["age"].path)
     """Trained age branch, for stage identity; part of the weights that it writes, whatever --disentangle uses. Where
-    the published file is not there, none, grl and orthogonal do without, and write weights without an age branch."""
+    the published file is not there, methods that use no age features write weights without an age branch."""
 
-    backbone: str = "iresnet50"
-    """iresnet18, 34, 50, 100, 200, or iresnet18_quarter (for demos on a CPU)."""
-    purification: str = "1"
-    """Scale of the purification unit (0 leaves it out), or a variant such as x_plus_linear_relu_bn."""
+    backbone: Backbone = "iresnet50"
+    purification: Purification = "1"
     age_head: Literal["groups", "years"] = "groups"
     """years: stage age also trains a head that gives the age in years (DEX), for labelling."""
     mean_loss_weight: float = bounded(0.0, low=0)
     """With --age-head years: weight of the mean loss (Pan et al. 2018 take 0.2)."""
     variance_loss_weight: float = bounded(0.0, low=0)
     """With --age-head years: weight of the variance loss (Pan et al. 2018 take 0.05)."""
-    margin: Literal["cosface", "arcface", "adaface", "combined"] = "cosface"
+    margin: Margin = "cosface"
     margin_scale: float = bounded(64.0, above=0)
-    margin_value: float | None = bounded(None, low=0, high=1.5)
-    """None: 0.35 for CosFace, 0.5 for ArcFace, 0.4 for AdaFace."""
-    margin_values: tuple[float, float, float] | None = bounded(None, low=0, high=4)
-    """With --margin combined: m1, m2, m3 of cos(m1 theta + m2) - m3; None: 1, 0.3, 0.2."""
+    margin_value: MarginValue = bounded(None, low=0, high=1.5)
+    margin_values: MarginValues = bounded(None, low=0, high=4)
     sharded_classes: bool = False
     """Each process holds the margin weights of its share of the identities, instead of all (Partial FC)."""
     class_sampling_rate: float = bounded(1.0, above=0, high=1)
     """With --sharded-classes: share of the identities in a step's softmax; those in the batch always are."""
-    disentangle: Literal["iefp", "none", "grl", "dal", "orthogonal"] = "iefp"
-    """What keeps age out of the embedding. iefp: mutual information, estimated by CLUB. none: nothing. grl: gradient
-    reversal. dal: the canonical correlation with the age features. orthogonal: age goes into the features' length."""
-    disentangle_weight: float | None = bounded(None, low=0)
-    """With grl, dal and orthogonal: weight of their term in the identity loss. None: 0.1, 0.1 and 0.01."""
-    estimator: Literal["sampled", "unsampled"] = "sampled"
-    """How CLUB draws its negatives."""
-    mutual_information_weight: float = bounded(0.001, low=0)
+    disentangle: Disentangle = "iefp"
+    disentangle_weight: DisentangleWeight = bounded(None, low=0)
+    estimator: Estimator = "sampled"
+    mutual_information_weight: float = bounded(SampledCLUB.default_weight, low=0)
     """Lambda: weight of the mutual information in the identity loss; 0 leaves explicit purification out."""
-    mutual_information_warmup: int = bounded(0, low=0)
+    mutual_information_warmup: int = bounded(SampledCLUB.warmup_steps, low=0)
     """Steps over which lambda rises from 0 in a straight line."""
-    club_weight: float = bounded(0.1, above=0)
+    club_weight: float = bounded(SampledCLUB.objective_weight, above=0)
     """Weight of the log-likelihood in CLUB's own loss."""
-    club_steps: int = bounded(1, low=1)
+    club_steps: int = bounded(SampledCLUB.updates, low=1)
     """CLUB's updates a step."""
 
     augmentation: Literal["flip", "changes"] = "flip"
@@ -156,6 +206,11 @@ class TrainConfig:
     """Train nothing: tell the settings, the data, and what memory, time and disk the run needs. Written are its first
     batch, drawn as dry_run.png in the run folder, and the list of pictures that every run keeps (--cache-folder)."""
 
+    @property
+    def margin_flag(self) -> str:
+        """The setting that holds the margin's value or values."""
+        return "margin_value" if self.margin in ONE_VALUE else "margin_values"
+
     NEEDS: ClassVar[Needs] = {
         "names": (Without("ages"),),
         "age_weights": (IDENTITY,),
@@ -164,23 +219,23 @@ class TrainConfig:
         "variance_loss_weight": (AGE, With("age_head", "years")),
         "margin": (IDENTITY,),
         "margin_scale": (IDENTITY,),
-        "margin_value": (IDENTITY, With("margin", "cosface", "arcface", "adaface")),
-        "margin_values": (IDENTITY, With("margin", "combined")),
+        "margin_value": (IDENTITY, With("margin", *ONE_VALUE)),
+        "margin_values": (IDENTITY, With("margin", *SEVERAL_VALUES)),
         "sharded_classes": (IDENTITY,),
         "class_sampling_rate": (IDENTITY, With("sharded_classes")),
         "disentangle": (IDENTITY,),
-        "disentangle_weight": (IDENTITY, With("disentangle", "grl", "dal", "orthogonal")),
-        "estimator": CLUB,
-        "mutual_information_weight": CLUB,
-        "mutual_information_warmup": (*CLUB, With("mutual_information_weight")),
-        "club_weight": CLUB,
-        "club_steps": CLUB,
+        "disentangle_weight": critic_flag("disentangle_weight"),
+        "estimator": (IDENTITY, methods(lambda critic: critic.attribute == "clubmi")),
+        "mutual_information_weight": critic_flag("mutual_information_weight"),
+        "mutual_information_warmup": (*critic_flag("mutual_information_warmup"), With("mutual_information_weight")),
+        "club_weight": critic_flag("club_weight"),
+        "club_steps": critic_flag("club_steps"),
         "learning_rate_epochs": (With("schedule", "steps"),),
         "polynomial_power": (With("schedule", "polynomial"),),
         "final_learning_rate": (With("schedule", "cosine", "polynomial"),),
         "age_cache": (
             IDENTITY,
-            With("disentangle", "iefp", "dal", why="which uses no age features"),
+            With("disentangle", *WITH_AGE_FEATURES, why="which uses no age features"),
             With("augmentation", "flip", why="which gives no image twice"),
         ),
         "max_bad_share": (With("on_bad_image", "skip"),),

@@ -55,8 +55,7 @@ def resolved_settings(run: Any, keeps: str) -> dict[str, object]:
     resolved = {"device": run.process.device, "precision": choose_precision(config, run.process.device),
                 "age_cache": keeps}  # fmt: skip
     if config.stage == "identity":
-        name = "margin_values" if config.margin == "combined" else "margin_value"
-        resolved[name] = stage.model.margin_fc.margin
+        resolved[config.margin_flag] = stage.model.margin_fc.margin
         if config.disentangle not in ("iefp", "none") and config.disentangle_weight is None:
             resolved["disentangle_weight"] = stage.critic.default_weight
     return resolved

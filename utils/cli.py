@@ -38,6 +38,12 @@ def bounded(
     return dataclasses.field(default=default, metadata=limits)
 
 
+def one_of(about: str, choices: Mapping[str, str]) -> Any:
+    """The type of a flag that takes one of these names; its help is `about` and what each name stands for."""
+    meanings = [f"{name}: {meaning}." for name, meaning in choices.items() if meaning]
+    return typing.Annotated[typing.Literal[tuple(choices)], tyro.conf.arg(help=" ".join([about, *meanings]))]
+
+
 def available_cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,16 @@ def written_beside(path: str | Path, mode: str = "wb", **how) -> Iterator[IO]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def same_name_beside(path: str | Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside; what is written there takes the place of `path` when all
+    went well, or goes when anything failed."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        os.replace(Path(folder) / path.name, path)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""Age decorrelated from identity: two directions find the largest correlation, the encoder lowers it.
+"""DAL, decorrelated adversarial learning: two directions find the largest correlation, the encoder lowers it.
 
 Source: Wang, Gong, Li, Liu, "Decorrelated Adversarial Learning for Age-Invariant Face Recognition", CVPR 2019.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE
+from models.disentangle.base import Critic, register_critic
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -16,19 +17,22 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).mean().abs() / (variances + 1e-12).sqrt()  # 1e-12: features may all be equal
 
 
-class CanonicalCorrelation(nn.Module):
-    """The canonical mapping of DAL: one direction for each side, along which a batch correlates most.
+@register_critic("dal")
+class CanonicalCorrelation(Critic):
+    """The canonical mapping of DAL: one direction per side, along which a batch correlates most.
 
-    The paper splits the features of one encoder by a residual layer into age and identity, and trains all three
-    together. Here age features are those of the frozen age branch, so only the identity encoder can give way, and
-    nothing teaches it age. The largest correlation of one batch alone would mean little, since with fewer pictures
-    than features it is always 1: the directions move a little with each batch and so go by many.
+    The paper splits the features of one encoder by a residual layer into age and identity and trains all three jointly.
+    Here the age features come from the frozen age branch, so only the identity encoder adapts, and it has no age loss.
+    The largest correlation of a single batch means little, since it is 1 whenever there are fewer images than features:
+    the directions are updated a little with every batch, so they follow many batches.
     """
 
-    name, objective_name, penalty_name = "critic", "canonical_correlation", "canonical_correlation_after"
-    higher_objective_is_better, higher_penalty_is_better = False, False
-    updates, objective_weight, default_weight = 5, 1.0, 0.1
-    needs_age_features, needs_age_groups = True, False
+    summary = "the canonical correlation with the age features"
+    objective_name = "canonical_correlation"
+    penalty_name = "canonical_correlation_after"
+    needs_age_features = True
+    updates = 5
+    default_weight = 0.1
 
     def __init__(self, size: int = EMBEDDING_SIZE):
         super().__init__()
@@ -36,9 +40,9 @@ class CanonicalCorrelation(nn.Module):
         self.of_identity = nn.Parameter(torch.randn(size) / size**0.5)
 
     def forward(self, age: Tensor, identity: Tensor, age_groups: Tensor | None) -> Tensor:
-        """age, identity (N, 512) -> correlation along the directions, which they raise; a scalar."""
+        """age, identity (N, 512) -> correlation along the directions, which are trained to raise it; a scalar."""
         return correlation(age @ self.of_age, identity @ self.of_identity)
 
     def penalty(self, age: Tensor, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None) -> Tensor:
-        """The same along directions held fixed, which the identity encoder lowers."""
+        """The same with the directions held fixed; the identity encoder lowers it."""
         return correlation(age @ self.of_age.detach(), identity @ self.of_identity.detach())

@@ -1,4 +1,4 @@
-"""Age in the length of the features, identity in their direction: what changes the one leaves the other.
+"""Age in the length of the features, identity in their direction: their gradients are orthogonal.
 
 Source: Wang et al., "Orthogonal Deep Features Decomposition for Age-Invariant Face Recognition" (OE-CNN), ECCV 2018.
 """
@@ -6,19 +6,25 @@ Source: Wang et al., "Orthogonal Deep Features Decomposition for Age-Invariant F
 import torch
 from torch import Tensor, nn
 
+from models.disentangle.base import Critic, register_critic
 
-class AgeOfLength(nn.Module):
-    """A line that gives the age from the length of the identity features; line and encoder both learn to fit it.
 
-    The age loss has its gradient along the features, the loss of a margin head has it across them: embeddings, which
-    are directions, are rid of age as far as the length can tell it. The paper takes the age in years; here it is
-    the number of the age group, 0 to 7. Pictures of unknown age (-1) are passed over.
+@register_critic("orthogonal")
+class AgeOfLength(Critic):
+    """A linear regression of age on the length of the identity features; both the line and the encoder fit it.
+
+    The gradient of the age loss is parallel to the features, that of a margin head is orthogonal to them: embeddings,
+    which are directions, lose the age that the length explains. The paper takes the age in years; here it is the number
+    of the age group, 0 to 7. Images of unknown age (-1) are ignored.
     """
 
-    name, objective_name, penalty_name = "critic", "age_log_likelihood", "age_of_length_loss"
-    higher_objective_is_better, higher_penalty_is_better = True, False  # age in the length leaves the direction alone
-    updates, objective_weight, default_weight = 1, 0.1, 0.01
-    needs_age_features, needs_age_groups = False, True
+    summary = "age goes into the length of the features"
+    objective_name = "age_log_likelihood"
+    penalty_name = "age_of_length_loss"
+    higher_objective_is_better = True  # age in the length leaves the direction alone
+    needs_age_groups = True
+    objective_weight = 0.1
+    default_weight = 0.01
 
     def __init__(self):
         super().__init__()
@@ -26,11 +32,11 @@ class AgeOfLength(nn.Module):
         self.offset = nn.Parameter(torch.zeros(()))
 
     def forward(self, age: Tensor | None, identity: Tensor, age_groups: Tensor) -> Tensor:
-        """identity (N, 512), age_groups (N,) -> minus half the mean squared error, which the line raises."""
+        """identity (N, 512), age_groups (N,) -> minus half the mean squared error; the line raises it."""
         return -_half_squared_error(self.slope, self.offset, identity, age_groups)
 
     def penalty(self, age: Tensor | None, identity: Tensor, age_groups: Tensor, permutation: Tensor | None) -> Tensor:
-        """Half the mean squared error of the line held fixed, in groups^2, which the identity encoder lowers."""
+        """Half the mean squared error, in groups^2, with the line held fixed; the identity encoder lowers it."""
         return _half_squared_error(self.slope.detach(), self.offset.detach(), identity, age_groups)
 
 

@@ -122,8 +122,8 @@ def make_images(shape, dtype):
     return x.requires_grad_(), gradient
 
 
-def is_close(told, wanted, dtype) -> None:
-    for a, b in zip(told, wanted, strict=True):
+def is_close(found, wanted, dtype) -> None:
+    for a, b in zip(found, wanted, strict=True):
         assert float((a.double() - b).detach().abs().max()) <= TOLERANCES[dtype] * float(b.detach().abs().max())
 
 
@@ -160,11 +160,11 @@ def test_batchnorm_s_kernels_are_batchnorm(dtype, shape, has_prelu):
     expected = nn.BatchNorm2d.forward(exact_norm, exact)
     expected = F.prelu(expected, exact_prelu.weight) if has_prelu else expected
     expected.backward(gradient.double())
-    told = [y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()]
+    found = [y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()]
     wanted = [expected, exact.grad, exact_norm.weight.grad, exact_norm.bias.grad, *exact_norm.buffers()]
     if has_prelu:
-        told, wanted = [*told, prelu.weight.grad], [*wanted, exact_prelu.weight.grad]
-    is_close(told, wanted, dtype)
+        found, wanted = [*found, prelu.weight.grad], [*wanted, exact_prelu.weight.grad]
+    is_close(found, wanted, dtype)
     assert layers.norm_prelu(norm.eval(), prelu, x).grad_fn.name() != "_KernelBatchNormBackward"
 
 

@@ -41,9 +41,9 @@ def same_values_and_gradients(head, plain, features, labels):
 
 @pytest.mark.parametrize("margin", [None, (1.0, 0.5, 0.0), (1.35, 0.0, 0.0), (2.0, 1.0, 0.1), (4.0, 0.3, 0.2)])
 def test_the_combined_margin_is_the_plain_one(margin, pictures):
-    told = {} if margin is None else {"margin": margin}
+    options = {} if margin is None else {"margin": margin}
     same_values_and_gradients(
-        head_of(CombinedMargin, margin), lambda *given: combined_margin(*given, **told), *pictures
+        head_of(CombinedMargin, margin), lambda *given: combined_margin(*given, **options), *pictures
     )
 
 
@@ -74,8 +74,8 @@ def test_adaface_is_the_plain_one(margin, statistics, pictures):
     head = head_of(AdaFace, margin).eval()
     head.length_mean.fill_(statistics[0])
     head.length_deviation.fill_(statistics[1])
-    told = ({} if margin is None else {"margin": margin}) | dict(zip(("mean", "deviation"), statistics, strict=True))
-    same_values_and_gradients(head, lambda *given: adaface(*given, **told), *pictures)
+    options = ({} if margin is None else {"margin": margin}) | dict(zip(("mean", "deviation"), statistics, strict=True))
+    same_values_and_gradients(head, lambda *given: adaface(*given, **options), *pictures)
     assert [head.length_mean.item(), head.length_deviation.item()] == list(statistics)
 
 
@@ -142,11 +142,11 @@ def test_the_lean_loss_is_the_cross_entropy_of_the_logits(kind, pictures):
     head = head_of(kind, scale=10.0).eval()
     features, labels = pictures
     features = features.clone().requires_grad_()
-    told = [
+    options = [
         (loss, *torch.autograd.grad(loss, (features, head.weight)))
         for loss in (head.loss(features, labels), F.cross_entropy(head(features, labels), labels))
     ]
-    torch.testing.assert_close(told[0], told[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(options[0], options[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [CombinedMargin, AdaFace])

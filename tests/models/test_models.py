@@ -136,8 +136,8 @@ def test_margin_logits_and_gradients_are_the_plain_ones(name, seed, scale_and_ma
     loss_weights = normal(7, 5, seed=seed + 50)
     gradients = torch.autograd.grad((logits * loss_weights).sum(), (features, head.weight))
 
-    told = {} if margin is None else {"margin": margin}
-    plain = PLAIN[name](features, head.weight, labels, scale=scale, **told)
+    options = {} if margin is None else {"margin": margin}
+    plain = PLAIN[name](features, head.weight, labels, scale=scale, **options)
     plain_gradients = torch.autograd.grad((plain * loss_weights).sum(), (features, head.weight))
     torch.testing.assert_close(logits, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-8, atol=1e-8)

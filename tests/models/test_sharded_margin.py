@@ -119,12 +119,12 @@ def test_shards_of_any_number_are_plain_autograd_on_the_whole(margin, world_size
     """In float64 to 1e-9: the loss on every process, all weights' gradients, the features' gradients, the buffers."""
     features, labels = batch
     whole = head_of(margin)
-    told = {}
+    options = {}
     if margin == "adaface":
         whole.quality(features)  # the running lengths move by those of the whole batch
-        told = {"mean": whole.length_mean.item(), "deviation": whole.length_deviation.item()}
+        options = {"mean": whole.length_mean.item(), "deviation": whole.length_deviation.item()}
     features = features.requires_grad_()
-    loss = F.cross_entropy(PLAIN[margin](features, whole.weight, labels, **told), labels)
+    loss = F.cross_entropy(PLAIN[margin](features, whole.weight, labels, **options), labels)
     of_features, of_weight = torch.autograd.grad(loss, (features, whole.weight))
     shards = shards_of(margin, world_size, features.detach(), labels)
     for shard in shards:
@@ -177,7 +177,7 @@ def test_one_matrix_of_batch_and_own_identities_is_kept(batch):
 def test_a_sample_is_plain_autograd_on_the_rows_drawn(margin, world_size, batch):
     features, labels = batch
     shards = shards_of(margin, world_size, features, labels, rate=0.9, seed=4, step=7)
-    whole, told, kept = head_of(margin), {}, []
+    whole, options, kept = head_of(margin), {}, []
     for rank, (_, _, head, loss_of) in enumerate(shards):
         present = labels[(labels >= head.own.start) & (labels < head.own.stop)] - head.own.start
         kept.append(loss_of.sample(present, 7) + share(rank, world_size).start)
@@ -185,10 +185,10 @@ def test_a_sample_is_plain_autograd_on_the_rows_drawn(margin, world_size, batch)
     assert IDENTITIES > len(kept) > len(labels.unique()) and set(labels.tolist()) <= set(kept.tolist())
     if margin == "adaface":
         whole.quality(features)
-        told = {"mean": whole.length_mean.item(), "deviation": whole.length_deviation.item()}
+        options = {"mean": whole.length_mean.item(), "deviation": whole.length_deviation.item()}
     features = features.requires_grad_()
     places = torch.searchsorted(kept, labels)
-    loss = F.cross_entropy(PLAIN[margin](features, whole.weight[kept], places, **told), places)
+    loss = F.cross_entropy(PLAIN[margin](features, whole.weight[kept], places, **options), places)
     of_features, of_weight = torch.autograd.grad(loss, (features, whole.weight))
     for shard in shards:
         torch.testing.assert_close(shard[0], loss.detach(), rtol=1e-9, atol=1e-12)

@@ -282,7 +282,7 @@ def test_each_branch_has_its_own_backbone_and_purification(tmp_path, images):
 
 @pytest.mark.parametrize("kind", ["a JSON file beside it", "branches in a checkpoint"])
 @pytest.mark.parametrize("variant", PURIFICATION_VARIANTS)
-def test_a_variant_with_another_sign_is_told_beside_the_keys(variant, kind, tmp_path, images):
+def test_a_variant_with_another_sign_is_named_beside_the_keys(variant, kind, tmp_path, images):
     age_variant = "relu_linear_bn"
     source = IEFP(QUARTER, variant, NUM_IDENTITIES, age_purification=age_variant).eval()
     path = tmp_path / "iefp.pth"
@@ -420,7 +420,7 @@ def write(path, content):
 
 
 def assert_refused(path, message, model, loads=(load_identity_branch,)):
-    """Each way to load the file is a user's mistake told in one line, and leaves the model as it was."""
+    """Each way to load the file is a user's mistake, reported in one line, and leaves the model as it was."""
     before = state_copy(model)
     ways = [lambda load=load: load(model, path) for load in loads]
     if load_identity_branch in loads:
@@ -510,7 +510,7 @@ def test_damage_anywhere_in_a_file_never_shows_as_a_mistake_of_ours(zipped, tmp_
 
 
 @pytest.mark.parametrize("known", WEIGHT_FILES.values(), ids=WEIGHT_FILES)
-def test_a_published_file_that_is_missing_is_told_where_to_get(known, tmp_path):
+def test_the_error_for_a_missing_published_file_says_where_to_get_it(known, tmp_path):
     path = tmp_path / known.path
     model = IEFP(QUARTER, 1, 3)
     for load in (lambda: load_identity_branch(model, path), lambda: load_for_embedding(path)):
@@ -522,7 +522,7 @@ def test_a_published_file_that_is_missing_is_told_where_to_get(known, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_another_file_that_is_missing_is_told_what_is_accepted(untouched, tmp_path):
+def test_the_error_for_another_missing_file_says_what_is_accepted(untouched, tmp_path):
     assert_refused(tmp_path / "none.pth", "weight file .* does not exist", untouched)
     assert_refused(tmp_path, "is a folder, no weight file", untouched)
 
@@ -530,7 +530,7 @@ def test_another_file_that_is_missing_is_told_what_is_accepted(untouched, tmp_pa
 # --------------------------------------------------------------------------------------------------- the estimator
 
 
-def test_the_estimator_of_a_file_is_loaded_and_its_absence_is_told(tmp_path):
+def test_the_estimator_of_a_file_is_loaded_and_its_absence_is_reported(tmp_path):
     torch.manual_seed(4)
     trained = IEFP("iresnet18_quarter", 1, 6)
     trained.clubmi(*torch.randn(2, 8, 512))  # in train mode: BatchNorm counts the batch
