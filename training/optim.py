@@ -34,7 +34,7 @@ def make_repeatable(config: Settings) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = not config.deterministic
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch for repeatable products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for repeatable products
         torch.use_deterministic_algorithms(True)
 
 
@@ -132,7 +132,7 @@ def update(
 
 
 def choose_precision(config: Settings, device: torch.device) -> str:
-    """fp32, bf16 or fp16: what was asked for, or what suits the device."""
+    """fp32, bf16 or fp16: what --precision says, or what suits the device."""
     if config.precision != "auto":
         return config.precision
     if device.type != "cuda":

@@ -32,7 +32,7 @@ from utils.cli import as_plain, check_config, given
 from utils.distributed import Process, gather_lists, tell, wait_for_all
 from utils.progress import progress
 
-# What --init-from gives in stage identity; the age branch comes from --age-weights.
+# The weights that --init-from loads in stage identity; the age branch comes from --age-weights.
 IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.", "critic.")
 
 
@@ -72,8 +72,8 @@ def read_weights(config: TrainConfig) -> Branch | None:
         read_weight_file(config.init_from)
     critic = critic_of(config)
     is_needed = critic is not None and critic.needs_age_features
-    is_asked_for = is_needed or config.age_weights != TrainConfig.age_weights or "age_weights" in given(config)
-    if config.stage == "age" or not (is_asked_for or config.age_weights.is_file()):
+    is_wanted = is_needed or config.age_weights != TrainConfig.age_weights or "age_weights" in given(config)
+    if config.stage == "age" or not (is_wanted or config.age_weights.is_file()):
         return None
     age_branch = read_weight_file(config.age_weights).age_branch
     if age_branch is None:

@@ -65,8 +65,7 @@ class Stage(Protocol):
     optimisers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
-    critic: torch.nn.Module | None  # None in stage age
-    images_at_once: int  # that the networks get, a micro-batch
+    critic: torch.nn.Module | None  # None in stage age, which has no frozen branch either
 
     def step(self, batch: Any) -> dict[str, Tensor]: ...
 
@@ -128,7 +127,7 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
     path = config.run_folder / "config.json"
     if not path.is_file() or not list_checkpoints(config.run_folder / "checkpoints"):
         return
-    # What a run of an earlier version did not know of, it did as the defaults do.
+    # A run of an earlier version did by default what it had no setting for.
     before, now = as_plain(TrainConfig()) | json.loads(path.read_text()), as_plain(config)
     changed = "; ".join(
         f"{flag(name)} {before.get(name)} -> {now[name]}"
@@ -235,8 +234,8 @@ def state_after(
         tell(process, f"{reasons[0]}: epoch {state.epoch + 1} begins with them")
     if state.epoch >= config.epochs:
         batches_done = f" and {batch:,} batches" if batch else ""
-        tell(process, f"{state.epoch} epochs{batches_done} are done and --epochs is {config.epochs}: nothing is left to "
-             f"train; to go on give --epochs above {state.epoch}, with --override-config")  # fmt: skip
+        tell(process, f"{state.epoch} epochs{batches_done} are done and --epochs is {config.epochs}: nothing is left "
+             f"to train; to go on give --epochs above {state.epoch}, with --override-config")  # fmt: skip
     return dataclasses.replace(state, batch=batch)
 
 
@@ -289,7 +288,7 @@ def check_finite(run: Run, meter: Meter, start: TrainState) -> None:
     path.write_text("\n".join(files) + "\n")
     raise UserError(
         f"not finite at step {step}: {', '.join(f'{name} {value}' for name, value in terms.items())}; the batch held "
-        f"{', '.join(files[:3])}, ... (all {len(files)} in {path}); checkpoints from before are kept: lower "
+        f"{', '.join(files[:3])}, ... (all {len(files)} in {path}); earlier checkpoints are untouched: lower "
         f"--learning-rate (now {run.config.learning_rate}) or look at those files."
     )
 

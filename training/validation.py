@@ -34,7 +34,7 @@ from training.stopping import StopRequest
 from training.validation_plots import Curves, Panel, draw_curves
 from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
 
-# Which of the results in evaluation.scoring.LABELS a benchmark's protocol gives.
+# The results in evaluation.scoring.LABELS that each protocol has.
 RESULTS = {
     "leave_one_out": ("leave_one_out", "mates_against_rest"),
     "probe_gallery": ("probe_gallery",),
