@@ -1,17 +1,13 @@
-"""What a step costs against its size: images a second where it can be measured, memory by a model, and a plot.
+"""What a step costs against its size: images a second, on a GPU the peak of its memory, and a plot.
 
-    python benchmarks/size.py --plot benchmarks/size.png    memory by the model; measured if there is a GPU
+    python benchmarks/size.py --plot benchmarks/size.png
     python benchmarks/size.py --cross --plot benchmarks/size.png    only what the plot shows: a minute on an H200
-    python benchmarks/size.py --batches 8 16 --classes 1000 --backbones iresnet18 --measure
+    python benchmarks/size.py --batches 8 16 --classes 1000 --backbones iresnet18
 
-The model counts what a step of train.py keeps at its peak: weights, gradients and momentum; the margin head's weights,
-with their normalised copy and its gradient; one matrix of (batch, classes); and what autograd keeps of the encoder,
-counted on tensors without content, so that no GPU is needed. On a GPU the measured peak stands beside it.
-The last line is JSON.
+The step is IEFP's, with cached age features. The last line is JSON.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import statistics
@@ -25,49 +21,11 @@ import torch
 from benchmarks.timing import machine, take_turns
 from meta import EMBEDDING_SIZE
 from models.iefp import IEFP
-from models.iresnet import IResNet
-from models.layers import PReLU
 from tests.scripts import load_script
-from training.memory import FP32, saved_by, step_memory
 from utils.distributed import Process
 
 train = load_script("train")
 CARDS_GB = {"80 GB": 80e9, "141 GB": 141e9}
-
-
-@functools.lru_cache
-def kept_bytes(backbone: str, bytes_a_value: int) -> tuple[float, int]:
-    """Bytes that autograd keeps of one image in the encoder, and number of its parameters.
-
-    Counted on the device "meta", where tensors have shapes and no content. What is kept of 16-bit training is taken as
-    2 bytes a value (autocast keeps some of it in 4), without what PReLU takes from BatchNorm (see models.layers).
-    """
-    between = []  # values that PReLU takes, of each layer
-
-    def note(layer: PReLU, inputs: tuple[torch.Tensor, ...]) -> None:
-        between.append(inputs[0][0].numel())
-
-    with torch.device("meta"):
-        encoder = IResNet(backbone, 1).train()
-    for layer in encoder.modules():
-        if isinstance(layer, PReLU):
-            layer.register_forward_pre_hook(note)
-    outputs = []  # what is kept goes with them
-    an_image, _ = saved_by(
-        lambda batch: outputs.append(encoder(torch.empty(batch, 3, 112, 112, device="meta"))),
-        [*encoder.parameters(), *encoder.buffers()],
-    )
-    if bytes_a_value < FP32:
-        an_image -= sum(between[: sum(isinstance(layer, PReLU) for layer in encoder.modules())]) * FP32
-    return an_image / FP32 * bytes_a_value, sum(parameter.numel() for parameter in encoder.parameters())
-
-
-def model_bytes(backbone: str, batch: int, classes: int, bytes_a_value: int) -> float:
-    """Peak of a step of IEFP with cached age features; the frozen branch and the age estimator count as weights."""
-    an_image, parameters = kept_bytes(backbone, bytes_a_value)
-    encoder, head = parameters * FP32, classes * EMBEDDING_SIZE * FP32
-    copies = parameters * bytes_a_value if bytes_a_value < FP32 else 0  # in 16 bits
-    return step_memory(batch, classes, 2 * encoder + head, encoder + head, an_image, head + copies).total
 
 
 def make_stage(backbone: str, classes: int, precision: str, device: torch.device):
@@ -92,14 +50,14 @@ def measure(stage, batch: int, device: torch.device) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = take_turns({"step": lambda: stage.step(of)}, device, rounds=3, warm_up=1, steps_a_turn=1)["step"]
-        told = {"images_per_second": round(batch / statistics.median(seconds), 1)}
+        figures = {"images_per_second": round(batch / statistics.median(seconds), 1)}
     except torch.OutOfMemoryError:
-        told = {}
+        figures = {}
     if device.type == "cuda":
-        if told:
-            told["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        if figures:
+            figures["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         torch.cuda.empty_cache()
-    return told
+    return figures
 
 
 def shown_of(values: list[int], wanted: int) -> int:
@@ -108,12 +66,12 @@ def shown_of(values: list[int], wanted: int) -> int:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Memory by the model, and where it was measured images a second: against batch, and against classes."""
+    """Images a second, and where it was measured the peak of memory: against batch, and against classes."""
     from matplotlib.figure import Figure
 
-    kinds = [("model_gb", "GB at the peak of a step (model)")]
-    if any("images_per_second" in row for row in rows):
-        kinds.append(("images_per_second", "images a second"))
+    kinds = [("images_per_second", "images a second")]
+    if any("peak_gb" in row for row in rows):
+        kinds.append(("peak_gb", "GB at the peak of a step"))
     figure = Figure(figsize=(10, 4 * len(kinds)), layout="constrained")
     classes = shown_of([row["classes"] for row in rows], 93_431)
     sides = [("batch", "classes", classes), ("classes", "batch", shown_of([row["batch"] for row in rows], 512))]
@@ -124,7 +82,7 @@ def plot(rows: list[dict], path: Path) -> None:
                 axes.plot([row[along] for row in of], [row[kind] for row in of], marker="o", label=backbone)
             axes.set(xlabel=f"{along} ({held}: {value:,})", ylabel=label, xscale="log", yscale="log")
             axes.grid(alpha=0.3)
-            for name, size in CARDS_GB.items() if kind == "model_gb" else ():
+            for name, size in CARDS_GB.items() if kind == "peak_gb" else ():
                 axes.axhline(size / 1e9, color="grey", linestyle="--", linewidth=1)
                 axes.annotate(name, (1, size / 1e9), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                               fontsize=8)  # fmt: skip
@@ -133,22 +91,20 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def rows_of(flags, device: torch.device) -> list[dict]:
-    """Every combination that was asked for, told as it is measured."""
-    bytes_a_value = FP32 if flags.precision == "fp32" else 2
+    """Every combination of the flags, printed as it is measured; what does not fit into memory has no figures."""
     shown = {("classes", shown_of(flags.classes, 93_431)), ("batch", shown_of(flags.batches, 512))}
-    measures, rows, stage = device.type == "cuda" or flags.measure, [], None
+    rows, stage = [], None
     for backbone, classes in itertools.product(flags.backbones, flags.classes):
         del stage  # its memory is wanted
-        stage = make_stage(backbone, classes, flags.precision, device) if measures else None
+        stage = make_stage(backbone, classes, flags.precision, device)
         for batch in flags.batches:
             if flags.cross and shown.isdisjoint({("classes", classes), ("batch", batch)}):
                 continue
-            gigabytes = round(model_bytes(backbone, batch, classes, bytes_a_value) / 1e9, 2)
-            row = {"backbone": backbone, "batch": batch, "classes": classes, "model_gb": gigabytes}
+            row = {"backbone": backbone, "batch": batch, "classes": classes}
             if stage is not None:
                 row |= measure(stage, batch, device)
             rows.append(row)
-            print(f"{backbone:12}{batch:7}{classes:11,}{gigabytes:10.2f}{row.get('images_per_second', ''):>10}"
+            print(f"{backbone:12}{batch:7}{classes:11,}{row.get('images_per_second', ''):>10}"
                   f"{row.get('peak_gb', ''):>9}", flush=True)  # fmt: skip
     return rows
 
@@ -161,13 +117,12 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128, 256, 512, 1024])
     parser.add_argument("--classes", nargs="+", type=int, default=[10_000, 93_431, 360_232, 2_000_000])
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
-    parser.add_argument("--measure", action="store_true", help="also without a GPU")
     parser.add_argument("--cross", action="store_true", help="only what the plot shows")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True  # as train.py
-    print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'model GB':>10}{'images/s':>10}{'peak GB':>9}")
+    print(f"{'backbone':12}{'batch':>7}{'classes':>11}{'images/s':>10}{'peak GB':>9}")
     rows = rows_of(flags, device)
     if flags.plot:
         plot(rows, flags.plot)

@@ -25,6 +25,7 @@ from benchmarks.timing import machine, ratios, take_turns, wait
 from meta import UserError
 from models.iefp import IEFP
 from tests.scripts import load_script
+from training.optim import make_precision, update
 from utils.distributed import Process, choose_device
 
 train = load_script("train")
@@ -46,7 +47,7 @@ class PlainCosFace:
         with stage.autocast:
             identity = stage.encoder(batch.images)
         stage.scaler.scale(stage.face_recognition(identity, batch.identities)).backward()
-        train.update(optimiser, stage.identity_parameters, stage.scaler, stage.config.clip_norm)
+        update(optimiser, stage.identity_parameters, stage.scaler, stage.config.clip_norm)
 
 
 def make_model(flags, device: torch.device, channels_last: bool, purification: int = 1) -> IEFP:
@@ -68,9 +69,9 @@ def make_steps(flags, device: torch.device) -> dict:
     config = train.TrainConfig(backbone=flags.backbone, precision=flags.precision, compile=flags.compile)
     of_published = train.TrainConfig(precision="fp16" if device.type == "cuda" else "fp32")
 
-    published = PublishedLoop(make_model(flags, device, False), 0.1, *train.make_precision(of_published, device))
+    published = PublishedLoop(make_model(flags, device, False), 0.1, *make_precision(of_published, device))
     steps = {"published": lambda: published.step(images, identities, groups)}
-    insightface = InsightFaceLoop(make_model(flags, device, False, 0), 0.1, *train.make_precision(of_published, device))
+    insightface = InsightFaceLoop(make_model(flags, device, False, 0), 0.1, *make_precision(of_published, device))
     steps["insightface"] = lambda: insightface.step(images, identities)
     plain = PlainCosFace(config, make_model(flags, device, True, 0), process)
     plain.stage.model.train()

@@ -156,27 +156,21 @@ class EpochSampler(Sampler[list[int]]):
 
 def training_loader(
     index: Faces,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
+    sampler: EpochSampler,
+    *,
     workers: int = 0,
     pin_memory: bool = False,
     on_bad_image: OnBadImage = "error",
     age_cache: AgeCache | None = None,
-) -> tuple[DataLoader, EpochSampler]:
-    """Shuffled batches of `batch_size` images for this process; call the sampler's `set_epoch` before each epoch.
+) -> DataLoader:
+    """The sampler's batches of the index; call its `set_epoch` before each epoch. Read through `batches`.
 
-    Read it through `batches`. With `on_bad_image` "skip" a picture that cannot be decoded is no error: the next one in
-    the order of the index that can stands for it, in every epoch and process the same, and `failures` of its batch
-    names it and every other that was tried in vain. One bad picture may so be named in several batches.
-
-    Raises:
-        UserError: for fewer images than one batch of all processes.
+    With `on_bad_image` "skip" a picture that cannot be decoded is no error: the next one in the order of the index that
+    can stands for it, in every epoch and process the same, and `failures` of its batch names it and every other that
+    was tried in vain. One bad picture may so be named in several batches.
     """
-    sampler = EpochSampler(len(index), batch_size, seed, rank, world_size)
     faces = FaceDataset(index, on_bad_image, age_cache)
-    return _loader(faces, workers, pin_memory, batch_sampler=sampler, persistent_workers=workers > 0), sampler
+    return _loader(faces, workers, pin_memory, batch_sampler=sampler, persistent_workers=workers > 0)
 
 
 def evaluation_loader(

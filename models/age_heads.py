@@ -81,3 +81,16 @@ def _mean(probabilities: Tensor) -> Tensor:  # (N, 101) -> (N,)
 
 def _years_like(probabilities: Tensor) -> Tensor:  # (101,)
     return torch.arange(NUM_YEARS, dtype=probabilities.dtype, device=probabilities.device)
+
+
+def group_errors(scores: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
+    """Error and accuracy of the most probable group, for the log: scores (N, 8), age_groups (N,)."""
+    error = (scores.argmax(1) - age_groups).abs().float()
+    return {"age_group_mae": error.mean(), "age_group_accuracy_percent": 100 * (error == 0).float().mean()}
+
+
+def year_errors(years: Tensor, ages: Tensor, age_groups: Tensor) -> dict[str, Tensor]:
+    """Error of the expected age in years, and of the groups that the years add up to: logits (N, 101)."""
+    of_groups = group_errors(age_group_probabilities_from_years(years), age_groups)
+    mae = (expected_age(years) - ages).abs().mean()
+    return {"age_mae_years": mae} | {f"by_years_{name}": value for name, value in of_groups.items()}

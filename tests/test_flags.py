@@ -21,6 +21,7 @@ from meta import UserError
 from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.weights import age_file_tensors, load_for_embedding, read_weight_file
+from training import setup
 from utils.cli import Either, Without, available_cores, given, parse_config, run_script
 
 SCRIPTS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}
@@ -334,7 +335,7 @@ def test_what_flags_alone_can_tell_is_said_before_pictures_are_listed(what, trai
     def not_yet(*_):
         raise AssertionError("pictures were listed")
 
-    monkeypatch.setattr(load_script("train"), "open_pictures", not_yet)
+    monkeypatch.setattr(setup, "open_pictures", not_yet)
     outcome = train_identity(tmp_path / "run", *flags.split())
     assert outcome.status == 2 and sentence in outcome.err
     assert not (tmp_path / "run").exists()

@@ -102,14 +102,14 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from scripts import load_script
 train = load_script("train")
 finish = train.save
-def compare(run, position):
+def compare(run, state):
     for name, parameter in run.stage.model.named_parameters():
         everyones = [torch.empty_like(parameter) for _ in range(2)]
         dist.all_gather(everyones, parameter.detach().contiguous())
         assert torch.equal(everyones[0], everyones[1]), name
     sys.stdout.write(f"equal on rank {{run.process.rank}}\\n")  # in one piece, for two write
     sys.stdout.flush()
-    return finish(run, position)
+    return finish(run, state)
 train.save = compare
 from utils.cli import parse_config, run_script
 run_script(lambda: train.train(parse_config(train.TrainConfig)))
@@ -299,7 +299,7 @@ def test_changes_beside_the_flip_repeat_and_switch_the_cache_off_with_a_sentence
     flags = ("--epochs", 3, "--augmentation", "changes", "--cache-folder", tmp_path / "cache")
     for name in ("a", "b"):
         outcome = train_identity(tmp_path / name, *flags)
-        assert outcome.status == 0 and "no age features are kept: with --augmentation changes" in outcome.out
+        assert outcome.status == 0 and "no age features are cached: with --augmentation changes" in outcome.out
     assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
     assert train_identity(tmp_path / "c", "--epochs", 3, "--age-cache", "off").status == 0
     assert not same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "c" / "iefp.pth")

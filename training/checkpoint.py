@@ -1,11 +1,11 @@
 """Checkpoints of a run: tensors and plain values only, each with a checksum, written beside and renamed into place.
 
 `step_NNNNNNNN.pth` has its SHA-256 in `step_NNNNNNNN.pth.sha256`, in the layout that `sha256sum -c` reads, and so has
-`best.pth`. The checksum is in place before the checkpoint, so a checkpoint under its final name is whole or can be told
-to be damaged.
+`best.pth`. The checksum is in place before the checkpoint, so damage to a checkpoint under its final name is
+detected.
 
 Where processes hold rows of their own, each writes them to `step_NNNNNNNN.shard_R_of_W.pth`, with a checksum too. The
-main file gets its name after all of them and knows their checksums, so a main file implies whole shards.
+main file is renamed into place after all of them and holds their checksums, so a main file implies whole shards.
 """
 
 import os
@@ -115,7 +115,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int,
 
 
 def save_shard(folder: Path, step: int, rank: int, count: int, rows: dict[str, Tensor]) -> str:
-    """Writes the rows of one of `count` processes, and gives the file's SHA-256. To be done before save_checkpoint.
+    """Writes the rows of one of `count` processes and returns the file's SHA-256. To be done before save_checkpoint.
 
     Raises:
         OSError: it could not be written.
@@ -125,7 +125,7 @@ def save_shard(folder: Path, step: int, rank: int, count: int, rows: dict[str, T
 
 
 def _write_with_checksum(content: dict[str, Any], path: Path) -> str:
-    """Writes a file and its checksum beside their names, flushed, then renames both; gives the checksum."""
+    """Writes a file and its checksum beside their names, flushed, then renames both; returns the checksum."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, checksum_beside = path.with_name(path.name + ".part"), path.with_name(path.name + ".sha256.part")
     try:
@@ -142,7 +142,7 @@ def _write_with_checksum(content: dict[str, Any], path: Path) -> str:
 
 
 def keep_as_best(path: Path) -> None:
-    """Gives the checkpoint a second name that outlives its first; no second copy where the file system has links.
+    """Links best.pth to the checkpoint, which outlives its first name; copies it where the file system has no links.
 
     Raises:
         OSError: there is no room for copies; the best one before is untouched.
@@ -260,7 +260,7 @@ def find_best(
 ) -> float | None:
     """The value of `metric` that best.pth was kept for, None where there is none for this metric.
 
-    best.pth itself says its value. Where the run was stopped after `newest`, the checkpoint it goes on from, had been
+    best.pth itself holds its value. Where the run was stopped after `newest`, the checkpoint it goes on from, had been
     written as the best and before it was kept as best.pth, that is done now.
     """
     own, best = _best_of(newest, metric), None

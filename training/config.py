@@ -80,7 +80,7 @@ class TrainConfig:
     train_data: Path = Path(FACE_DATASET_FOLDER) / TRAINING_SETS["ms1mv3"].folder
     """Folder with one folder per identity, or an InsightFace record file (train.rec, or the folder that holds it)."""
     ages: Path | None = None
-    """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't tell it."""
+    """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't hold it."""
     names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
     """How the file names hold the age; none: not at all, and no age is known (of use where none is needed)."""
     assume_aligned: bool = False
@@ -121,14 +121,14 @@ class TrainConfig:
 
     augmentation: Literal["flip", "changes"] = "flip"
     """flip: half of the images mirrored, as published. changes: a fifth each are also cropped, and given other colours
-    (after AdaFace); age features can't be kept then."""
+    (after AdaFace); age features can't be cached then."""
     scaled_decoding: bool = False
     """Decode JPEG files of twice the input's size or more at half of it: faster, the pixels differ a little."""
     batch_size: int = bounded(512, low=2)
     """Images a step over all processes together."""
     accumulation: int = bounded(1, low=1)
-    """Parts in which a step's images pass through the networks, gradients added up, where the memory is too small for
-    all at once. With more than 1 the critic learns after the identity branch, so that what it says is a step old."""
+    """Micro-batches in which a step's images pass through the networks, gradients added up, where the memory is too
+    small for all at once. With more than 1 the critic is updated after the identity branch, so it lags by a step."""
     epochs: int = bounded(25, low=1)
     learning_rate: float = bounded(0.1, above=0)
     schedule: Literal["steps", "cosine", "polynomial", "constant"] = "steps"
@@ -150,25 +150,25 @@ class TrainConfig:
     """Gradient norm at which each optimiser clips."""
     ema_decay: float = bounded(0.0, low=0, high=0.999999)
     """Decay a step of a moving average of the branch's weights, written at the end as iefp_ema.pth (age_ema.pth);
-    0.9999 is usual in long runs, 0 keeps none."""
+    0.9999 is usual in long runs; 0: no average."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the encoders; everything after them is fp32. auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
 
     age_cache: Literal["auto", "ahead", "off"] = "auto"
-    """Keep the frozen branch's features on disk: auto (from 3 epochs on) computes them as pictures come,
+    """Cache the frozen branch's features on disk: auto (from 3 epochs on) computes them as pictures come,
     ahead before training."""
     cache_folder: Path | None = output_folder()
-    """Where age features and the list of pictures are kept; .iefp_cache beside --train-data unless given."""
+    """Where age features and the list of pictures are cached; .iefp_cache beside --train-data unless given."""
 
     compile: bool = False
-    """Translate the encoders by torch.compile; where that fails, training goes on without, with one line."""
+    """Compile the encoders by torch.compile; where that fails, a line says so and training goes on without."""
     sync_batchnorm: bool = False
     """Under torchrun: BatchNorm over the whole batch instead of each process's share (slower)."""
     deterministic: bool = False
     """On a GPU: only operations that repeat bit for bit (slower). On a CPU runs repeat anyway."""
 
     init_from: Path | None = None
-    """Weight file to start from: what fits is taken, what does not is named and starts new."""
+    """Weight file to start from: what fits is loaded, what does not is named and starts fresh."""
     override_config: bool = False
     """Go on with a run although other settings are given than it was begun with."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -191,7 +191,7 @@ class TrainConfig:
     figure of --validate-on, such as fgnet_rank1_percent. The best weights are also written at the end."""
 
     profile: int = bounded(0, low=0)
-    """Steps to record by torch.profiler after the first few: a trace and a table of the dearest operations."""
+    """Steps to record by torch.profiler after the first few: a trace and a table of the most expensive operations."""
     wandb: str | None = None
     """Project at Weights & Biases that gets TensorBoard's curves too (pip install wandb)."""
 
@@ -203,8 +203,9 @@ class TrainConfig:
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     dry_run: bool = False
-    """Train nothing: tell the settings, the data, and what memory, time and disk the run needs. Written are its first
-    batch, drawn as dry_run.png in the run folder, and the list of pictures that every run keeps (--cache-folder)."""
+    """Train nothing: print the settings, the data, the disk space that the run needs, and the memory and time that two
+    of its steps take. Written are its first batch, drawn as dry_run.png in the run folder, and the list of pictures
+    that every run caches (--cache-folder)."""
 
     @property
     def margin_flag(self) -> str:
@@ -236,7 +237,7 @@ class TrainConfig:
         "age_cache": (
             IDENTITY,
             With("disentangle", *WITH_AGE_FEATURES, why="which uses no age features"),
-            With("augmentation", "flip", why="which gives no image twice"),
+            With("augmentation", "flip", why="which repeats no image"),
         ),
         "max_bad_share": (With("on_bad_image", "skip"),),
         "validate_every": (IDENTITY,),
@@ -245,7 +246,7 @@ class TrainConfig:
     }
 
 
-# What may differ when a run goes on: it changes how the run is watched, fed or kept, not what is computed.
+# What may differ when a run goes on: it changes how the run is watched, fed or saved, not what is computed.
 FREE_TO_CHANGE = {"run_folder", "override_config", "init_from", "on_bad_image", "max_bad_share", "device", "workers",
                   "assume_aligned", "age_cache", "cache_folder", "log_every", "save_every", "keep_checkpoints",
                   "best_metric", "profile", "wandb", "validate_every", "validate_on", "face_dataset",

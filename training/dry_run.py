@@ -1,13 +1,12 @@
-"""What a run would do and need, in words: settings, data, parameters, memory, time, disk. Nothing is written here."""
+"""--dry-run: a run's settings, data, parameters and disk space, and memory and time as two steps take them."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
-import shutil
-import statistics
+import resource
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meta import AGE_GROUP_NAMES
-from training.memory import StepMemory
+from data.benchmarks import OpenBenchmark
+from data.loaders import FaceBatch, batches, evaluation_loader
+from data.picture_grid import draw_grid
+from meta import AGE_GROUP_NAMES, UserError
+from training.age_feature_cache import why_no_age_cache
+from training.config import TrainConfig
+from training.disk_usage import age_cache_files, disk, files_of, size, table, tensor_bytes
 from training.optim import choose_precision
+from training.setup import make_loader, make_sampler
+from training.state import Run, TrainState
 from utils.cli import as_plain, flag
+from utils.distributed import gather_lists, stop_process, tell
 
 SECONDS_A_STEP = 4.0  # a measured step on a CPU takes about so long, or the batch is made smaller
-MEASURED_STEPS = 3  # after one to warm up
-INPUT_SECONDS = 4.0  # the loader is watched for so long
+FEW_IMAGES = 4  # of a micro-batch; they say how long an image takes on a CPU
+INPUT_SECONDS = 4.0  # for which the loader is timed
 MAX_INPUT_BATCHES = 64
+MAX_PICTURES = 64  # of the first batch that are drawn
 BAR_WIDTH = 30  # letters
 
-
-def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
-    """Lines with the first column on the left and the others on the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = (
-        indent + "  ".join(cell.rjust(width) if place else cell.ljust(width)
-                           for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )  # fmt: skip
-    return "\n".join(line.rstrip() for line in lines)
+Prepare = Callable[[Run, FaceBatch, int], Any]  # train.prepare: a batch from the loader -> what a stage's step takes
 
 
-def size(num_bytes: float) -> str:
-    for unit, length in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= length:
-            return f"{num_bytes / length:,.2f} {unit}"
-    return f"{num_bytes / 1e3:,.2f} kB"
+def print_dry_run(run: Run, state: TrainState, benchmarks: Mapping[str, OpenBenchmark], prepare: Prepare) -> int:
+    """Prints what the run would do and need and draws its first batch, nothing else is written; the exit status.
+
+    Raises:
+        UserError: a step does not fit into the memory of the GPU.
+    """
+    config, process, index, stage = run.config, run.process, run.index, run.stage
+    trained = [parameter for optimiser in stage.optimisers.values() for group in optimiser.param_groups
+               for parameter in group["params"]]  # fmt: skip
+    use = age_features_use(run)
+    tell(process, recipe(config, TrainConfig(), resolved_settings(run, use)))
+    tell(process, data_found(index.identities, index.age_groups, index.num_identities))
+    for name, benchmark in benchmarks.items():
+        count = sum(len(faces) for faces, _ in benchmark.sides)
+        tell(process, f"  validation on {name} every {config.validate_every:,} steps: {count:,} pictures")
+    tell(process, parameters(modules_of(run), trained))
+    tell(process, disk(files_of(run, trained, age_cache_files(run) if use in ("auto", "ahead") else None)))
+    if process.is_first:
+        tell(process, f"picture of the first batch: {draw_first_batch(run, state, prepare)}")
+    measured = measure(run, state, prepare)
+    share = config.batch_size // process.world_size
+    tell(process, memory(measured, share, process.device))
+    tell(process, times(measured.whole_batch(share), measured.num_images, share, run.sampler.num_batches,
+                        config.epochs, use))  # fmt: skip
+    done = f"{state.step:,} steps are done: it would go on from there" if state.step else "it would begin anew"
+    tell(process, f"dry run: nothing was trained; in {config.run_folder} {done}")
+    stop_process(process)
+    return 0
+
+
+def age_features_use(run: Run) -> str:
+    """Where a step gets the frozen branch's features: ahead, auto (a cache), off (computed) or none (not needed)."""
+    if run.stage.critic is None or not run.stage.critic.needs_age_features:
+        return "none"
+    return run.config.age_cache if why_no_age_cache(run.config) is None else "off"
+
+
+def draw_first_batch(run: Run, state: TrainState, prepare: Prepare) -> Path:
+    """Draws the first pictures of the first batch as the network sees them; returns the path of the PNG."""
+    config, index = run.config, run.index
+    rows = run.sampler.indices_of(state.epoch, state.batch)[: config.batch_size // run.process.world_size]
+    rows = rows[:MAX_PICTURES].tolist()
+    (faces,) = batches(evaluation_loader(index, len(rows), indices=rows, on_bad_image=config.on_bad_image))
+    images = prepare(run, faces, state.step).images
+    names, groups = index.identity_names, (*AGE_GROUP_NAMES, "age unknown")  # of group -1 the last
+    captions = [(names[k], groups[group]) for k, group in zip(faces.identities, faces.age_groups, strict=True)]
+    path = config.run_folder / "dry_run.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"step {state.step + 1:,}: {len(rows)} of {config.batch_size:,} images as the network sees them"
+    draw_grid(path, title, images, captions)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------- settings, data
 
 
-def resolved_settings(run: Any, keeps: str) -> dict[str, object]:
-    """What settings that are left open become; `keeps` is what becomes of the age features."""
+def resolved_settings(run: Run, use: str) -> dict[str, object]:
+    """The values of settings that are left open; `use` as `age_features_use` returns it."""
     config, stage = run.config, run.stage
     resolved = {"device": run.process.device, "precision": choose_precision(config, run.process.device),
-                "age_cache": keeps}  # fmt: skip
+                "age_cache": use}  # fmt: skip
     if config.stage == "identity":
         resolved[config.margin_flag] = stage.model.margin_fc.margin
         if config.disentangle not in ("iefp", "none") and config.disentangle_weight is None:
@@ -62,7 +107,7 @@ def resolved_settings(run: Any, keeps: str) -> dict[str, object]:
 
 
 def recipe(config: Any, published: Any, resolved: Mapping[str, object]) -> str:
-    """All settings; those that differ from the published ones have a star, `resolved` says what open ones become."""
+    """All settings; those that differ from the published ones have a star, open ones have their `resolved` value."""
     now, before, lines = as_plain(config), as_plain(published), []
     width = max(map(len, now))
     for name, value in now.items():
@@ -83,7 +128,7 @@ def data_found(identities: np.ndarray, age_groups: np.ndarray, num_identities: i
         (name, f"{count:,}", f"{100 * count / max(1, len(known)):.1f} %", ("#" * round(BAR_WIDTH * count / longest)))
         for name, count in zip(AGE_GROUP_NAMES, counts, strict=True)
     ]
-    bars = [f"{line}  {row[3]}".rstrip() for line, row in zip(columns([r[:3] for r in rows]).splitlines(), rows,
+    bars = [f"{line}  {row[3]}".rstrip() for line, row in zip(table([row[:3] for row in rows]).splitlines(), rows,
                                                               strict=True)]  # fmt: skip
     return "\n".join([
         "data",
@@ -94,91 +139,45 @@ def data_found(identities: np.ndarray, age_groups: np.ndarray, num_identities: i
     ])  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- parameters, memory
+# ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def tensor_bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def parts_of(run: Any) -> dict[str, list[Tensor]]:
-    """Parameters by part of the model, as far as the stage uses it."""
+def modules_of(run: Run) -> dict[str, list[Tensor]]:
+    """Parameters by module of the model, as far as the stage uses it."""
     model, is_identity = run.stage.model, run.config.stage == "identity"
     encoder = model.backbone_id if is_identity else model.backbone_ae
     unit = list(encoder.spu.parameters())
-    parts = {
+    modules = {
         "encoder": [each for name, each in encoder.named_parameters() if not name.startswith("spu.")],
         "purification unit": unit,
     }
     if is_identity:
-        parts |= {
+        modules |= {
             "margin head": list(model.margin_fc.parameters()),
             "CLUB": list(model.clubmi.parameters()),
             "critic": [] if model.critic is None else list(model.critic.parameters()),
             "age branch": [each for module in model.age_branch for each in module.parameters()],
         }
     else:
-        parts |= {
+        modules |= {
             "age estimator": list(model.age_estimator.parameters()),
             "head for years": [] if model.year_head is None else list(model.year_head.parameters()),
         }
-    return {name: of_part for name, of_part in parts.items() if of_part}
+    return {name: tensors for name, tensors in modules.items() if tensors}
 
 
-def parameters(parts: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor]) -> str:
-    """A row a part of the model, and which of them are trained."""
+def parameters(modules: Mapping[str, Sequence[Tensor]], trained: Sequence[Tensor]) -> str:
+    """A row a module, and which of them are trained."""
     trained_ids = {id(parameter) for parameter in trained}
-    rows = [("part", "parameters", "size", "")]
-    for name, of_part in parts.items():
-        is_trained = any(id(parameter) in trained_ids for parameter in of_part)
-        count = sum(parameter.numel() for parameter in of_part)
-        rows.append((name, f"{count:,}", size(tensor_bytes(of_part)), "trained" if is_trained else "frozen"))
-    return "parameters\n" + columns(rows)
+    rows = [("module", "parameters", "size", "")]
+    for name, tensors in modules.items():
+        is_trained = any(id(parameter) in trained_ids for parameter in tensors)
+        count = sum(parameter.numel() for parameter in tensors)
+        rows.append((name, f"{count:,}", size(tensor_bytes(tensors)), "trained" if is_trained else "frozen"))
+    return "parameters\n" + table(rows)
 
 
-def logits_of(run: Any) -> tuple[int, int]:
-    """Identities whose weights take part in this process's step, and logits that it has for each of its own images."""
-    config, head = run.config, run.stage.model.margin_fc
-    if head is None:
-        return 0, 0
-    own = max(1, round(config.class_sampling_rate * len(head.weight)))
-    return own, own * (run.process.world_size if config.sharded_classes else 1)
-
-
-def memory(of_step: StepMemory, num_images: int, logits: int, an_image: float, device: torch.device) -> str:
-    """The parts of the peak, and what the device has."""
-    parts = {
-        "weights and buffers, frozen ones too": of_step.weights,
-        "gradients": of_step.gradients,
-        "momentum": of_step.momentum,
-        f"kept for the backward pass: {num_images:,} images x {size(an_image)}": of_step.activations,
-        "kept beside it, whatever the batch": of_step.beside,
-        f"logits: {num_images:,} images x {logits:,} x 4 bytes": of_step.logits,
-        "gradient of the margin head's normalised weights": of_step.head_gradient,
-    }
-    rows = [(name, size(value)) for name, value in parts.items() if value]
-    there = device_bytes(device)
-    told = f"{device} has {size(there)}" if there else f"what {device} has is not known"
-    if there and of_step.total > there:
-        told += ": IT DOES NOT FIT, raise --accumulation, lower --batch-size or take more processes"
-    rows.append(("together", size(of_step.total)))
-    return (
-        f"memory of a process at the peak of a step, an estimate\n{columns(rows)}\n"
-        f"  {told}; the backward pass needs some room to work in besides, and libraries their own"
-    )
-
-
-def device_bytes(device: torch.device) -> int | None:
-    """What a GPU has in all, or the machine; None where it can't be told."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-
-
-# ---------------------------------------------------------------------------------------------------------------- time
+# -------------------------------------------------------------------------------------------------------- memory, time
 
 
 @dataclass(frozen=True)
@@ -200,52 +199,123 @@ class StepTime:
         return StepTime(self.input * factor, self.network * factor, self.frozen * factor, self.workers)
 
 
-def wait(device: torch.device) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """What two steps with real pictures took, the second one timed."""
+
+    num_images: int  # of a step, on this process
+    step: StepTime
+    peak_bytes: int  # of a GPU's memory in the second step; on a CPU of the process's resident memory up to now
+    growth_bytes: int = 0  # by the steps
+
+    def whole_batch(self, share: int) -> StepTime:
+        """The time of a step with `share` images on each process."""
+        return self.step.times(share / self.num_images)
+
+
+def measure(run: Run, state: TrainState, prepare: Prepare) -> Measured:
+    """Makes two steps of the run, or on a CPU of a smaller batch where it would take long; the stage is used up then.
+
+    Raises:
+        UserError: they do not fit into the memory of the GPU.
+    """
+    config, process = run.config, run.process
+    num_images = config.batch_size // process.world_size
+    before = peak_bytes(process.device)
+    try:
+        if process.device.type != "cuda":
+            few = min(num_images, FEW_IMAGES * config.accumulation)
+            seconds = measure_steps(with_batch(run, few, workers=0), state, prepare).step.network
+            sizes = gather_lists([images_to_measure(num_images, config.accumulation, seconds / few)], process)
+            num_images = min(sizes)
+        measured = measure_steps(with_batch(run, num_images, config.workers), state, prepare)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"a step of {num_images:,} images a process does not fit into the memory of {process.device} "
+                        f"({size(device_bytes(process.device))}): raise --accumulation, lower --batch-size or take "
+                        f"more processes.") from error  # fmt: skip
+    return dataclasses.replace(measured, growth_bytes=max(0, measured.peak_bytes - before))
+
+
+def with_batch(run: Run, num_images: int, workers: int) -> Run:
+    """The run with so many images a step on each process, and a loader for them."""
+    config = dataclasses.replace(run.config, batch_size=num_images * run.process.world_size, workers=workers)
+    sampler = make_sampler(config, run.index, run.process)
+    loader = make_loader(config, run.index, sampler, run.process)
+    return dataclasses.replace(run, config=config, sampler=sampler, loader=loader)
+
+
+def measure_steps(run: Run, state: TrainState, prepare: Prepare) -> Measured:
+    """One step to warm up and a measured one. The frozen branch's features are timed apart from the step."""
+    stage, device, needs_features = run.stage, run.process.device, age_features_use(run) != "none"
+    stage.model.train()
+    loaded = stream(run, state.epoch)
+    for _ in range(2):
+        faces = next(loaded)
+        reset_peak(device)
+        batch, preparing = timed(device, prepare, run, faces, state.step)
+        features, frozen = timed(device, stage.age_features, batch.images) if needs_features else (None, 0.0)
+        _, stepping = timed(device, stage.step, dataclasses.replace(batch, age_features=features))
+    step = StepTime(seconds_a_batch(loaded, 2 * run.config.workers), preparing + stepping, frozen, run.config.workers)
+    return Measured(len(batch.images), step, peak_bytes(device))
+
+
+def stream(run: Run, epoch: int) -> Iterator[FaceBatch]:
+    """The loader's batches from the beginning of an epoch on, without an end."""
+    for number in itertools.count(epoch):
+        run.sampler.set_epoch(number)
+        yield from batches(run.loader)
+
+
+def timed(device: torch.device, work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What the work returns, and its seconds."""
+    began = time.perf_counter()
+    result = work(*arguments)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return result, time.perf_counter() - began
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    work()
-    wait(device)
-    return time.perf_counter() - began
+def images_to_measure(share: int, accumulation: int, seconds_an_image: float) -> int:
+    """Images of a measured step on a CPU: all of a process's share, or as many as take a few seconds, 4 at least."""
+    micro_batch, most = share // accumulation, int(SECONDS_A_STEP / max(seconds_an_image, 1e-9)) // accumulation
+    if micro_batch <= most:
+        return share
+    return accumulation * min(micro_batch, 1 << max(FEW_IMAGES, most).bit_length() - 1)
 
 
-def images_to_measure(share: int, seconds_an_image: float, bytes_an_image: float, device: torch.device) -> int:
-    """Images of a measured step: all of a process's share, or as many, 4 at least, as a CPU does in a few seconds.
-
-    On a GPU as many as its free memory has room for what autograd keeps of them.
-    """
+def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
-        most = int(0.7 * torch.cuda.mem_get_info(device)[0] / max(bytes_an_image, 1))
-    else:
-        most = int(SECONDS_A_STEP / max(seconds_an_image, 1e-9))
-    return share if share <= most else min(share, 1 << max(4, most).bit_length() - 1)
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def measure(
-    stream: Iterator[Any],
-    step: Callable[[Any], Tensor],
-    frozen: Callable[[Tensor], object] | None,
-    workers: int,
-    device: torch.device,
-) -> StepTime:
-    """Seconds for a batch of `stream`: `step` trains on it and gives its images, `frozen` asks the frozen branch."""
-    of_step, of_frozen = [], []
-    for faces in itertools.islice(stream, 1 + MEASURED_STEPS):
-        began = time.perf_counter()
-        images = step(faces)
-        wait(device)
-        of_step.append(time.perf_counter() - began)
-        if frozen is not None:
-            of_frozen.append(seconds_of(lambda images=images: frozen(images), device))
-    network, of_branch = (statistics.median(seconds[1:]) if seconds else 0.0 for seconds in (of_step, of_frozen))
-    return StepTime(seconds_a_batch(stream, 2 * workers), network, of_branch, workers)
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that tensors took on a GPU since `reset_peak`, or that the process ever took on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory(measured: Measured, share: int, device: torch.device) -> str:
+    """The measured peak, and what the device has."""
+    grown = f"the process, {size(measured.growth_bytes)} of it in these steps"
+    what = "tensors on the GPU" if device.type == "cuda" else grown
+    fewer = "" if measured.num_images == share else f"; the share of {share:,} takes more"
+    return (
+        f"memory, measured in two steps of {measured.num_images:,} images on a process{fewer}\n"
+        f"  peak of {what}: {size(measured.peak_bytes)}; {device} has {size(device_bytes(device))}"
+    )
 
 
 def seconds_a_batch(stream: Iterator[Any], num_waiting: int) -> float:
-    """How long a loader takes for a batch when nobody else works; `num_waiting` batches may lie there already."""
+    """How long a loader takes for a batch while nothing else runs; `num_waiting` batches may be ready already."""
     arrivals: list[float] = []
     while len(arrivals) < 2 or (arrivals[-1] - arrivals[0] < INPUT_SECONDS and len(arrivals) < MAX_INPUT_BATCHES):
         next(stream)
@@ -254,13 +324,13 @@ def seconds_a_batch(stream: Iterator[Any], num_waiting: int) -> float:
     return (arrivals[-1] - arrivals[first]) / max(1, len(arrivals) - 1 - first)
 
 
-def run_seconds(of_step: StepTime, steps_an_epoch: int, epochs: int, keeps: str) -> tuple[float, float, float]:
+def run_seconds(of_step: StepTime, steps_an_epoch: int, epochs: int, use: str) -> tuple[float, float, float]:
     """Seconds before training, of the first epoch, and of each later one.
 
-    `keeps` says what becomes of the frozen branch's features: "ahead" and "auto" keep those of both views, before
-    training or in its first epoch; "off" has them computed in each step; "none" needs none.
+    `use` as `age_features_use` returns it: "ahead" and "auto" compute the frozen branch's features of both views once,
+    before training or in its first epoch; "off" computes one view's in each step; "none" needs none.
     """
-    views_ahead, first, later = {"ahead": (2, 0, 0), "auto": (0, 2, 0), "off": (0, 1, 1), "none": (0, 0, 0)}[keeps]
+    views_ahead, first, later = {"ahead": (2, 0, 0), "auto": (0, 2, 0), "off": (0, 1, 1), "none": (0, 0, 0)}[use]
     ahead = 0.0
     if views_ahead:
         alone = dataclasses.replace(of_step, network=0.0)
@@ -268,25 +338,22 @@ def run_seconds(of_step: StepTime, steps_an_epoch: int, epochs: int, keeps: str)
     return ahead, *(steps_an_epoch * of_step.step(views) for views in (first, later) if epochs)
 
 
-def times(of_step: StepTime, measured: int, share: int, steps_an_epoch: int, epochs: int, keeps: str) -> str:
+def times(of_step: StepTime, measured: int, share: int, steps_an_epoch: int, epochs: int, use: str) -> str:
     """The time of a step, an epoch and the run, split into input and network."""
-    ahead, first, later = run_seconds(of_step, steps_an_epoch, epochs, keeps)
+    ahead, first, later = run_seconds(of_step, steps_an_epoch, epochs, use)
     how = "the longer one, for workers read ahead" if of_step.workers else "both, for --workers is 0"
     rows = [
         ("input of a step", f"{of_step.input:.3f} s"),
         ("network of a step", f"{of_step.network:.3f} s"),
-        *([("frozen age branch, one view", f"{of_step.frozen:.3f} s")] if keeps != "none" else []),
-        (f"a step ({how})", f"{of_step.step({'off': 1}.get(keeps, 0)):.3f} s"),
+        *([("frozen age branch, one view", f"{of_step.frozen:.3f} s")] if use != "none" else []),
+        (f"a step ({how})", f"{of_step.step({'off': 1}.get(use, 0)):.3f} s"),
         *([("age features ahead of training", in_words(ahead))] if ahead else []),
         (f"first epoch, {steps_an_epoch:,} steps", in_words(first)),
         ("a later epoch", in_words(later)),
         (f"the whole run, {epochs} epochs", in_words(ahead + first + (epochs - 1) * later)),
     ]
     scaled = "" if measured == share else f", times {share / measured:g} for the share of {share:,} (rather too high)"
-    return (
-        f"time, from {MEASURED_STEPS} steps of {measured:,} images{scaled}; without checkpoints and validation\n"
-        f"{columns(rows)}"
-    )
+    return f"time, from a step of {measured:,} images{scaled}; without checkpoints and validation\n{table(rows)}"
 
 
 def in_words(seconds: float) -> str:
@@ -294,93 +361,3 @@ def in_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:,.1f} s"
-
-
-# ---------------------------------------------------------------------------------------------------------------- disk
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One kind of file that a run writes."""
-
-    what: str
-    folder: Path
-    num_bytes: float
-    count: int = 1
-    there: float = (
-        0  # bytes on disk of such files that an earlier run wrote, and that this one replaces or goes on with
-    )
-    in_place: bool = False  # else a file is written beside the one that it replaces
-
-    @property
-    def more(self) -> float:
-        """Bytes that it takes at most beside those that are there."""
-        return max(self.count * self.num_bytes - self.there, 0 if self.in_place else self.num_bytes)
-
-
-def files_of(run: Any, trained: list[Tensor], age_features: Stored | None) -> list[Stored]:
-    """What the run writes at most."""
-    config, model, has_best = run.config, run.stage.model, run.config.best_metric is not None
-    has_momentum, has_average = config.momentum > 0, run.stage.averaged is not None
-    of_others = rows_of_others(run)
-    checkpoint = tensor_bytes(list(model.state_dict().values())) + of_others
-    checkpoint += tensor_bytes(trained) + of_others if has_momentum else 0
-    weights = tensor_bytes(list(run.stage.published_tensors(model).values())) + of_others
-    if has_average:
-        checkpoint += tensor_bytes(list(run.stage.averaged.state_tensors()))
-    checkpoints, path = config.run_folder / "checkpoints", config.run_folder / run.stage.weights_file
-    published = [path.with_stem(path.stem + ending) for ending in ("", "_ema", "_best")]
-    files = [
-        Stored("checkpoint (one is written before an older one goes)", checkpoints, checkpoint,
-               config.keep_checkpoints + 1 + has_best, bytes_on_disk(checkpoints.glob("*.pth"))),
-        Stored("weights in the published layout", config.run_folder, weights, 1 + has_average + has_best,
-               bytes_on_disk(published)),
-    ]  # fmt: skip
-    return files if age_features is None else [*files, age_features]
-
-
-def rows_of_others(run: Any) -> float:
-    """Bytes of the margin head's rows that other processes hold, and write."""
-    head = run.stage.model.margin_fc
-    return 0 if head is None else tensor_bytes([head.weight]) / len(head.weight) * (head.num_identities - len(head.own))
-
-
-def bytes_on_disk(paths: Iterable[Path]) -> int:
-    """What those of the files that exist take on disk; one with two names (links) counts once."""
-    found = {}
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            info = path.stat()
-            found[info.st_dev, info.st_ino] = info.st_blocks * 512
-    return sum(found.values())
-
-
-def disk(files: Sequence[Stored]) -> str:
-    """What the run writes, and the room there is on each disk that it goes to."""
-    rows = [(stored.what, f"{stored.count} x", size(stored.num_bytes)) for stored in files]
-    on_disk: dict[int, list[Stored]] = {}
-    for stored in files:
-        on_disk.setdefault(disk_of(existing(stored.folder)), []).append(stored)
-    room = []
-    for stored_there in on_disk.values():
-        places = list(dict.fromkeys(existing(stored.folder) for stored in stored_there))
-        needed, there = (
-            sum(values) for values in zip(*((each.more, each.there) for each in stored_there), strict=True)
-        )
-        beside = f" beside {size(there)} that is there" if there else ""
-        free = shutil.disk_usage(places[0]).free
-        beyond = ": THERE IS NO ROOM" if needed > free else ""
-        room.append(f"  disk of {', '.join(map(str, places))}: {size(needed)} needed at most{beside}, {size(free)} "
-                    f"free{beyond}")  # fmt: skip
-    return "\n".join(["disk", columns(rows), *room])
-
-
-def disk_of(folder: Path) -> int:
-    """A number for the disk that the folder lies on."""
-    return folder.stat().st_dev
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
-    folder = Path(os.path.abspath(folder))
-    return folder if folder.is_dir() else existing(folder.parent)

@@ -69,7 +69,7 @@ class MovingAverage:
         return {"num_updates": self.num_updates, "modules": tensors}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Goes on where a checkpoint stood; None, of a run that kept no average, begins at the model as it is now.
+        """Goes on where a checkpoint stood; None, of a run without an average, begins at the model as it is now.
 
         Raises:
             KeyError, RuntimeError: the state is of another model.

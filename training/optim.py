@@ -1,19 +1,23 @@
-"""Seeds, optimisers, precision and compilation, as the stages of train.py use them: all but the method."""
+"""Seeds, optimisers, precision, compilation and gradient accumulation, as the stages of train.py use them."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from meta import UserError
 from utils.device_errors import is_device_error
+from utils.distributed import Process
 
 
 class Settings(Protocol):
-    """What is asked of a script's settings here."""
+    """The settings that are used here."""
 
     learning_rate: float
     backbone_learning_rate_factor: float
@@ -30,7 +34,7 @@ def make_repeatable(config: Settings) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = not config.deterministic
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch for repeatable products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for repeatable products
         torch.use_deterministic_algorithms(True)
 
 
@@ -70,10 +74,10 @@ def _start_momentum(optimiser: torch.optim.SGD) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Puts what a checkpoint remembers of each parameter into the optimiser; its settings stay those given now."""
+    """Loads a checkpoint's momentum of each parameter into the optimiser; its settings stay those given now."""
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
-    _start_momentum(optimiser)  # of what was trained without
+    _start_momentum(optimiser)  # of parameters trained without
 
 
 class RowwiseSGD(torch.optim.SGD):
@@ -84,7 +88,7 @@ class RowwiseSGD(torch.optim.SGD):
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        # A loss scaler then leaves the whole step out itself, where else it tells the fused kernels to.
+        # A loss scaler then leaves the whole step out itself, where else it leaves that to the fused kernels.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
@@ -115,7 +119,7 @@ def update(
     clip_norm: float,
     clip: Callable[[list[Tensor], float], Tensor] = clip_grad_norm_,
 ) -> Tensor:
-    """Clipping and one step of the optimiser by gradients that are there; gives their norm before clipping.
+    """Clips the gradients, makes one step of the optimiser and returns their norm before clipping.
 
     With a loss scale the norm is 0 where it was not finite: then the scaler leaves the step out and lowers the scale,
     which is its normal work.
@@ -128,7 +132,7 @@ def update(
 
 
 def choose_precision(config: Settings, device: torch.device) -> str:
-    """fp32, bf16 or fp16: what was asked for, or what suits the device."""
+    """fp32, bf16 or fp16: what --precision says, or what suits the device."""
     if config.precision != "auto":
         return config.precision
     if device.type != "cuda":
@@ -147,24 +151,62 @@ def make_precision(
     return autocast, scaler(device.type, enabled=precision == "fp16")
 
 
-def translate(config: Settings, encoders: tuple[torch.nn.Module, ...]) -> None:
-    """With --compile: torch.compile for these encoders, in place; one that can't be translated stays as it is."""
+def maybe_compile(config: Settings, encoders: Sequence[nn.Module]) -> None:
+    """With --compile: torch.compile for these encoders, in place; one for which it fails stays as it is."""
     if not config.compile:
         return
     for encoder in encoders:
         encoder.compile()
-        translated = encoder._compiled_call_impl
+        compiled = encoder._compiled_call_impl
 
-        def call(*inputs: Tensor, encoder=encoder, translated=translated) -> Tensor:
+        def call(*inputs: Tensor, encoder=encoder, compiled=compiled) -> Tensor:
             try:
-                output = translated(*inputs)
+                output = compiled(*inputs)
             except RuntimeError as error:  # what all of torch.compile's errors are
                 if is_device_error(error):
-                    raise  # without translation it would come again
+                    raise  # without compilation it would come again
                 print(f"--compile: {type(error).__name__}, training goes on without", file=sys.stderr)
                 encoder._compiled_call_impl = None
                 return encoder(*inputs)
-            encoder._compiled_call_impl = translated  # it works: no detour from now on
+            encoder._compiled_call_impl = compiled  # it works: no detour from now on
             return output
 
         encoder._compiled_call_impl = call
+
+
+# -------------------------------------------------------------------------------------------- gradient accumulation
+
+
+def check_accumulation(batch_size: int, num_micro_batches: int, process: Process) -> None:
+    """Raises UserError where processes and micro-batches can't share the batch equally, or would get less than 2."""
+    if batch_size % process.world_size:
+        raise UserError(f"--batch-size {batch_size} can't be shared equally by {process.world_size} processes: "
+                        f"give a multiple.")  # fmt: skip
+    share = batch_size // process.world_size
+    if num_micro_batches > 1 and (share % num_micro_batches or share // num_micro_batches < 2):
+        raise UserError(f"--accumulation {num_micro_batches} can't cut the {share} images of --batch-size {batch_size} "
+                        f"that a process has a step into equal parts of 2 or more: give a divisor.")  # fmt: skip
+
+
+@contextmanager
+def maybe_no_sync(enabled: bool, *modules: nn.Module) -> Iterator[None]:
+    """Inside the block gradients are only added up, not averaged over the processes."""
+    with ExitStack() as stack:
+        for module in modules:
+            if enabled and isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
+
+
+def mean_metrics(of_micro_batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each value (scalars) over equal micro-batches."""
+    if len(of_micro_batches) == 1:
+        return of_micro_batches[0]
+    return {name: torch.stack([each[name] for each in of_micro_batches]).mean(dim=0) for name in of_micro_batches[0]}
+
+
+def momentum_of_passes(momentum: float, passes: int, actual_passes: int) -> float:
+    """BatchNorm's momentum with which `actual_passes` a step move the running statistics as far as `passes` did."""
+    if actual_passes == passes:
+        return momentum
+    return 1 - (1 - momentum) ** (passes / actual_passes)

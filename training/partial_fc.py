@@ -1,6 +1,6 @@
-"""Identities shared out over processes: who holds which, one gradient norm and one loss scale for all, checkpoints.
+"""Identities sharded over processes: who holds which, one gradient norm and one loss scale for all, checkpoints.
 
-A process's rows of the margin weight and of its momentum are kept out of the main checkpoint, in a file of its own
+A process's rows of the margin weight and of its momentum are saved apart from the main checkpoint, in a file of its own
 (training.checkpoint); any number of processes can go on from those files, also a single one that holds all rows.
 """
 
@@ -37,7 +37,7 @@ def _share(num_identities: int, rank: int, world_size: int) -> range:
 
 
 class ClassShards:
-    """What a step must agree on where each process has rows of its own, `weight`, beside parameters alike on all."""
+    """What processes must agree on in a step where each has its own rows, `weight`, beside parameters alike on all."""
 
     def __init__(self, weight: Tensor, process: Process):
         self.weight, self.collectives = weight, Collectives(process)
@@ -86,7 +86,7 @@ class _AgreeingScaler(torch.amp.GradScaler):
 
 
 def save_shards(folder: Path, step: int, content: dict[str, Any], process: Process) -> None:
-    """Every process writes its rows and takes them out of `content`, which gets to know of the files under "shards".
+    """Every process writes its rows and takes them out of `content`, where "shards" then lists the files.
 
     Raises:
         OSError: on all processes, when one could not write its file.
@@ -97,15 +97,15 @@ def save_shards(folder: Path, step: int, content: dict[str, Any], process: Proce
         digest = save_shard(folder, step, process.rank, process.world_size, rows)
     except OSError as error:
         reason = str(error)
-    told = gather_lists([(digest, len(rows["weight"]), reason)], process)
-    reasons = [reason for _, _, reason in told if reason]
+    shards = gather_lists([(digest, len(rows["weight"]), reason)], process)
+    reasons = [reason for _, _, reason in shards if reason]
     if reasons:
         raise OSError(reasons[0])
-    content["shards"] = {"sha256": [digest for digest, _, _ in told], "rows": [count for _, count, _ in told]}
-    paths = [shard_path(folder / f"step_{step:08d}.pth", rank, process.world_size) for rank in range(len(told))]
+    content["shards"] = {"sha256": [digest for digest, _, _ in shards], "rows": [count for _, count, _ in shards]}
+    paths = [shard_path(folder / f"step_{step:08d}.pth", rank, process.world_size) for rank in range(len(shards))]
     missing = gather_lists([path for path in paths if process.is_first and not path.is_file()], process)
     if missing:
-        raise UserError(f"{missing[0]} was written by another machine and is not to be seen on this one: give a "
+        raise UserError(f"{missing[0]} was written by another machine and is not visible on this one: give a "
                         f"--run-folder on storage that all machines share.")  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def load_with_rows(path: Path, own: range | None, num_identities: int, process: 
     except UserError as error:
         errors = [error.with_traceback(None)]
     except (KeyError, IndexError, TypeError):
-        pass  # of another stage or model: who loads it finds what it lacks
+        pass  # of another stage or model: loading it reports what is missing
     errors = gather_lists(errors, process)
     if errors:
         raise errors[0]
@@ -168,7 +168,7 @@ def _put_rows(path: Path, content: dict[str, Any], own: range, num_identities: i
 
 
 def whole_weight(own: Tensor, num_identities: int, process: Process) -> Tensor | None:
-    """All rows of the margin weight on the first process, on the CPU, come together piece by piece; None on others."""
+    """All rows of the margin weight on the first process, on the CPU, gathered piece by piece; None on others."""
     if not process.is_first:
         for rows in own.detach().split(ROWS_SENT):
             dist.send(rows.cpu(), 0, group=process.cpu_group)

@@ -7,7 +7,7 @@ import torch
 from utils.distributed import Process, tell
 from utils.files import write_text
 
-STEPS_BEFORE = 5  # the first ones start workers, choose kernels and translate networks
+STEPS_BEFORE = 5  # the first ones start workers, choose kernels and compile networks
 WARM_UP_STEPS = 2  # the profiler's own start would be in the figures
 MAX_ROWS = 40
 MAX_NAME = 60
@@ -34,7 +34,7 @@ class Profile:
         self.recorder.start()
 
     def step(self) -> None:
-        """Counts a step that is done; stops when it was the last to record."""
+        """Counts a step; stops after the last one to record."""
         if self.recorder is not None:
             self.steps_done += 1
             self.recorder.step()
@@ -42,7 +42,7 @@ class Profile:
                 self.close()
 
     def close(self) -> None:
-        """Stops; says so where the steps of this start were too few."""
+        """Stops; prints a line where this start had too few steps."""
         if self.recorder is None:
             return
         recorder, self.recorder = self.recorder, None
@@ -62,6 +62,6 @@ class Profile:
         num_recorded = self.steps_done - STEPS_BEFORE - WARM_UP_STEPS  # fewer than asked for where the run ended
         averages = recorded.key_averages()
         rows = averages.table(sort_by=self.order, row_limit=MAX_ROWS, max_name_column_width=MAX_NAME)
-        write_text(table, f"{num_recorded} steps, the dearest operations first\n{rows}\n")
+        write_text(table, f"{num_recorded} steps, the most expensive operations first\n{rows}\n")
         self.is_written = True
         tell(self.process, f"profile of {num_recorded} steps: {table}, and {trace} for ui.perfetto.dev")

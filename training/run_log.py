@@ -1,9 +1,10 @@
-"""The log of a run: one JSON line an event, TensorBoard curves, and progress for whoever watches."""
+"""The log of a run: JSON lines, curves for TensorBoard and Weights & Biases; mean losses, bad images, time left."""
 
 import json
 import math
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,13 +15,55 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from meta import UserError
-from training.trackers import Tracker
 from utils.distributed import Process, average, gather_lists
+from utils.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS_OF_SPEED = 500  # by whose speed the time left is told
+STEPS_OF_SPEED = 500  # whose speed the time left is computed from
+RUN_ID_FILE = "wandb_id.txt"
+
+
+def import_wandb() -> Any:
+    """The package; raises UserError where it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the package of Weights & Biases: pip install wandb.") from None
+    return wandb
+
+
+class Tracker:
+    """One run at Weights & Biases, which is resumed under the id in the run folder.
+
+    Values carry the training step as `step`: their own count can't go back to a checkpoint.
+
+    Raises:
+        UserError: the package is missing, or the service can't be reached or refuses the login.
+    """
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]):
+        wandb = import_wandb()
+        path = folder / RUN_ID_FILE
+        if not path.exists():
+            write_text(path, uuid.uuid4().hex[:12] + "\n")
+        run_id = path.read_text(encoding="utf-8").strip()
+        try:
+            self.run = wandb.init(
+                project=project, id=run_id, resume="allow", name=folder.name, dir=str(folder), config=config
+            )
+        except wandb.errors.Error as error:
+            raise UserError(f"--wandb {project} can't be started ({str(error).splitlines()[0]}): log in by "
+                            f"`wandb login`, or set WANDB_MODE=offline.") from None  # fmt: skip
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.run.log({"step": step} | values)
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 class RunLog:
@@ -64,6 +107,12 @@ class RunLog:
             self.board.close()
         if self.tracker is not None:
             self.tracker.close()
+
+
+def open_log(folder: Path, process: Process, resumed_step: int, project: str | None, config: dict) -> RunLog:
+    """The first process's log of the run; `project` is that of --wandb, which gets `config` too."""
+    tracker = Tracker(project, folder, config) if project is not None and process.is_first else None
+    return RunLog(folder, process.is_first, resumed_step, tracker)
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -172,7 +221,7 @@ class TimeLeft:
     """How long a run will still take at the speed of its last steps, pauses between them included.
 
     `total` counts the steps of the whole run, from its beginning. The first step of a start, which also starts workers
-    and translates networks, counts only as long as there is no other.
+    and compiles networks, counts only as long as there is no other.
     """
 
     def __init__(self, total: int):

@@ -22,7 +22,7 @@ from meta import UserError
 
 
 class Settings(Protocol):
-    """What is asked of a script's settings here."""
+    """The settings that are used here."""
 
     schedule: str
     learning_rate: float
@@ -33,7 +33,7 @@ class Settings(Protocol):
 
 
 def check_schedule(config: Settings, num_steps: float = math.inf) -> None:
-    """Looks whether the schedule can be followed in a run of so many steps, or, of infinitely many, in any run.
+    """Checks that the schedule fits into a run of so many steps; infinitely many check what holds for any run.
 
     Raises:
         UserError: a warm-up as long as the run, or a rate that would rise to its end.

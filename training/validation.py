@@ -1,6 +1,6 @@
-"""Benchmarks during training: the figures that test.py would give of the weights as they are now.
+"""Benchmarks during training: the figures that test.py would report for the weights as they are now.
 
-The model is asked in eval mode, its modes are put back, and nothing random is drawn: training goes on as if nothing had
+The model runs in eval mode, its modes are restored, and nothing random is drawn: training goes on as if nothing had
 happened.
 """
 
@@ -10,11 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from data.benchmarks import open_whole
+from data.faces import Faces
+from data.loaders import FaceBatch, batches, evaluation_loader
+from data.transforms import to_network_input
 from evaluation.age_gap import MATE_YEARS, rank1_by_mate_distance
 from evaluation.embeddings.extraction import Extracted, TwoBranches, extract
 from evaluation.identification import probe_gallery_cmc
@@ -23,26 +28,29 @@ from evaluation.protocols import pair_scores
 from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
+from training.config import TrainConfig
 from training.run_log import RunLog
+from training.stopping import StopRequest
 from training.validation_plots import Curves, Panel, draw_curves
 from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
 
-# Which of the results in evaluation.scoring.LABELS a benchmark's protocol gives.
+# The results in evaluation.scoring.LABELS that each protocol has.
 RESULTS = {
     "leave_one_out": ("leave_one_out", "mates_against_rest"),
     "probe_gallery": ("probe_gallery",),
     "ten_fold_verification": ("verification",),
 }
 MAX_RANK = 10  # of the CMC curves
+BATCH_SIZE = 64  # as test.py's default
 PUBLISHED_ONLY = Options(analysis=False)
 
 
 class Validation:
-    """The benchmarks of a run by name, and the curves that came of them so far.
+    """The benchmarks of a run by name, run every `every` steps, and their curves so far.
 
-    `batches_of` gives this process's share of some pictures in batches, see evaluation.embeddings.extraction.
-    `stop_status` says whether any process was asked to stop, as training.stopping.StopRequest.status does; all call it
-    together.
+    `batches_of` returns this process's share of some pictures in batches, see evaluation.embeddings.extraction.
+    `stop_status` returns whether any process was asked to stop, as training.stopping.StopRequest.status does; all call
+    it together.
     """
 
     def __init__(
@@ -52,21 +60,28 @@ class Validation:
         batches_of: Callable[[Any], Iterable],
         to_network_input: Callable[..., Tensor],
         stop_status: Callable[[], int | None] = lambda: None,
+        *,
+        every: int = 1,
     ):
+        self.every = every
         self.benchmarks, self.process, self.stop_status = benchmarks, process, stop_status
         self.batches_of, self.to_network_input = batches_of, to_network_input
         self.curves: dict[str, list[Curves]] = {name: [] for name in benchmarks}
         self.newest: tuple[int, dict[str, float]] | None = None  # step and figures
 
-    def figures_at(self, step: int) -> dict[str, float] | None:
-        """What the validation at this step gave; None where there was none, it failed or was left."""
-        return self.newest[1] if self.newest is not None and self.newest[0] == step else None
+    def is_due(self, step: int, is_end: bool) -> bool:
+        """Whether the benchmarks are to be run after this step, also because it is the run's last one."""
+        return bool(self.benchmarks) and step > 0 and (is_end or step % self.every == 0)
+
+    def figures_at(self, step: int) -> dict[str, float]:
+        """The figures of the validation at this step; empty where there was none, it failed or was stopped."""
+        return self.newest[1] if self.newest is not None and self.newest[0] == step else {}
 
     def run(self, model: TwoBranches, step: int, log: RunLog) -> None:
-        """Measures the model's identity branch, tells and logs the figures.
+        """Measures the model's identity branch, prints and logs the figures.
 
-        Every process calls this at the same step, embeds its share and gets the same answer. Failure is told and
-        logged and ends nothing: a broken picture must not cost a run.
+        Every process calls this at the same step, embeds its share and gets the same figures. A failure is printed and
+        logged, and training goes on: a broken picture must not cost a run.
         """
         began, of_benchmarks, curves = time.monotonic(), {}, {}
         share_batchnorm_statistics(model, self.process)
@@ -89,8 +104,8 @@ class Validation:
         for name, panels in curves.items():
             self._log_curves(name, Curves(step, panels), log)
         for name, of_one in of_benchmarks.items():
-            told = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
-            tell(self.process, f"validation at step {step:,}, {name}: {told}")
+            shown = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
+            tell(self.process, f"validation at step {step:,}, {name}: {shown}")
 
     def _score(self, name: str, benchmark: OpenBenchmark, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
         extracted = [
@@ -98,21 +113,21 @@ class Validation:
                     with_age=False, what=what, with_grey=False)
             for faces, what in benchmark.sides
         ]  # fmt: skip
-        told: list[dict[str, float] | str] = []
+        outcome: list[dict[str, float] | str] = []  # figures, or the error's sentence
         panels: list[Panel] = []
         if self.process.is_first:
             try:
                 result, _ = score(benchmark, extracted, PUBLISHED_ONLY)
                 panels = PANELS[benchmark.protocol](benchmark, extracted, result)
-                told = [
+                outcome = [
                     {f"{name}_{figure}": result[part][ANALYSED_JOIN][figure] for part, figure in _figures_of(benchmark)}
                 ]
             except UserError as error:
-                told = [str(error)]  # the others wait below
-        (answer,) = gather_lists(told, self.process)
-        if isinstance(answer, str):
-            raise UserError(answer)
-        return answer, panels
+                outcome = [str(error)]  # the others wait below
+        (figures,) = gather_lists(outcome, self.process)
+        if isinstance(figures, str):
+            raise UserError(figures)
+        return figures, panels
 
     def _log_curves(self, name: str, now: Curves, log: RunLog) -> None:
         title = self.benchmarks[name].title
@@ -127,6 +142,54 @@ def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
         for name, benchmark in benchmarks.items()
         for _, figure in _figures_of(benchmark)
     }
+
+
+def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
+    """The benchmarks of --validate-on, by the prefixes of their figures.
+
+    Raises:
+        UserError: a benchmark is unknown, missing or damaged, or given twice.
+    """
+    short_names = [Path(name).stem if name.endswith(".bin") else name for name in config.validate_on]
+    if len(set(short_names)) < len(short_names):
+        raise UserError("--validate-on has one name twice: give each set once, and files of different names.")
+    opened = {}
+    for name, short in zip(config.validate_on, short_names, strict=True):
+        try:
+            opened[short] = open_whole(name, config.face_dataset)
+        except UserError as error:
+            raise UserError(f"--validate-on {name}: {error}") from None
+    return opened
+
+
+def make_validation(
+    config: TrainConfig, process: Process, benchmarks: dict[str, OpenBenchmark], stop: StopRequest
+) -> Validation:
+    """The validation on these benchmarks, which a request to stop interrupts; never due where there are none."""
+
+    def batches_of(faces: Faces) -> Iterator[FaceBatch]:
+        pin_memory = process.device.type == "cuda"
+        loader = evaluation_loader(faces, BATCH_SIZE, config.workers, pin_memory, process.rank, process.world_size)
+        for batch in batches(loader):
+            if stop.noted:
+                raise UserError(f"asked to stop (signal {stop.noted}).")
+            yield batch
+
+    return Validation(benchmarks, process, batches_of, to_network_input, stop.status, every=config.validate_every)
+
+
+def check_best_metric(config: TrainConfig, logged: dict[str, bool]) -> bool:
+    """Whether --best-metric is better when higher; `logged` says so for each value that this run logs.
+
+    Raises:
+        UserError: it is not among them, or says nothing about the weights, as the speed.
+    """
+    if config.best_metric is None:
+        return False
+    if config.best_metric not in logged:
+        raise UserError(f"--best-metric {config.best_metric} is not logged in stage {config.stage}, or says nothing "
+                        f"about the weights: give one of {', '.join(logged)}.")  # fmt: skip
+    return logged[config.best_metric]
 
 
 @contextmanager

@@ -97,6 +97,6 @@ def _tell_ends(axes: Axes, panel: Panel) -> None:
 
 
 def _lowest(curves: Sequence[Sequence[float]]) -> float:
-    """The ten below the lowest figure, so that curves near 100 can be told apart."""
+    """The ten below the lowest figure, so that curves near 100 can be distinguished."""
     known = [y for curve in curves for y in curve if math.isfinite(y)]
     return max(0.0, 10.0 * math.floor((min(known) - 1) / 10)) if known else 0.0

@@ -7,6 +7,7 @@ from scripts import load_script
 from benchmarks.published import InsightFaceLoop, PublishedLoop, published_logits
 from models.iefp import IEFP
 from models.margin import CosFace
+from training.optim import make_precision
 from utils.distributed import Process
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_two_passes_of_the_published_loop_are_one_pass_of_ours():
     """In float64 to 1e-9, with BatchNorm's buffers but for those of CLUB, which the published loop moves needlessly."""
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, precision="fp32")
-    published = PublishedLoop(make_model(), 0.01, *train.make_precision(config, CPU))
+    published = PublishedLoop(make_model(), 0.01, *make_precision(config, CPU))
     ours = train.IdentityStage(config, make_model(), Process(0, 1, CPU))
     ours.model.train()
     for step in range(3):
@@ -52,7 +53,7 @@ def test_its_one_hot_margin_is_cosface():
 
 def test_the_insightface_loop_learns_its_batch():
     train = load_script("train")
-    loop = InsightFaceLoop(make_model().float(), 0.01, *train.make_precision(train.TrainConfig(), CPU))
+    loop = InsightFaceLoop(make_model().float(), 0.01, *make_precision(train.TrainConfig(), CPU))
     images, identities, _ = make_batch(0)
     losses = [loop.step(images.float(), identities) for _ in range(8)]
     assert losses[-1] < losses[0]

@@ -22,6 +22,8 @@ from data.loaders import collate
 from meta import UserError
 from models.iefp import IEFP
 from models.iresnet import IResNet
+from training.age_feature_cache import fingerprint, known_age_features, open_age_cache
+from training.setup import open_pictures
 from utils.distributed import Process
 from utils.files import in_bytes
 
@@ -184,7 +186,7 @@ def test_known_rows_of_a_mixed_batch_are_used_and_only_the_others_computed(cache
     items = [(torch.full((3, 2, 2), k, dtype=torch.uint8), 0, 0, k, 20, cache.read(k), ()) for k in indices]
     run = SimpleNamespace(age_cache=cache, stage=SimpleNamespace(age_features=age_features))
     faces, flips = collate(items), torch.tensor([True, False, False, True])
-    views = load_script("train").known_age_features(run, faces, faces.images.float() + 1, flips)
+    views = known_age_features(run, faces, faces.images.float() + 1, flips)
     assert asked == [2, 2]  # both views of the two others
     assert np.array_equal(views[[2, 0]].numpy(), known.astype(np.float16))
     assert (views[1] == 2).all() and (views[3] == 1).all()
@@ -238,7 +240,7 @@ def opened(tiny_faces, tmp_path):
 
     def open_it(**settings) -> AgeCache:
         config = train.TrainConfig(train_data=folder, cache_folder=tmp_path / "cache", **settings)
-        return train.open_age_cache(config, model, train.open_pictures(config, process), process)
+        return open_age_cache(config, model, open_pictures(config, process), process)
 
     return open_it, folder
 
@@ -282,5 +284,4 @@ def test_the_key_knows_what_the_weights_do_not_tell_of_the_network():
     torch.manual_seed(0)
     plus, minus = (IResNet("iresnet18_quarter", f"x_{sign}_relu_linear_bn") for sign in ("plus", "minus"))
     minus.load_state_dict(plus.state_dict())
-    fingerprint = load_script("train").fingerprint
     assert fingerprint(plus) != fingerprint(minus)

@@ -235,12 +235,12 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_the_next_is_whole():
     assert epoch_of(sampler, 4, start=7) == []
 
 
-def test_fewer_images_than_one_whole_batch_are_refused(faces):
+def test_fewer_images_than_one_whole_batch_are_refused():
     with pytest.raises(UserError, match=r"14 images do not fill one batch of 15: lower --batch-size"):
-        training_loader(faces, batch_size=15, seed=0)
+        EpochSampler(14, batch_size=15, seed=0)
     with pytest.raises(UserError, match=r"one batch of 16 \(8 on each of 2 processes\): lower --batch-size"):
-        training_loader(faces, batch_size=8, seed=0, world_size=2)
-    assert len(training_loader(faces, batch_size=14, seed=0)[0]) == 1
+        EpochSampler(14, batch_size=8, seed=0, world_size=2)
+    assert len(EpochSampler(14, batch_size=14, seed=0)) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------- loaders
@@ -276,7 +276,8 @@ def test_workers_change_nothing(faces):
     evaluated, trained = [], []
     for workers in (0, 2):
         evaluated.append(list(batches(evaluation_loader(faces, 4, workers))))
-        loader, sampler = training_loader(faces, 4, seed=1, workers=workers)
+        sampler = EpochSampler(NUM_FACES, 4, seed=1)
+        loader = training_loader(faces, sampler, workers=workers)
         trained.append([])
         for epoch in (0, 1):  # the second with the workers that the first has started
             sampler.set_epoch(epoch)
@@ -287,7 +288,8 @@ def test_workers_change_nothing(faces):
 
 
 def test_training_batches_hold_the_faces_that_the_sampler_names(faces):
-    loader, sampler = training_loader(faces, 4, seed=1, rank=1, world_size=2)
+    sampler = EpochSampler(NUM_FACES, 4, seed=1, rank=1, world_size=2)
+    loader = training_loader(faces, sampler)
     sampler.set_epoch(6)
     (batch,) = batches(loader)  # 14 images, whole batches of 8
     assert batch.indices.tolist() == list(sampler)[0]
@@ -298,7 +300,7 @@ def test_training_batches_hold_the_faces_that_the_sampler_names(faces):
 
 def test_loading_draws_nothing_from_the_global_generator(faces):
     state = torch.get_rng_state()
-    loader, _ = training_loader(faces, 4, seed=1)
+    loader = training_loader(faces, EpochSampler(NUM_FACES, 4, seed=1))
     assert len(list(batches(loader))) == 3
     assert len(list(batches(evaluation_loader(faces, 4)))) == 4
     assert torch.equal(torch.get_rng_state(), state)
@@ -322,7 +324,7 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
     assert loaded == [[0, 1], [2, 3]]
 
     with pytest.raises(UserError, match="truncated") as caught:
-        list(batches(training_loader(index, 3, seed=0, workers=workers)[0]))
+        list(batches(training_loader(index, EpochSampler(6, 3, seed=0), workers=workers)))
     assert_is_one_sentence(caught.value, broken)
     del caught  # it holds this frame, so only the garbage collector would end the workers, see `batches`
 

@@ -17,7 +17,7 @@ from PIL import Image
 from data import records
 from data.faces import Faces, index_identity_folders, index_names, with_ages
 from data.fast_jpeg import MAX_BYTES, decode_aligned, is_aligned_jpeg
-from data.loaders import batches, evaluation_loader, training_loader
+from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
 from data.record_packing import ORIGIN_NAME, RecordWriter, as_parts, pack_folder, unpack_record_file
 from data.records import AGE_NOTE, MAGIC_WORD, RecordFile, index_record_file
 from data.transforms import UnreadablePicture, decode_face
@@ -256,7 +256,10 @@ def test_loaders_give_the_same_batches_from_records_as_from_folders(tmp_path, fo
     pack_folder(folder, tmp_path / "train.rec")
     index = index_record_file(tmp_path / "train.rec")
     index.decode(0)  # opened before the workers are forked
-    for make in (lambda f: evaluation_loader(f, 4, workers), lambda f: training_loader(f, 4, 1, workers=workers)[0]):
+    for make in (
+        lambda f: evaluation_loader(f, 4, workers),
+        lambda f: training_loader(f, EpochSampler(len(f), 4, 1), workers=workers),
+    ):
         for ours, theirs in zip(batches(make(index)), batches(make(folder)), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours[:4], theirs[:4], strict=True))
 
@@ -334,7 +337,7 @@ def test_a_damaged_record_is_an_unreadable_picture_and_training_can_skip_it(tmp_
             method(1)
         assert str(caught.value).startswith(f"'{path} key 2' cannot be decoded, the record at byte {offsets[2]:,} ")
         assert why in str(caught.value)
-    (batch,) = batches(training_loader(index, 5, seed=0, on_bad_image="skip")[0])
+    (batch,) = batches(training_loader(index, EpochSampler(5, 5, seed=0), on_bad_image="skip"))
     assert sorted(batch.indices.tolist()) == [0, 2, 2, 3, 4]
     assert why in batch.failures[0]
     result = unpack_record_file(index, tmp_path / "out", with_ages=False)

@@ -300,4 +300,4 @@ def test_a_run_begun_before_these_flags_goes_on(train_identity, tmp_path):
 def test_no_age_features_are_kept_where_none_are_used(train_identity, tmp_path, method):
     flags = ("--epochs", 3, "--disentangle", method, "--cache-folder", tmp_path / "cache")
     outcome = train_identity(tmp_path / "run", *flags)
-    assert outcome.status == 0 and f"no age features are kept: --disentangle {method} uses none" in outcome.out
+    assert outcome.status == 0 and f"no age features are cached: --disentangle {method} uses none" in outcome.out

@@ -14,7 +14,7 @@ from meta import UserError
 from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
-from training.accumulation import check_parts, mean_of_parts, momentum_of_parts
+from training.optim import check_accumulation, mean_metrics, momentum_of_passes
 from utils.distributed import Process
 
 CPU = torch.device("cpu")
@@ -175,8 +175,8 @@ def test_running_statistics_move_as_far_in_a_step_of_two_equal_parts_as_in_one()
 
 
 def test_one_pass_keeps_the_momentum_to_the_bit():
-    assert momentum_of_parts(0.19, 1, 1) == 0.19
-    assert 1 - (1 - momentum_of_parts(0.19, 1, 5)) ** 5 == pytest.approx(0.19)
+    assert momentum_of_passes(0.19, 1, 1) == 0.19
+    assert 1 - (1 - momentum_of_passes(0.19, 1, 5)) ** 5 == pytest.approx(0.19)
 
 
 # -------------------------------------------------------------------------------------------------------- memory
@@ -229,15 +229,15 @@ def test_a_loss_scale_changes_nothing_but_where_it_overflows_the_whole_step_is_l
 
 def test_means_of_parts_are_plain_means():
     told = [{"a": torch.tensor(1.0), "b": torch.tensor(4.0)}, {"a": torch.tensor(2.0), "b": torch.tensor(0.0)}]
-    assert mean_of_parts(told) == {"a": 1.5, "b": 2.0} and mean_of_parts(told[:1]) is told[0]
+    assert mean_metrics(told) == {"a": 1.5, "b": 2.0} and mean_metrics(told[:1]) is told[0]
 
 
 @pytest.mark.parametrize(("batch_size", "parts", "processes"), [(12, 5, 1), (12, 4, 2), (12, 12, 1), (12, 24, 1)])
 def test_parts_that_are_not_equal_or_too_small_are_one_sentence(batch_size, parts, processes):
     with pytest.raises(UserError, match=f"--accumulation {parts} can't cut the {12 // processes} images"):
-        check_parts(batch_size, parts, Process(0, processes, CPU))
+        check_accumulation(batch_size, parts, Process(0, processes, CPU))
 
 
 def test_parts_that_fit_pass():
     for batch_size, parts, processes in ((12, 1, 1), (12, 6, 1), (12, 3, 2), (2, 1, 2)):
-        check_parts(batch_size, parts, Process(0, processes, CPU))
+        check_accumulation(batch_size, parts, Process(0, processes, CPU))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from data.faces import index_identity_folders
 from data.loaders import MAX_TRIES, EpochSampler, batches, evaluation_loader, training_loader
@@ -37,8 +38,9 @@ def faces(tmp_path_factory):
     return write_faces(tmp_path_factory.mktemp("faces"), NUM_FACES, BAD)
 
 
-def epoch(index, batch_size, **how):
-    return list(batches(training_loader(index, batch_size, seed=3, on_bad_image="skip", **how)[0]))
+def epoch(index, batch_size, rank=0, world_size=1, **how):
+    sampler = EpochSampler(len(index), batch_size, 3, rank, world_size)
+    return list(batches(training_loader(index, sampler, on_bad_image="skip", **how)))
 
 
 def replaced(indices):
@@ -90,16 +92,12 @@ def test_pinned_memory_keeps_failures_a_tuple(faces):
     (batch,) = epoch(faces, NUM_FACES, pin_memory=torch.cuda.is_available())
     assert isinstance(batch.failures, tuple)
     listed = batch._replace(failures=list(batch.failures))  # what torch's pinning makes of it
-
-    class Loader(list):
-        """One batch; a list takes no attributes, which a loader gets."""
-
-    (again,) = batches(Loader([listed]))
+    (again,) = batches(DataLoader([listed], batch_size=None, collate_fn=lambda batch: batch))
     assert again.failures == batch.failures
 
 
 def test_without_skip_and_in_evaluation_a_bad_picture_is_an_error(faces):
-    for loader in (training_loader(faces, 4, seed=3)[0], evaluation_loader(faces, 4)):
+    for loader in (training_loader(faces, EpochSampler(NUM_FACES, 4, seed=3)), evaluation_loader(faces, 4)):
         with pytest.raises(UserError, match="cannot be decoded, it is not an image"):
             list(batches(loader))
 
@@ -132,7 +130,7 @@ def test_workers_end_with_the_error_and_do_not_wait_for_the_garbage_collector(fa
     gc.disable()
     try:
         with contextlib.suppress(UserError):
-            list(batches(training_loader(faces, 4, seed=3, workers=2)[0]))
+            list(batches(training_loader(faces, EpochSampler(NUM_FACES, 4, seed=3), workers=2)))
         assert multiprocessing.active_children() == []
     finally:
         gc.enable()
@@ -140,7 +138,7 @@ def test_workers_end_with_the_error_and_do_not_wait_for_the_garbage_collector(fa
 
 def test_an_unknown_way_is_our_mistake(faces):
     with pytest.raises(AssertionError, match="on_bad_image is 'ignore'"):
-        training_loader(faces, 4, seed=0, on_bad_image="ignore")
+        training_loader(faces, EpochSampler(NUM_FACES, 4, seed=0), on_bad_image="ignore")
 
 
 # ------------------------------------------------------------------------------------------ which images and whose

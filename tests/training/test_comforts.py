@@ -15,6 +15,7 @@ from test_train import read_log, same_weights
 
 from models.iefp import IEFP
 from models.weights import describe_branches, iefp_file_tensors, load_for_embedding, load_what_fits
+from training import setup
 from training.checkpoint import load_newest, save_checkpoint
 from utils.distributed import Process, average, leave, start_process, stop_process
 
@@ -149,13 +150,13 @@ def take_steps(process: Process):
     rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
     own = torch.tensor(rows[process.rank])
     permutation = torch.tensor([1, 0, 3, 2] * 2 if process.world_size == 1 else [1, 0] * 2)
-    losses, exchanged, learn_from = [], [], stage.learn_from
+    losses, exchanged, forward_backward = [], [], stage.forward_backward
 
     def learn(*given):
         exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", None))
-        return learn_from(*given)
+        return forward_backward(*given)
 
-    stage.learn_from = learn
+    stage.forward_backward = learn
     for step in range(2):
         draw = torch.Generator().manual_seed(step)
         images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
@@ -188,7 +189,7 @@ def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_o
 
 # -------------------------------------------------------------------------------------------- from other weights
 
-PREFIXES = load_script("train").IDENTITY_STAGE_PREFIXES
+PREFIXES = setup.IDENTITY_STAGE_PREFIXES
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from data.records import index_record_file
 from meta import FILENAME_PATTERNS, UserError
 from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
-from training import checkpoint, dry_run
+from training import checkpoint, dry_run, setup, state
 from training import optim as optimisation
 from training.checkpoint import find_best, list_checkpoints, load_checkpoint, load_newest, save_checkpoint, save_shard
 from training.optim import load_optimiser, make_optimiser
-from training.validation import figures_of
+from training.state import Run, TrainState
+from training.validation import Validation, check_best_metric, figures_of
 from utils.cli import parse_config
 from utils.device_errors import is_device_error
 from utils.distributed import Process, leave, start_process, stop_process
@@ -116,7 +117,7 @@ def test_a_run_resumed_with_fewer_batches_goes_on_with_the_next_epoch(resumed, m
     fewer = ("--batch-size", 10, "--override-config")
     sentence = "12 images of epoch 1 are done, and it has 10 now: the rest of epoch 1 is left out"
     with monkeypatch.context() as patch:
-        patch.setattr(train, "measure_step", lambda *_: (dry_run.StepTime(0.1, 0.1, 0.1, 0), 10))
+        patch.setattr(dry_run, "measure", lambda *_: dry_run.Measured(10, dry_run.StepTime(0.1, 0.1, 0.1, 0), 10**9))
         outcome = resumed(*fewer, "--dry-run")
     assert outcome.status == 0 and sentence in outcome.out and Path("run", "dry_run.png").exists(), outcome.err
     outcome = resumed(*fewer)
@@ -155,7 +156,7 @@ def test_images_done_say_where_an_epoch_goes_on(saved, batch_size, position):
     """1a and 1b: at the same image with another batch size, with the next epoch where nothing of this one is left."""
     config, sampler = train.TrainConfig(batch_size=batch_size), EpochSampler(48, batch_size, seed=0)
     digests = {"pictures": "same", "num_pictures": 48}
-    assert train.position_of(config, saved, digests, sampler, ALONE) == train.Position(*position, 7)
+    assert state.state_after(config, saved, digests, sampler, ALONE) == TrainState(*position, 7)
     sampler.set_epoch(*position)
     assert len(sampler) > 0
 
@@ -163,7 +164,7 @@ def test_images_done_say_where_an_epoch_goes_on(saved, batch_size, position):
 def test_a_request_to_stop_in_the_validation_that_was_still_due_is_honoured(resumed, tiny_faces, monkeypatch):
     """1a: SIGTERM is never swallowed, also where no epoch is left to train."""
     rewrite(at(2, 0, 2))
-    monkeypatch.setattr(train, "validate", lambda run, position: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, "validate", lambda run, state: os.kill(os.getpid(), signal.SIGTERM))
     outcome = resumed("--validate-every", 100, "--validate-on", "calfw", "--face-dataset", tiny_faces)
     assert outcome.status == 143 and "after step 2; saved" in outcome.out
     assert not Path("run", "iefp.pth").exists()
@@ -233,7 +234,7 @@ def compare_indices_of(folders: list[list[str]]) -> None:
     process = start_process("cpu")
     for folder in (couple[process.rank] for couple in folders):
         try:
-            train.compare_indices(train.TrainConfig(train_data=folder), index_identity_folders(folder, None), process)
+            setup.compare_indices(train.TrainConfig(train_data=folder), index_identity_folders(folder, None), process)
             print("the same", flush=True)
         except UserError as error:
             print(error, flush=True)
@@ -260,7 +261,7 @@ def load_the_run(**settings):
     config = train.TrainConfig(backbone="iresnet18_quarter", run_folder=Path("run"), device="cpu", **settings)
     stage = train.IdentityStage(config, IEFP("iresnet18_quarter", 1, 6), ALONE)
     digests = index_digests(index_identity_folders("faces", FILENAME_PATTERNS["ms1mv3"]))
-    assert train.load_run(config, stage, digests, ALONE) is not None
+    assert state.load_run(config, stage, digests, ALONE) is not None
     return stage
 
 
@@ -309,8 +310,8 @@ def while_copying(error: str):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ((train, "load_optimiser"), OUT_OF_MEMORY),
-        ((train, "load_optimiser"), RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel")),
+        ((state, "load_optimiser"), OUT_OF_MEMORY),
+        ((state, "load_optimiser"), RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel")),
         ((IEFP, "load_state_dict"), while_copying("CUDA error: uncorrectable ECC error encountered")),
         ((torch, "load"), RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate")),
         ((torch, "load"), MemoryError()),
@@ -333,7 +334,7 @@ def test_a_checkpoint_of_another_model_says_what_differs(begun):
     config = train.TrainConfig(run_folder=Path("run"), device="cpu")
     stage = train.IdentityStage(config, IEFP("iresnet18_quarter", 0, 6), ALONE)
     with pytest.raises(UserError, match=r"of another model than the data and flags ask for \(.*spu.* is not asked for"):
-        train.put_into(stage, load_newest(Path("run", "checkpoints"), print), Path("run", "checkpoints"))
+        state.load_into(stage, load_newest(Path("run", "checkpoints"), print), Path("run", "checkpoints"))
     model, other = IEFP("iresnet18_quarter", 1, 6).state_dict(), IEFP("iresnet18_quarter", 1, 5).state_dict()
     assert checkpoint.differences(model, other) == ["margin_fc.weight is (5, 512) there, (6, 512) here"]
 
@@ -342,7 +343,7 @@ def test_a_cuda_error_while_saving_is_no_full_disk(saving_run, tmp_path, monkeyp
     """1d: the run ends with what happened; it does not go on as with a full disk."""
     monkeypatch.setattr(torch, "save", raises(RuntimeError("CUDA error: an illegal memory access\nadvice")))
     with pytest.raises(UserError, match=r"step 1 could be made \(RuntimeError: CUDA error: an illegal memory access\)"):
-        train.save(saving_run, train.Position(0, 1, 1))
+        state.save(saving_run, TrainState(0, 1, 1))
     assert saving_run.log.events == [] and list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -378,12 +379,12 @@ def test_out_of_memory_is_no_failure_of_compile(monkeypatch, capsys, error):
     """1d: without translation it would only come again, and an error of the compiler is still passed over."""
     encoder = torch.nn.Linear(2, 2)
     monkeypatch.setattr(torch, "compile", lambda call, **_: raises(error))
-    optimisation.translate(train.TrainConfig(compile=True), (encoder,))
+    optimisation.maybe_compile(train.TrainConfig(compile=True), [encoder])
     with pytest.raises(type(error)):
         encoder(torch.zeros(1, 2))
     assert "training goes on without" not in capsys.readouterr().err
     monkeypatch.setattr(torch, "compile", lambda call, **_: raises(Wrapped(TypeError("no such kernel"))))
-    optimisation.translate(train.TrainConfig(compile=True), (encoder,))
+    optimisation.maybe_compile(train.TrainConfig(compile=True), [encoder])
     assert encoder(torch.zeros(1, 2)).shape == (1, 2)
     assert "training goes on without" in capsys.readouterr().err
 
@@ -497,32 +498,32 @@ def test_the_best_of_a_later_checkpoint_that_is_damaged_is_not_overwritten(tmp_p
 @pytest.fixture
 def saving_run(tmp_path, monkeypatch):
     """As much of a run as `save` needs, with --best-metric loss."""
-    monkeypatch.setattr(train, "describe_branches", lambda model: {})
-    stage = SimpleNamespace(model=torch.nn.Linear(2, 2), optimisers={}, averaged=None,
+    monkeypatch.setattr(state, "describe_branches", lambda model: {})
+    stage = SimpleNamespace(model=torch.nn.Linear(2, 2), optimisers={}, ema=None,
                             scaler=torch.amp.GradScaler("cpu", enabled=False))  # fmt: skip
     config = train.TrainConfig(run_folder=tmp_path, best_metric="loss")
     log = SimpleNamespace(events=[], event=lambda kind, step, **_: log.events.append((kind, step)))
-    return train.Run(config, ALONE, None, stage, None, None, None, log=log)
+    return Run(config, ALONE, None, stage, None, log=log, validation=Validation({}, ALONE, None, None))
 
 
-def test_readings_are_kept_until_a_save_succeeded(saving_run, tmp_path, monkeypatch):
-    """1e: a disk that is full loses neither the readings nor the best value; both go with the next save."""
+def test_metrics_are_kept_until_a_save_succeeded(saving_run, tmp_path, monkeypatch):
+    """1e: a disk that is full loses neither the metrics nor the best value; both go with the next save."""
     run = saving_run
-    run.readings = [{"loss": 1.0}]
+    run.metrics = [{"loss": 1.0}]
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_flushed", raises(OSError(28, "No space left on device")))
-        assert not train.save(run, train.Position(0, 1, 1))
-    assert (run.readings, run.best) == ([{"loss": 1.0}], None)
-    run.readings.append({"loss": 3.0})
+        assert not state.save(run, TrainState(0, 1, 1))
+    assert (run.metrics, run.best) == ([{"loss": 1.0}], None)
+    run.metrics.append({"loss": 3.0})
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "keep_as_best", raises(OSError(28, "No space left on device")))
-        assert train.save(run, train.Position(0, 2, 2))
-    assert (run.readings, run.best) == ([], None)  # saved, but it did not become best.pth
-    run.readings = [{"loss": 2.5}]
-    assert train.save(run, train.Position(0, 3, 3))
+        assert state.save(run, TrainState(0, 2, 2))
+    assert (run.metrics, run.best) == ([], None)  # saved, but it did not become best.pth
+    run.metrics = [{"loss": 2.5}]
+    assert state.save(run, TrainState(0, 3, 3))
     assert run.best == load_checkpoint(tmp_path / "checkpoints" / "best.pth")["best"] == 2.5
-    run.readings = [{"loss": float("nan")}]
-    assert train.save(run, train.Position(0, 4, 4)) and run.best == 2.5
+    run.metrics = [{"loss": float("nan")}]
+    assert state.save(run, TrainState(0, 4, 4)) and run.best == 2.5
     assert run.log.events == [("checkpoint_failed", 1), ("best_not_kept", 2)]
     assert load_checkpoint(tmp_path / "checkpoints" / "step_00000004.pth")["best"] == 2.5
 
@@ -588,11 +589,11 @@ def test_who_makes_a_figure_says_which_way_is_better():
 def test_losses_and_errors_of_a_stage_are_better_when_lower_and_accuracies_when_higher():
     """4b: of stage age with both heads, and of stage identity by the published method."""
     config = train.TrainConfig(stage="age", age_head="years")
-    stage = train.AgeStage(config, IEFP("iresnet18_quarter", 1, None, year_head=True), ALONE)
-    better = {name for name, higher_is_better in stage.logged.items() if higher_is_better}
+    logged = train.AgeStage.logged_metrics(config)
+    better = {name for name, higher_is_better in logged.items() if higher_is_better}
     assert better == {"age_group_accuracy_percent", "by_years_age_group_accuracy_percent"}
-    stage = train.IdentityStage(train.TrainConfig(), IEFP("iresnet18_quarter", 1, 5), ALONE)
-    assert {"log_likelihood", "mutual_information"} <= stage.logged.keys() and not any(stage.logged.values())
+    logged = train.IdentityStage.logged_metrics(train.TrainConfig())
+    assert {"log_likelihood", "mutual_information"} <= logged.keys() and not any(logged.values())
 
 
 @pytest.mark.parametrize("method", [name for name in CRITICS if name != "iefp"])  # CLUB has to be trained first
@@ -624,17 +625,14 @@ def test_speed_is_no_metric_to_keep_a_checkpoint_by(train_identity, tmp_path):
 def test_the_directions_of_a_stage_reach_the_choice(saving_run):
     """4b: grl's classifier loss is better when higher, its log-likelihood and all losses when lower."""
     config = train.TrainConfig(disentangle="grl")
-    stage = train.IdentityStage(config, IEFP("iresnet18_quarter", 1, 5, critic="grl"), ALONE)
-    better = {
-        metric: train.check_best_metric(dataclasses.replace(config, best_metric=metric), stage.logged)
-        for metric in stage.logged
-    }
+    logged = train.IdentityStage.logged_metrics(config)
+    better = {metric: check_best_metric(dataclasses.replace(config, best_metric=metric), logged) for metric in logged}
     assert [name for name, is_higher in better.items() if is_higher] == ["age_classifier_loss"]
     run = saving_run
-    run.best, run.readings, run.higher_is_better = 1.0, [{"loss": 2.0}], True
-    assert train.new_best(run, {}) == 2.0
+    run.best, run.metrics, run.higher_is_better = 1.0, [{"loss": 2.0}], True
+    assert state.new_best(run, {}) == 2.0
     run.higher_is_better = False
-    assert train.new_best(run, {}) is None
+    assert state.new_best(run, {}) is None
 
 
 # ------------------------------------------------------------------------------------------------- nothing left to do

@@ -24,6 +24,10 @@ from test_train import training_set
 from data.age_cache import DATA, AgeCache, prepare_cache
 from data.faces import index_identity_folders
 from data.loaders import batches
+from training import setup
+from training.age_feature_cache import fill_age_cache, open_age_cache
+from training.config import TrainConfig
+from training.state import Run
 from training.stopping import StopRequest
 from utils import distributed
 from utils.cli import parse_config, run_script
@@ -64,16 +68,15 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
         return age_features_of(images)
 
     def fill() -> int:
-        train, process = load_script("train"), start_process("cpu")
-        config = parse_config(train.TrainConfig)
-        index = train.open_pictures(config, process)
-        model = train.make_model(config, 1, train.read_weights(config), process)
-        cache = train.open_age_cache(config, model, index, process)
+        config, process = parse_config(TrainConfig), start_process("cpu")
+        index = setup.open_pictures(config, process)
+        model = setup.make_model(config, 1, setup.read_weights(config), process)
+        cache = open_age_cache(config, model, index, process)
         if cache is None:
             return 0
         stage = SimpleNamespace(age_features=age_features)
-        run = train.Run(config, process, index, stage, cache, None, None, stop=StopRequest(process))
-        status = train.fill_age_cache(run)
+        run = Run(config, process, index, stage, None, age_cache=cache, stop=StopRequest(process))
+        status = fill_age_cache(run)
         wait_for_all(process)
         (folder / f"computed_{rank}").write_text(str(sum(computed)))
         return status
@@ -124,7 +127,7 @@ def test_processes_share_a_machines_pictures_out_and_all_stop_together(flags, tm
     """2a: ahead with two processes on each of two machines; a request to one ends all four, and what is done stays."""
     flags += ["--batch-size", "8"]
     stopped = in_processes(4, fill_on_a_machine, tmp_path, flags, 2, True)
-    assert stopped.statuses == [143] * 4 and "age features so far are kept" in stopped.out, stopped.err[-3000:]
+    assert stopped.statuses == [143] * 4 and "age features so far are cached" in stopped.out, stopped.err[-3000:]
     for node in range(2):
         assert len(cache_of(tmp_path / f"cache_{node}").unknown()) == NUM_PICTURES - 4  # a batch of 2 of each process
     ended = in_processes(4, fill_on_a_machine, tmp_path, flags, 2)
@@ -148,13 +151,13 @@ def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tm
     """2a: with auto the known rows of a batch are used, so that a machine's later epochs compute ever less."""
     train, computed = load_script("train"), []
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    config, process = parse_config(train.TrainConfig), Process(0, 2, torch.device("cpu"), num_nodes=2)
+    config, process = parse_config(TrainConfig), Process(0, 2, torch.device("cpu"), num_nodes=2)
     index = index_identity_folders(config.train_data, None)
     cache = prepare_cache(tmp_path, "age_features", {}, len(index), print)
-    loader, sampler = train.make_loader(config, index, process)  # half of each whole batch
-    loader.dataset.age_cache = cache
+    sampler = setup.make_sampler(config, index, process)  # half of each whole batch
+    loader = setup.make_loader(config, index, sampler, process, cache)
     stage = SimpleNamespace(age_features=lambda images: computed.append(len(images)) or age_features_of(images))
-    run = train.Run(config, process, index, stage, cache, loader, sampler)
+    run = Run(config, process, index, stage, sampler, age_cache=cache)
     seen, counts = set(), []
     for epoch in range(3):
         sampler.set_epoch(epoch)

@@ -19,7 +19,7 @@ from meta import UserError
 from models.iefp import IEFP
 from models.weights import age_file_tensors, load_for_embedding
 from training.checkpoint import list_checkpoints, load_checkpoint, read_rows, save_checkpoint, save_shard, shard_path
-from training.partial_fc import load_with_rows
+from training.partial_fc import load_with_rows, own_identities
 from utils.distributed import Process, leave, start_process, stop_process
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -151,7 +151,7 @@ def overflow_on_the_last(path: Path) -> None:
 
     def step(rate: float) -> dict[str, float | bool]:
         config = train.TrainConfig(sharded_classes=True, class_sampling_rate=rate, precision="fp16", disentangle="none")
-        model = fill(IEFP("iresnet18_quarter", 1, 5, own_identities=train.own_identities(5, process)))
+        model = fill(IEFP("iresnet18_quarter", 1, 5, own_identities=own_identities(5, process)))
         stage = train.IdentityStage(config, model, process)
         before = {key: value.clone() for key, value in model.named_parameters()}
         if process.rank == 1:

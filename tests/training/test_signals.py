@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import SMALL
 from processes import _as_program, free_port, in_processes
-from scripts import ROOT, load_script
+from scripts import ROOT
 from test_train import read_log, training_set
 from torch.utils.data import DataLoader, Dataset, dataloader
 
 from meta import TRAINING_SETS
 from training import stopping
+from training.validation import Validation
 from utils.distributed import Process
 from utils.worker_processes import started
 
@@ -217,7 +218,7 @@ def test_a_request_to_stop_in_a_validation_is_no_failure_of_it(
     train_identity, tiny_faces, tmp_path, monkeypatch, number
 ):
     """9: it said "validation failed, training goes on", and ended; one before the first step did not end at all."""
-    validation = load_script("train").Validation
+    validation = Validation
     score, requests = validation._score, [signal.SIGTERM, signal.SIGINT]
 
     def score_when_asked(self, *given):

@@ -1,4 +1,4 @@
-"""training/trackers.py, by a stand-in for wandb: what it is given, under which id, and what can go wrong."""
+"""--wandb (training/run_log.py), by a stand-in for wandb: what it is given, under which id, and what can go wrong."""
 
 import sys
 from types import SimpleNamespace
@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from meta import UserError
-from training.run_log import RunLog
-from training.trackers import Tracker
+from training.run_log import RunLog, Tracker
 
 
 class StandIn:
@@ -62,7 +61,7 @@ def test_a_run_that_goes_on_has_the_id_of_its_folder_and_another_has_another(wan
 
 def test_a_service_that_refuses_is_one_sentence(wandb, tmp_path):
     wandb.refuses = True
-    with pytest.raises(UserError, match="--wandb faces can't be begun .api_key not configured.: log in by") as refused:
+    with pytest.raises(UserError, match="--wandb faces can't be started .api_key not configured.: log in") as refused:
         Tracker("faces", tmp_path, {})
     assert "\n" not in str(refused.value)
 

@@ -10,7 +10,7 @@ from processes import in_processes, run_program
 from scripts import load_script
 
 from models.iefp import IEFP
-from training.partial_fc import whole_weight
+from training.partial_fc import own_identities, whole_weight
 from utils.distributed import Process, average, leave, start_process, stop_process
 
 STEPS, WHOLE_BATCH, IDENTITIES = 2, 8, 5
@@ -25,7 +25,7 @@ def take_steps(process: Process, **settings) -> dict:
     """
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, clip_norm=LEAST_NORM, **settings)
-    own = train.own_identities(IDENTITIES, process) if config.sharded_classes else None
+    own = own_identities(IDENTITIES, process) if config.sharded_classes else None
     of_head = {"margin": config.margin, "margin_value": None}
     model = IEFP("iresnet18_quarter", 1, IDENTITIES, **of_head, own_identities=own)
     whole = fill(IEFP("iresnet18_quarter", 1, IDENTITIES, **of_head)).state_dict()

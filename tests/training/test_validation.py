@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import SMALL
 from processes import run_program
-from scripts import load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import read_log, same_weights, training_set
 
@@ -152,7 +151,7 @@ def test_whatever_has_the_three_methods_can_be_asked(tiny_faces, tmp_path):
     for step in (1, 2):
         validation.run(Rows(), step, RunLog(tmp_path, enabled=False))
     figures = validation.figures_at(2)
-    assert figures.keys() == figures_of(validation.benchmarks).keys() and validation.figures_at(1) is None
+    assert figures.keys() == figures_of(validation.benchmarks).keys() and validation.figures_at(1) == {}
 
 
 # ----------------------------------------------------------------------------------------------------------- the best
@@ -161,7 +160,7 @@ def test_whatever_has_the_three_methods_can_be_asked(tiny_faces, tmp_path):
 def test_the_checkpoint_of_the_best_figure_is_kept_and_its_weights_are_written(validated, tmp_path, monkeypatch):
     """Figures are made up: the second of three is best, at a step at which no checkpoint would have been made."""
     made_up = iter([10.0, 90.0, 50.0])
-    validation = load_script("train").Validation
+    validation = Validation
     folder = tmp_path / "run"
     monkeypatch.setattr(validation, "_score", lambda self, *args: ({"fgnet_rank1_percent": next(made_up)}, []))
     monkeypatch.setattr(validation, "_log_curves", lambda self, *args: None)
@@ -199,9 +198,8 @@ def test_where_a_moving_average_is_kept_it_is_what_is_validated_and_what_was_bes
 
 
 def test_a_run_that_goes_on_knows_its_best_and_asks_again_where_it_was_stopped(validated, tmp_path, monkeypatch):
-    train = load_script("train")
     folder, flags = tmp_path / "run", ("--epochs", 2, "--best-metric", "calfw_eer_percent")
-    run, score, asked = train.Validation.run, train.Validation._score, []
+    run, score, asked = Validation.run, Validation._score, []
 
     def stop_at_the_fourth(self, model, step, log):
         asked.append(step)
@@ -213,8 +211,8 @@ def test_a_run_that_goes_on_knows_its_best_and_asks_again_where_it_was_stopped(v
         figures, panels = score(self, *args)
         return figures | {"calfw_eer_percent": {2: 5.0}.get(asked[-1], 30.0)}, panels
 
-    monkeypatch.setattr(train.Validation, "run", stop_at_the_fourth)
-    monkeypatch.setattr(train.Validation, "_score", made_up)
+    monkeypatch.setattr(Validation, "run", stop_at_the_fourth)
+    monkeypatch.setattr(Validation, "_score", made_up)
     outcome = validated(folder, *flags, on=("calfw",))
     assert outcome.status == 143 and "saved: the same command goes on" in outcome.out
     assert [event["step"] for event in events(folder, "validation")] == [2]
