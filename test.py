@@ -76,6 +76,7 @@ from meta import (
 from models.iefp import IEFP
 from models.weights import load_estimator, load_for_embedding, model_fingerprint
 from utils.cli import (
+    CHECK_PATH,
     Either,
     Needs,
     With,
@@ -207,7 +208,7 @@ def in_step(work: Callable[[], T], process: Process) -> T:
     except UserError as error:
         failures.append(str(error))
     except OSError as error:
-        failures.append(f"{error}: check that path, who may use it, and the space left.")
+        failures.append(f"{error}: {CHECK_PATH}")
     failures = gather_lists(failures, process)
     if failures:
         raise UserError(failures[0])

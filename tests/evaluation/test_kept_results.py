@@ -11,6 +11,7 @@ from scripts import load_script
 from data.faces import index_identity_folders
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.gallery_files import write_gallery
+from evaluation.embeddings.photos import made_by as made_by_model
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
 from utils.cli import parse_config
@@ -101,7 +102,7 @@ def test_what_an_earlier_version_wrote_says_how_to_make_it_anew(own_weights, run
     content = json.loads(path.read_text())
     del content["models"][0]["model_fingerprint"]
     path.write_text(json.dumps(content))
-    gallery, made_by = tmp_path / "old.npz", embed.made_by(model)
+    gallery, made_by = tmp_path / "old.npz", made_by_model(model)
     del made_by["model_fingerprint"]
     write_gallery(gallery, ("a",), np.ones((1, 1024), np.float32), None, made_by)
     pictures = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[:2]
