@@ -43,6 +43,7 @@ from utils.cli import (
     available_cores,
     bounded,
     check_input_files,
+    input_file,
     output_file,
     parse_config,
     printable,
@@ -62,13 +63,13 @@ class EmbedConfig:
     """Pictures, or folders of pictures. Two pictures and no -o are compared."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
     """File for names, embeddings, age probabilities and what made them: .npz, or .parquet (needs pyarrow)."""
-    gallery: Path | None = None
+    gallery: Path | None = input_file()
     """Such a file of the same weights: the pictures are searched in it."""
     top: int = bounded(5, low=1)
     """How many of the gallery to show for each picture."""
     weights: Path = WEIGHTS
     """As in test.py: the released IEFP file, an InsightFace backbone.pth, or what train.py writes."""
-    calibration: Path | None = None
+    calibration: Path | None = input_file()
     """calibration.json of test.py; looked for beside --weights, then in results/, unless given."""
     far: float = bounded(1e-3, above=0.0, high=1.0)
     """False-accept rate of the answer: 1e-1, 1e-2, 1e-3 or 1e-4, as far as the calibration has it."""
@@ -76,7 +77,7 @@ class EmbedConfig:
     """Whose threshold to take; that of the benchmark with the most impostor pairs unless given."""
     ages: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="YEARS YEARS")] = bounded(None, low=0, high=120)
     """Ages on the two pictures, where they are known; else guessed from the age branch."""
-    landmarks: Path | None = None
+    landmarks: Path | None = input_file()
     """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst."""
     detector: Path | None = None
     """YuNet as an ONNX file (face_detection_yunet_2023mar.onnx), to find faces in photographs; needs OpenCV."""
@@ -168,7 +169,7 @@ def check_flags(config: EmbedConfig) -> None:
     if config.output is not None:
         check_gallery_path(config.output, config.force)
     check_far(config.far)
-    check_input_files(config, "gallery", "calibration", "landmarks")
+    check_input_files(config)
     choose_device(config.device)
     check_weight_file(config.weights)
 

@@ -1,8 +1,8 @@
 """Flags, argument files, and exit statuses of scripts.
 
 A script's settings are one frozen dataclass; tyro makes the flags from it. Fields declare their bounds (`bounded`) and
-whether they name something to write (`output_folder`, `output_file`); the class's NEEDS says on which other flags the
-effect of a flag depends.
+whether they name something to read or write (`input_file`, `output_file`, `output_folder`); the class's NEEDS says on
+which other flags the effect of a flag depends.
 """
 
 import dataclasses
@@ -54,6 +54,11 @@ def output_folder(default: Path | None = None) -> Any:
 def output_file(default: Path | None = None) -> Any:
     """A dataclass field for a file that the script writes."""
     return dataclasses.field(default=default, metadata={"is_folder": False})
+
+
+def input_file(default: Path | None = None) -> Any:
+    """A dataclass field for a file that the script reads, see `check_input_files`."""
+    return dataclasses.field(default=default, metadata={"is_input": True})
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -144,13 +149,18 @@ def check_places(config: Any) -> None:
             raise UserError(f"{flag(field.name)} {path} can't be written, for {above} is a file: give another place.")
 
 
-def check_input_files(config: Any, *names: str) -> None:
-    """Raises UserError for the first file of these fields (a path, several, or None) that isn't there."""
-    for name in names:
-        value = getattr(config, name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if path is not None and not os.path.isfile(path):
-                raise UserError(f"{flag(name)} {path} is no file: check its path.")
+def check_input_files(config: Any) -> None:
+    """Raises UserError for the first `input_file` that isn't there; scripts call it before they begin to work."""
+    for field in dataclasses.fields(config):
+        path = getattr(config, field.name)
+        if "is_input" in field.metadata and path is not None and not os.path.isfile(path):
+            raise UserError(f"{flag(field.name)} {path} is no file: check its path.")
+
+
+def check_ascending(name: str, counts: tuple[int, int]) -> None:
+    """Raises UserError where the first of the two numbers of a flag is the larger one."""
+    if counts[0] > counts[1]:
+        raise UserError(f"{flag(name)} {counts[0]} {counts[1]}: give the smaller number first.")
 
 
 def flag(field_name: str) -> str:

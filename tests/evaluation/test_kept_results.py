@@ -9,6 +9,7 @@ import torch
 from scripts import load_script
 
 from data.faces import index_identity_folders
+from evaluation import age_labelling
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.gallery_files import write_gallery
 from evaluation.embeddings.photos import made_by as made_by_model
@@ -127,14 +128,14 @@ def test_half_made_ages_are_of_the_network_that_made_them(run_main, tiny_faces, 
     """3a: unfinished ages are not gone on with by another unit of the same file."""
     path = tmp_path / "age.pth"
     torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
-    prepare, label, fingerprints = load_script("prepare"), load_script("prepare").label_ages, []
+    label, fingerprints = age_labelling.label_ages, []
 
-    def stopped(*args):
-        fingerprints.append(args[5])
-        label(*args)
+    def stopped(*args, fingerprint, **how):
+        fingerprints.append(fingerprint)
+        label(*args, fingerprint=fingerprint, **how)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "label_ages", stopped)
+    monkeypatch.setattr(age_labelling, "label_ages", stopped)
     flags = ("prepare", "ages", "--data", tiny_faces / "ID_processed_FGNET", "--weights", path, "--output",
              tmp_path / "ages.csv", "--device", "cpu", "--workers", 0)  # fmt: skip
     assert run_main(*flags).status == 130
