@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from data.ages.histogram import share_lines
-from data.ages.names import undo_names
+from data.ages.names import check_is_outside, undo_names
 from data.ages.tables import read_age_table, read_ages
 from data.ages.writing import Destinations, finish_rename, write_ages, years_or_unknown
 from data.check.findings import is_wrong, report_lines, write_findings
@@ -141,6 +141,7 @@ class Bin:
 
     def run(self) -> None:
         check_is_new(self.output, self.force)
+        check_input_files(self)
         pairs = read_pair_list(self.pairs, self.images, self.allow_missing)
         if pairs.num_pairs_dropped:
             print(f"left out: {pairs.num_pairs_dropped:,} pairs, {len(pairs.missing):,} pictures are missing")
@@ -346,6 +347,8 @@ class Ages:
                 check_is_new(path, self.force)
         if gives_names or self.from_names:
             check_has_names(self.data, "use --output")
+        for folder in filter(None, (self.link, self.copy)):
+            check_is_outside(folder, self.data)
 
     def _check_inputs(self) -> None:
         """Raises UserError for a missing file or device; the rest of a --rename needs neither."""

@@ -308,12 +308,17 @@ def place_with_ages(
     return Named(done, already)
 
 
+def check_is_outside(output: str | Path, root: str | Path) -> None:
+    """Raises UserError for an `output` inside the folder of the pictures."""
+    inside = os.path.join(os.path.realpath(root), "")
+    if os.path.join(os.path.realpath(output), "").startswith(inside):
+        raise UserError(f"{str(output)!r} lies in the folder of the pictures, {str(root)!r}: give a folder beside it.")
+
+
 def check_destination(output: str | Path, index: FaceIndex) -> None:
     """Raises UserError for a folder inside that of the pictures, or with anything but folders named like theirs."""
     output = os.path.abspath(output)
-    inside = os.path.join(os.path.realpath(index.root), "")
-    if os.path.join(os.path.realpath(output), "").startswith(inside):
-        raise UserError(f"{output!r} lies in the folder of the pictures, {index.root!r}: give a folder beside it.")
+    check_is_outside(output, index.root)
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"{output!r} is no folder: give a new one.")
     strangers = _visible(output) - {os.path.dirname(index.name(i)).split(os.sep)[0] for i in range(len(index))}
