@@ -36,6 +36,7 @@ from models.export_files import (
     Run,
     Usage,
     describe,
+    need,
     onnx_model,
     open_onnx,
     open_own_program,
@@ -48,7 +49,7 @@ from models.export_files import (
     write_safetensors,
 )
 from models.iefp import IEFP
-from models.weights import load_for_embedding, read_weight_file
+from models.weights import check_weight_file, load_for_embedding, read_weight_file
 from utils.cli import (
     Either,
     Needs,
@@ -56,7 +57,9 @@ from utils.cli import (
     Without,
     available_cores,
     bounded,
+    check_input_files,
     given,
+    input_file,
     output_file,
     parse_config,
     run_script,
@@ -74,7 +77,7 @@ class ExportConfig:
     """Any weight file with an identity branch."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
     """What to write: FILE.onnx, FILE.safetensors or FILE.pt2 (torch.export)."""
-    check: Path | None = None
+    check: Path | None = input_file()
     """Instead of writing: a .onnx or .safetensors file that export.py wrote, to be compared with --weights."""
     input: Literal[tuple(INPUT_DTYPES)] = "uint8"
     """Pixels 0 to 255 as bytes or as floats; .onnx and .pt2 normalise them inside."""
@@ -115,6 +118,7 @@ class ExportConfig:
 ALIGNMENT = {"template": f"InsightFace's five points of ArcFace, in a picture of {IMAGE_SIZE} x {IMAGE_SIZE} pixels",
              "points": TEMPLATE.tolist(), "order": POINT_NAMES}  # fmt: skip
 NUM_GENERATED = 20
+PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 
 
 def export(config: ExportConfig) -> None:
@@ -200,9 +204,10 @@ def check_flags(config: ExportConfig) -> None:
     if path.suffix not in kinds:
         unsafe = " (torch.export.load would unpickle it)" if path.suffix == ".pt2" else ""
         raise UserError(f"{path} has none of the suffixes {', '.join(kinds)}{unsafe}: give a file with one of them.")
+    check_input_files(config)
+    check_weight_file(config.weights)
+    need(*PACKAGES.get(path.suffix, ()))
     if output is None:
-        if not path.is_file():
-            raise UserError(f"--check {path} is no file: give one that export.py wrote.")
         return
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} of -o {output.name} does not exist: make it first.")

@@ -27,6 +27,7 @@ from models.weights import age_file_tensors, iefp_file_tensors
 from training import setup
 from training.age_feature_cache import fill_age_cache, known_age_features, open_age_cache
 from training.config import TrainConfig
+from training.data_parallel import Collectives, in_parallel
 from training.dry_run import print_dry_run
 from training.ema import MovingAverage
 from training.optim import (
@@ -58,7 +59,7 @@ from training.state import (
 )
 from training.validation import check_best_metric, figures_of, open_benchmarks
 from utils.cli import as_plain, parse_config, run_script
-from utils.distributed import Collectives, Process, in_parallel, start_process, stop_process, tell, wait_for_all
+from utils.distributed import Process, start_process, stop_process, tell, wait_for_all
 from utils.files import write_json
 from utils.progress import progress
 

@@ -29,10 +29,11 @@ from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBench
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
 from training.config import TrainConfig
+from training.data_parallel import share_batchnorm_statistics
 from training.run_log import RunLog
 from training.stopping import StopRequest
 from training.validation_plots import Curves, Panel, draw_curves
-from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
+from utils.distributed import Process, gather_lists, tell
 
 # The results in evaluation.scoring.LABELS that each protocol has.
 RESULTS = {
