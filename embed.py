@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from data.alignment import detectors as detection
-from data.alignment.landmarks import read_point_table
+from data.alignment.landmarks import landmarks_help, read_point_table
 from data.alignment.photos import Aligner, NamedSources, Piece, Source, list_pictures, load_pieces
 from data.transforms import to_network_input
 from evaluation.calibration import Calibration, find_calibration, read_calibration
@@ -93,10 +93,8 @@ class EmbedConfig:
     """Whose threshold to take; that of the benchmark with the most impostor pairs unless given."""
     ages: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="YEARS YEARS")] = bounded(None, low=0, high=120)
     """Ages on the two pictures, where they are known; else guessed from the age branch."""
-    landmarks: Path | None = None
-    """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst."""
-    detector: Path | None = None
-    """YuNet as an ONNX file (face_detection_yunet_2023mar.onnx), to find faces in photographs; needs OpenCV."""
+    landmarks: Annotated[Path | None, tyro.conf.arg(help=landmarks_help() + ".")] = None
+    detector: Annotated[Path | None, tyro.conf.arg(help=detection.detector_help())] = None
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     on_bad_picture: Literal["error", "skip"] = "error"
@@ -144,7 +142,7 @@ class Embedded:
     embeddings: np.ndarray  # (N, 1024) float32: both views joined, L2-normalised
     age_probabilities: np.ndarray | None  # (N, 8) float32, mean of both views; None without an age branch
     made_by: dict[str, Any]  # weights, model and join, see `made_by`; how many pictures were aligned in which way
-    notes: tuple[str, ...]  # sentences on what had to be decided, or looks wrong
+    notes: tuple[str, ...]  # sentences on what had to be decided, or is wrong
     left_out: tuple[str, ...]  # a sentence for each picture that was skipped
 
     def __len__(self) -> int:
@@ -211,7 +209,7 @@ def embed(
         embeddings=join_views(extracted.original[kept], extracted.mirror[kept], ANALYSED_JOIN),
         age_probabilities=ages,
         made_by=made_by(model) | {"aligned_by": seen.counts()},
-        notes=(*seen.notes, *(looks_wrong(pictures.names[i]) for i in kept if i in seen.odd)),
+        notes=tuple(seen.notes),
         left_out=tuple(seen.failures[i] for i in sorted(seen.failures)),
     )
 
@@ -246,7 +244,6 @@ class Seen:
     def __init__(self, on_bad_picture: str):
         self.on_bad_picture = on_bad_picture
         self.failures: dict[int, str] = {}
-        self.odd: set[int] = set()  # do not look aligned
         self.notes: list[str] = []
         self.aligned_by: list[str] = []
 
@@ -263,16 +260,10 @@ class Seen:
             self.failures |= piece.failures
             self.notes += piece.notes
             self.aligned_by += piece.aligned_by
-            self.odd |= set(piece.odd)
             yield piece
 
     def counts(self) -> dict[str, int]:
         return {how: self.aligned_by.count(how) for how in sorted(set(self.aligned_by))}
-
-
-def looks_wrong(name: str) -> str:
-    return (f"{name!r} does not look like a face aligned to eyes, nose and mouth: an answer about it may be wrong; "
-            "align it from the photograph by --detector or --landmarks")  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- the script

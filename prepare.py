@@ -30,6 +30,7 @@ from torch import Tensor
 from data.ages.histogram import draw_age_histograms, group_shares
 from data.ages.names import Named, continue_names, place_with_ages, rename_with_ages, undo_names
 from data.ages.tables import read_age_table, read_ages, whole_years, write_age_table
+from data.alignment.landmarks import landmarks_help
 from data.check.findings import is_wrong, report_lines, write_findings
 from data.check.image_scan import check_shapes
 from data.check.run import check
@@ -479,9 +480,10 @@ class Align(ABC):
     raw: Path
     """Folder of the release, unpacked."""
     output: Path = output_folder(Path(FACE_DATASET_FOLDER))
-    landmarks: Path | None = None
-    """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst; instead
-    of the release's own landmarks where it has some."""
+    landmarks: Annotated[
+        Path | None,
+        tyro.conf.arg(help=f"{landmarks_help()}; instead of the release's own landmarks where it has some."),
+    ] = None
     already_aligned: bool = False
     """The pictures are aligned; they are only resized."""
     size: int = bounded(IMAGE_SIZE, low=32, high=1024)
