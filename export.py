@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from data.alignment.template import POINT_NAMES, TEMPLATE
-from data.benchmarks import open_whole, settings_of_benchmark
+from data.benchmarks import open_complete_eval_set, specs_of_benchmark
 from data.check.image_scan import check_shapes
 from data.faces import Faces, index_pictures
 from data.loaders import batches, evaluation_loader
@@ -107,7 +107,7 @@ class ExportConfig:
     """How many of them to take, evenly spread over their sorted paths."""
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
-    measure_on: tuple[Literal["fgnet", "morph2", "cacd_vs", "calfw"], ...] = ()
+    measure_on: tuple[Literal[tuple(BENCHMARKS)], ...] = ()
     """Benchmarks on which to compare the figures of PyTorch and of the file."""
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
@@ -418,8 +418,8 @@ class Measure:
 
 def open_measure(config: ExportConfig, name: str) -> Measure:
     """The data of a benchmark and its main figure; of MORPH2 the first setting."""
-    setting = settings_of_benchmark(config.face_dataset, BENCHMARKS[name])[0]
-    opened = open_whole(setting.name, config.face_dataset)
+    setting = specs_of_benchmark(config.face_dataset, BENCHMARKS[name])[0]
+    opened = open_complete_eval_set(setting.name, config.face_dataset)
     sides = tuple(faces for faces, _ in opened.sides)
     for faces in () if config.assume_aligned else sides:
         check_shapes(faces, print)

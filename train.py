@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from data.age_cache import NUM_VIEWS, AgeCache, bytes_there, cache_bytes, cache_folder, prepare_cache
 from data.ages.tables import read_ages
-from data.benchmarks import OpenBenchmark, open_whole
+from data.benchmarks import EvalSet, open_complete_eval_set
 from data.check.image_scan import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, find_record_file, index_digests, open_index
@@ -622,7 +622,7 @@ def check_numbers(run: Run, meter: Meter, start: Position) -> None:
     )
 
 
-def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
+def open_benchmarks(config: TrainConfig) -> dict[str, EvalSet]:
     """The benchmarks of --validate-on, by the names that their figures begin with.
 
     Raises:
@@ -634,13 +634,13 @@ def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
     opened = {}
     for name, short in zip(config.validate_on, short_names, strict=True):
         try:
-            opened[short] = open_whole(name, config.face_dataset)
+            opened[short] = open_complete_eval_set(name, config.face_dataset)
         except UserError as error:
             raise UserError(f"--validate-on {name}: {error}") from None
     return opened
 
 
-def make_validation(run: Run, benchmarks: dict[str, OpenBenchmark]) -> Validation | None:
+def make_validation(run: Run, benchmarks: dict[str, EvalSet]) -> Validation | None:
     """What asks the benchmarks; None where there are none."""
     config, process = run.config, run.process
 
@@ -750,7 +750,7 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     return index
 
 
-def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, OpenBenchmark], process: Process) -> None:
+def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, EvalSet], process: Process) -> None:
     """Raises UserError for photographs to train on or to validate on, see `data.check.image_scan.check_shapes`."""
     sides = [faces for benchmark in benchmarks.values() for faces, _ in benchmark.sides]
     for faces in () if config.assume_aligned else (index, *sides):
@@ -1199,7 +1199,7 @@ def write_weights(run: Run, path: Path) -> str:
 # --------------------------------------------------------------------------------------------------------- dry run
 
 
-def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, OpenBenchmark]) -> int:
+def tell_dry_run(run: Run, position: Position, benchmarks: dict[str, EvalSet]) -> int:
     """Tells what the run would do and need, and draws its first batch; nothing else is written, nothing is kept."""
     config, process, index, stage = run.config, run.process, run.index, run.stage
     say, share = functools.partial(tell, process), config.batch_size // process.world_size

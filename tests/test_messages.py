@@ -16,7 +16,7 @@ from scripts import ROOT, load_script
 
 from data.alignment.photos import list_pictures
 from data.alignment.template import HOW_TO_ALIGN
-from data.benchmarks import open_benchmark, setting_named
+from data.benchmarks import find_spec, open_eval_set
 from data.check.run import check
 from data.index_cache import open_index
 from data.pairs import read_pair_list
@@ -36,7 +36,7 @@ def refused(action) -> str:
 
 
 def open_set(name: str, root: Path):
-    return open_benchmark(setting_named(name, root), lambda sentence: None)
+    return open_eval_set(find_spec(name, root), lambda sentence: None)
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
 from utils.cli import Needs, With, Without, available_cores, bounded, output_folder
 
 IDENTITY, AGE = With("stage", "identity"), With("stage", "age")
 CLUB = (IDENTITY, With("disentangle", "iefp"))
-ON_FOLDERS = tuple(f"{one.name}_{count}" if count else one.name
-                   for one in BENCHMARKS.values() for count in one.subject_counts or (0,))  # fmt: skip
+ON_FOLDERS = tuple(name for benchmark in BENCHMARKS.values() for name in benchmark.set_names)
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,10 @@ class TrainConfig:
     validate_every: int = bounded(0, low=0)
     """Steps between validations of the identity branch on the benchmarks of --validate-on; the end of training also
     makes one. 0: none."""
-    validate_on: tuple[str, ...] = ()
-    """fgnet, morph2_3000, morph2_10000, cacd_vs, calfw, or paths of InsightFace verification sets (.bin)."""
+    validate_on: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help=f"{', '.join(ON_FOLDERS)}, or paths of InsightFace verification sets (.bin)."),
+    ] = ()
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     dry_run: bool = False

@@ -15,8 +15,6 @@ from data.filenames import parse_age
 from data.layout import layout_faults, packed
 from meta import FILENAME_PATTERNS, Benchmark, FilenamePattern, TrainingSet, UserError
 
-# Identities and images of the published sets.
-PUBLISHED_COUNTS = {"ms1mv3": (93_431, 5_179_510), "fgnet": (82, 1_002)}
 NUM_NAMED_COPIES = 10  # of one picture
 
 
@@ -28,7 +26,7 @@ def check_training_set(visit: Visit, training: TrainingSet) -> None:
     faces = _index(visit, name, folder)
     if faces is None:
         return
-    _tell_counts(visit, name, faces, PUBLISHED_COUNTS.get(name))
+    _tell_counts(visit, name, faces, (training.num_identities, training.num_images))
     _tell_ages(visit, name, faces, FILENAME_PATTERNS[training.pattern], is_training=True)
     # Among millions of pictures from the web some stand under two names: a note.
     _tell_copies(visit, name, _Sides([faces], [visit.examine(name, faces)]), is_training=True)
@@ -43,7 +41,7 @@ def check_identity_benchmark(visit: Visit, benchmark: Benchmark) -> None:
     faces = _index(visit, name, folder, benchmark.align_command)
     if faces is None:
         return
-    _tell_counts(visit, name, faces, PUBLISHED_COUNTS.get(name))
+    _tell_counts(visit, name, faces, (benchmark.num_identities, benchmark.num_images))
     _tell_ages(visit, name, faces, FILENAME_PATTERNS[benchmark.pattern])
     single = np.flatnonzero(np.bincount(faces.identities) == 1)
     if len(single):
@@ -96,11 +94,11 @@ def _index(visit: Visit, name: str, folder: Path, align_command: str = "") -> Fa
     return faces
 
 
-def _tell_counts(visit: Visit, name: str, faces: FaceIndex, published: tuple[int, int] | None) -> None:
+def _tell_counts(visit: Visit, name: str, faces: FaceIndex, published: tuple[int, int]) -> None:
     counts = (faces.num_identities, len(faces))
     where = os.path.basename(faces.root)
     visit.ok(name, f"{where}: {_counted(counts)}")
-    if published and counts != published:
+    if any(published) and counts != published:
         visit.note(name, f"{where}: the published set has {_counted(published)}", OTHER_COUNT)
 
 

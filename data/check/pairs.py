@@ -8,7 +8,7 @@ from data.check.findings import OTHER_COUNT, Severity, Visit
 from data.check.folders import named_groups, tell_missing
 from data.check.image_scan import Examined, equal_groups
 from data.layout import packed
-from data.pairs import PairList, find_pair_list, fold_counts, make_cacd_vs_pairs, read_answers, read_pair_list
+from data.pairs import PairList, find_pair_list, fold_counts, make_pairs, read_answers, read_pair_list
 from data.verification_bins import read_verification_bin
 from meta import Benchmark, UserError
 
@@ -39,7 +39,7 @@ def check_pairs(visit: Visit, benchmark: Benchmark) -> None:
     _tell_count(visit, name, len(pairs) + pairs.num_pairs_dropped, benchmark.num_pairs)
     if list_path is not None:
         _tell_folds(visit, name, read_answers(list_path), "wrong")
-    if name == "calfw":
+    if benchmark.names_hold_people:
         visit.people[name] = {_person(pairs.images.name(i)) for i in range(len(pairs.images))}
     _tell_alike(visit, name, pairs, visit.examine(name, pairs.images))
 
@@ -61,10 +61,11 @@ def _read_list(visit: Visit, benchmark: Benchmark, list_path: Path | None, folde
     try:
         if list_path is not None:
             return read_pair_list(list_path, folder, allow_missing=True)
-        if benchmark.name == "cacd_vs":
-            what = "there is no list, so the pairs are made by its rule"
-            visit.note(benchmark.name, what, "python prepare.py cacd-vs-list writes it")
-            return make_cacd_vs_pairs(folder, allow_missing=True)
+        if benchmark.pair_rule is not None:
+            if benchmark.pair_lists:
+                what = "there is no list, so the pairs are made by its rule"
+                visit.note(benchmark.name, what, "fine: test.py makes the same pairs")
+            return make_pairs(benchmark, folder, allow_missing=True)
         place = str(visit.root / benchmark.pair_lists[0])
         visit.wrong(benchmark.name, f"there is no list {place!r}", f"get {benchmark.source}")
     except UserError as error:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data.check.caches import NAME as CACHES
 from data.check.caches import check_caches
 from data.check.findings import Finding, ReadWeights, Visit
 from data.check.folders import check_identity_benchmark, check_probe_gallery, check_training_set
@@ -24,6 +25,7 @@ BENCHMARK_CHECKS = {
     "probe_gallery": check_probe_gallery,
     "ten_fold_verification": check_pairs,
 }
+CHECKED_NAMES = (*TRAINING_SETS, *BENCHMARKS, *(f"{name}_weights" for name in WEIGHT_FILES), CACHES)
 
 
 def check(
@@ -52,8 +54,8 @@ def check(
     visit = Visit(Path(root), Path(weights_root), quick, workers, progress, read_weights)
     for name in dict.fromkeys(names or checks):
         checks[name](visit)
-    if "caches" in names and not any(found.name == "caches" for found in visit.findings):
-        visit.ok("caches", f"nothing is kept below {root}")
+    if CACHES in names and not any(found.name == CACHES for found in visit.findings):
+        visit.ok(CACHES, f"nothing is kept below {root}")
     _compare_with_training(visit)
     if names:
         return [replace(found, severity="wrong") if found.severity == "missing" else found for found in visit.findings]
@@ -71,7 +73,7 @@ def _checks(root: Path) -> dict[str, Callable[[Visit], None]]:
         checks[path.name] = partial(check_bin, path=path)
     for name, weights in WEIGHT_FILES.items():
         checks[f"{name}_weights"] = partial(_check_weights, name=f"{name}_weights", weights=weights)
-    checks["caches"] = check_caches
+    checks[CACHES] = check_caches
     return checks
 
 

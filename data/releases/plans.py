@@ -19,7 +19,7 @@ import numpy as np
 
 from data.alignment.landmarks import read_five_lines, read_point_table, read_pts
 from data.faces import is_image_name
-from data.pairs import Pair, cacd_vs_rule
+from data.pairs import Pair, pairs_by_rule
 from data.releases.aligned_folders import Face, Plan, PointFinder, find_below, find_pictures
 from data.releases.lists import (
     Subject,
@@ -221,7 +221,7 @@ def plan_cacd_vs(raw: Path, landmarks: Path | None = None, already_aligned: bool
     benchmark = BENCHMARKS["cacd_vs"]
     plan = Plan(benchmark.title, benchmark.unpacked_into, False, _inputs(raw, landmarks))
     find_points = _point_finder(landmarks, already_aligned, None)
-    _add_pairs(plan, raw, cacd_vs_rule(), *_places(benchmark), find_points)
+    _add_pairs(plan, raw, pairs_by_rule(benchmark), *_places(benchmark), find_points)
     return plan
 
 
