@@ -33,7 +33,7 @@ from data.ages.tables import read_age_table, read_ages, whole_years, write_age_t
 from data.alignment.landmarks import landmarks_help
 from data.check.findings import is_wrong, report_lines, write_findings
 from data.check.image_scan import check_shapes
-from data.check.run import CHECKED_NAMES, check
+from data.check.run import check, checked_names
 from data.faces import UNKNOWN, FaceIndex, Faces, with_ages
 from data.index_cache import find_record_file, open_index
 from data.loaders import batches, evaluation_loader
@@ -88,7 +88,7 @@ class Check:
 
     names: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        tyro.conf.arg(help=f"Some of: {' '.join(CHECKED_NAMES)}, and .bin files such as lfw.bin."),
+        tyro.conf.arg(help=f"Some of: {' '.join(checked_names())}, and .bin files such as lfw.bin."),
     ] = ()
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the data sets' folders."""

@@ -25,7 +25,11 @@ BENCHMARK_CHECKS = {
     "probe_gallery": check_probe_gallery,
     "ten_fold_verification": check_pairs,
 }
-CHECKED_NAMES = (*TRAINING_SETS, *BENCHMARKS, *(f"{name}_weights" for name in WEIGHT_FILES), CACHES)
+
+
+def checked_names() -> tuple[str, ...]:
+    """The names of all that can be checked, without .bin files."""
+    return (*TRAINING_SETS, *BENCHMARKS, *(f"{name}_weights" for name in WEIGHT_FILES), CACHES)
 
 
 def check(
