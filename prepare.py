@@ -40,8 +40,12 @@ from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list, write_cacd_vs_list
 from data.record_packing import pack_folder, unpack_record_file
 from data.records import RecordIndex
+from data.releases.agedb import plan_agedb
 from data.releases.aligned_folders import Plan, write_plan
-from data.releases.plans import plan_agedb, plan_cacd, plan_cacd_vs, plan_calfw, plan_fgnet, plan_morph2
+from data.releases.cacd import plan_cacd, plan_cacd_vs
+from data.releases.calfw import plan_calfw
+from data.releases.fgnet import plan_fgnet
+from data.releases.morph2 import plan_morph2
 from data.synthetic.sets import contact_sheet, write_all
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
@@ -554,8 +558,8 @@ class AlignMorph2(Align):
     )
 
     def plans(self) -> list[Plan]:
-        return plan_morph2(self.raw, self.landmarks, self.already_aligned, self.ages, self.counts, self.seed,
-                           self.subjects, self.training_folder)  # fmt: skip
+        return plan_morph2(self.raw, self.landmarks, self.already_aligned, ages=self.ages, counts=self.counts,
+                           seed=self.seed, subjects=self.subjects, training_folder=self.training_folder)  # fmt: skip
 
 
 @dataclass(frozen=True)

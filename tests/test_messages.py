@@ -20,7 +20,10 @@ from data.benchmarks import find_spec, open_eval_set
 from data.check.run import check
 from data.index_cache import open_index
 from data.pairs import read_pair_list
-from data.releases.plans import plan_agedb, plan_cacd, plan_calfw, plan_fgnet
+from data.releases.agedb import plan_agedb
+from data.releases.cacd import plan_cacd
+from data.releases.calfw import plan_calfw
+from data.releases.fgnet import plan_fgnet
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS, UserError
 from utils.cli import flag
