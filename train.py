@@ -32,7 +32,7 @@ from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import CACHE_FOLDER, find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, FaceBatch, batches, evaluation_loader, training_loader
 from data.picture_grid import draw_grid
-from data.transforms import mirror, random_changes, random_mirror, random_stream, to_network_input
+from data.transforms import augment, hflip, random_stream, to_network_input
 from meta import (
     AGE_GROUP_NAMES,
     EMBEDDING_SIZE,
@@ -705,10 +705,10 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
         values.to(process.device, non_blocking=True)
         for values in (faces.images, faces.identities, faces.age_groups, faces.ages, permutation, flips)
     )
-    images, _ = random_mirror(images, flips=flips_there)
+    images = hflip(images, flips_there)
     images = to_network_input(images, channels_last=True)
     if config.augmentation == "changes":
-        images = random_changes(images, config.seed, step, own.start, config.batch_size)
+        images = augment(images, config.seed, step, own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
         views, rows = known_age_features(run, faces, images, flips), torch.arange(len(flips))
@@ -840,7 +840,7 @@ def known_age_features(run: Run, faces: FaceBatch, images: Tensor, flips: Tensor
 def computed_age_features(run: Run, indices: Tensor, images: Tensor, flips: Tensor) -> Tensor:
     """Age features of images and their mirror images, kept in the cache: (N, 2, 512) float16 on the CPU."""
     images = images.contiguous(memory_format=torch.channels_last)
-    given, mirrored = (run.stage.age_features(each).cpu() for each in (images, mirror(images)))  # (N, 512)
+    given, mirrored = (run.stage.age_features(each).cpu() for each in (images, hflip(images)))  # (N, 512)
     flips = flips[:, None]
     views = torch.stack([torch.where(flips, mirrored, given), torch.where(flips, given, mirrored)], dim=1)
     run.age_cache.write(indices.numpy(), views.numpy())

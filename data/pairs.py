@@ -86,7 +86,7 @@ def check_folds(genuine: np.ndarray, list_path: str | Path) -> None:
         shown = "; ".join(one_class[:NUM_NAMES_SHOWN]) + ("; ..." if len(one_class) > NUM_NAMES_SHOWN else "")
         raise UserError(
             f"{str(list_path)!r} lacks one kind of pairs in {len(one_class)} of the ten folds ({shown}): folds are "
-            "tenths of the list in its order, deal the pairs so that each has both kinds."
+            "tenths of the list in its order, order the pairs so that each has both kinds."
         )
 
 

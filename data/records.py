@@ -176,11 +176,11 @@ def check_property(index: RecordIndex) -> None:
     first = lines[0][1].strip().split(",") if lines else []
     if len(first) != 3 or not all(field.strip().isdecimal() for field in first):
         raise UserError(f"{str(path)!r} is no property file, {expected}: correct or remove it.")
-    told = [("identities", int(first[0][:20]), index.num_identities)]
+    stated = [("identities", int(first[0][:20]), index.num_identities)]
     # Newer builders add the number of pictures. Not all may mean the same by a second line: no number is no error.
     if len(lines) > 1 and lines[1][1].strip().isdecimal():
-        told.append(("pictures", int(lines[1][1].strip()[:20]), len(index)))
-    for words, said, found in told:
+        stated.append(("pictures", int(lines[1][1].strip()[:20]), len(index)))
+    for words, said, found in stated:
         if said != found:
             raise UserError(
                 f"{str(path)!r} says {said:,} {words}, but {index.root!r} holds {found:,}: {GET_AGAIN}, or correct or "
@@ -234,7 +234,7 @@ def _scan(file: RecordFile, progress: Progress) -> tuple[np.ndarray, np.ndarray]
     offsets, ids = array("q"), array("Q")
 
     def steps() -> Iterator[None]:
-        offset, told = 0, 0
+        offset, reported = 0, 0
         while offset < file.size:
             try:
                 head = file.head(offset)
@@ -243,8 +243,8 @@ def _scan(file: RecordFile, progress: Progress) -> tuple[np.ndarray, np.ndarray]
             offsets.append(offset)
             ids.append(head.id)
             offset = head.end
-            while told + SCAN_STEP <= offset:
-                told += SCAN_STEP
+            while reported + SCAN_STEP <= offset:
+                reported += SCAN_STEP
                 yield None
 
     name = os.path.basename(file.path)

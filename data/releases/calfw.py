@@ -1,4 +1,4 @@
-"""CALFW as released -> its pictures and its pair list, dealt into ten folds."""
+"""CALFW as released -> its pictures and its pair list, divided into ten folds."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -42,13 +42,13 @@ def plan_calfw(
 
 
 def read_calfw_pairs(path: str | Path) -> list[Pair]:
-    """CALFW's official list, dealt into ten folds: each its genuine, then its impostor pairs.
+    """CALFW's official list, divided into ten folds: each its genuine, then its impostor pairs.
 
-    A genuine pair has its fold in the list; the impostors have none and are dealt in their order, as many to each
+    A genuine pair has its fold in the list; the impostors have none and are distributed in their order, as many to each
     fold as it has genuine pairs. The official list has 6,000 pairs; a shorter one may have any multiple of 20.
 
     Raises:
-        UserError: for a list that can't be read, isn't of this form, or can't be dealt.
+        UserError: for a list that can't be read, isn't of this form, or can't be divided so.
     """
     lines = [_calfw_line(number, line, path) for number, line in numbered_lines(path, "pair list", EXPECTED_CALFW)]
     shown = repr(str(path))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import meta
-from data.check import image_scan as examination
+from data.check import image_scan
 from data.check.findings import OTHER_COUNT, Finding, is_wrong, report_lines, write_findings
-from data.check.image_scan import equal_groups, examine, shared
+from data.check.image_scan import equal_groups, scan_images, shared
 from data.check.run import check
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
@@ -551,9 +551,9 @@ def test_quick_reads_headers_and_finds_copies_but_no_picture_that_breaks_off(roo
 def test_worker_processes_find_the_same_as_none(root, monkeypatch, quick):
     no_picture(root)
     other_size(root)
-    monkeypatch.setattr(examination, "FEW", 0)
+    monkeypatch.setattr(image_scan, "FEW", 0)
     faces = index_identity_folders(root / FGNET, None)
-    alone, together = (examine(faces, quick, workers, no_progress, "") for workers in (0, 2))
+    alone, together = (scan_images(faces, quick, workers, no_progress, "") for workers in (0, 2))
     assert np.array_equal(alone.digests, together.digests) and np.array_equal(alone.sizes, together.sizes)
     assert alone.failures == together.failures and len(alone.failures) == 1
     assert all(not alone.digests[i].any() and not alone.sizes[i].any() for i in alone.failures)
