@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 from data.alignment import detectors as detection
-from data.alignment.landmarks import read_point_table
+from data.alignment.landmarks import landmarks_help, read_point_table
 from data.alignment.photos import Aligner, list_pictures
 from evaluation.calibration import Calibration, check_far, find_calibration, read_calibration
 from evaluation.comparison import compare_faces, search_gallery
@@ -77,10 +77,8 @@ class EmbedConfig:
     """Whose threshold to take; that of the benchmark with the most impostor pairs unless given."""
     ages: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="YEARS YEARS")] = bounded(None, low=0, high=120)
     """Ages on the two pictures, where they are known; else guessed from the age branch."""
-    landmarks: Path | None = input_file()
-    """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst."""
-    detector: Path | None = None
-    """YuNet as an ONNX file (face_detection_yunet_2023mar.onnx), to find faces in photographs; needs OpenCV."""
+    landmarks: Annotated[Path | None, tyro.conf.arg(help=landmarks_help() + ".")] = input_file()
+    detector: Annotated[Path | None, tyro.conf.arg(help=detection.detector_help())] = None
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     on_bad_picture: Literal["error", "skip"] = "error"

@@ -8,6 +8,7 @@ import bisect
 import os
 import stat
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -77,6 +78,7 @@ class TrainingSet:
     folder: str  # below face_dataset/
     pattern: str
     num_identities: int
+    num_images: int
     source: str
     how_to_get: str
 
@@ -88,6 +90,7 @@ TRAINING_SETS = MappingProxyType(
             folder="ms1mv3_256times256_with_age",
             pattern="ms1mv3",
             num_identities=93431,
+            num_images=5_179_510,
             source="https://github.com/deepinsight/insightface/tree/master/recognition/_datasets_",
             how_to_get="MS1MV3 (MS1M-RetinaFace), one folder per identity, each image renamed from 05179510.jpg to "
             "05179510_age_39.jpg with its age",
@@ -109,8 +112,17 @@ class Benchmark:
     unpacked_into: str  # below face_dataset/
     subject_counts: tuple[int, ...] = ()  # MORPH2's settings
     pair_lists: tuple[str, ...] = ()  # accepted places, first the one where the folder is described
+    pair_rule: Callable[[], list[tuple[str, str, bool]]] | None = None  # the pairs where there is no list
     num_pairs: int = 0
+    num_identities: int = 0  # of the published set; 0 where it is not compared
+    num_images: int = 0
+    names_hold_people: bool = False  # Aaron_Eckhart_0001.jpg
     notes: str = ""
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """What its results are called: the benchmark's name, or one with each number of subjects."""
+        return tuple(f"{self.name}_{count}" for count in self.subject_counts) or (self.name,)
 
     @property
     def align_command(self) -> str:
@@ -118,62 +130,92 @@ class Benchmark:
         return f"python prepare.py align-{self.name.replace('_', '-')}"
 
 
-BENCHMARKS = MappingProxyType(
-    {
-        benchmark.name: benchmark
-        for benchmark in (
-            Benchmark(
-                name="fgnet",
-                title="FG-NET",
-                protocol="leave_one_out",
-                folders=("ID_processed_FGNET",),
-                pattern="fgnet",
-                source="https://drive.google.com/file/d/1A2MHRUkNlIk5l7grDRY84vZ8egT4UGXN/view",
-                unpacked_into="ID_processed_FGNET",
-                notes="82 identities, 1,002 images, one folder per identity",
-            ),
-            Benchmark(
-                name="morph2",
-                title="MORPH2",
-                protocol="probe_gallery",
-                folders=tuple(
-                    f"ID_processed_morph2_2/{side}_{count}" for count in (3000, 10000) for side in ("probe", "gallery")
-                ),
-                pattern="morph2",
-                source="https://drive.google.com/file/d/1P6bEBCax0P7GcfwGlZu4aFpioX16cZI9/view",
-                unpacked_into="ID_processed_morph2_2",
-                subject_counts=(3000, 10000),
-                notes="per subject the youngest image in gallery_N, the oldest in probe_N, one folder per subject",
-            ),
-            Benchmark(
-                name="cacd_vs",
-                title="CACD-VS",
-                protocol="ten_fold_verification",
-                folders=("CACD_VS/processed_CACDVS_2",),
-                pattern=None,
-                source="https://drive.google.com/file/d/1XldmKL8s8_nR5Owxdcrq5ZGM0PJiP-_s/view",
-                unpacked_into="CACD_VS",
-                pair_lists=("CACD_VS/txt/CACD_VS_pairs_labels.txt", "CACD_VS/CACD_VS_pairs_labels.txt"),
-                num_pairs=4000,
-                notes="4,000 pairs NNNN_0.jpg NNNN_1.jpg, ten folds of 200 genuine then 200 impostor pairs",
-            ),
-            Benchmark(
-                name="calfw",
-                title="CALFW",
-                protocol="ten_fold_verification",
-                folders=("CALFW/processed_CALFW_2",),
-                pattern=None,
-                source="https://drive.google.com/file/d/1nuW8g2irSJFFrOG32_J3xRaOXZxHe62R/view",
-                unpacked_into="CALFW",
-                pair_lists=("CALFW/txts/CALFW_img_pairs_labels.txt", "CALFW/CALFW_img_pairs_labels.txt"),
-                num_pairs=6000,
-                notes="6,000 pairs, ten folds of 300 genuine then 300 impostor pairs",
-            ),
-        )
-    }
-)
+_benchmarks: dict[str, Benchmark] = {}
+BENCHMARKS = MappingProxyType(_benchmarks)
+
+
+def register_benchmark(benchmark: Benchmark) -> None:
+    """Adds an entry to BENCHMARKS, from which flags, checks, `prepare.py check` and the report take what there is."""
+    if benchmark.name in BENCHMARKS:
+        raise ValueError(f"the benchmark {benchmark.name!r} is registered twice")
+    _benchmarks[benchmark.name] = benchmark
+
+
+def benchmarks_by_protocol(protocol: str) -> tuple[str, ...]:
+    """The names of the benchmarks of a protocol."""
+    return tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.protocol == protocol)
+
 
 CACD_VS_PAIRS_PER_HALF_FOLD = 200  # label 1 where (NNNN div 200) is even
+
+
+def cacd_vs_pairs() -> list[tuple[str, str, bool]]:
+    """(name, name, genuine) of the 4,000 pairs of CACD-VS. Source: the published evaluation."""
+    return [
+        (f"{number:04d}_0.jpg", f"{number:04d}_1.jpg", number // CACD_VS_PAIRS_PER_HALF_FOLD % 2 == 0)
+        for number in range(4000)
+    ]
+
+
+register_benchmark(
+    Benchmark(
+        name="fgnet",
+        title="FG-NET",
+        protocol="leave_one_out",
+        folders=("ID_processed_FGNET",),
+        pattern="fgnet",
+        source="https://drive.google.com/file/d/1A2MHRUkNlIk5l7grDRY84vZ8egT4UGXN/view",
+        unpacked_into="ID_processed_FGNET",
+        num_identities=82,
+        num_images=1_002,
+        notes="82 identities, 1,002 images, one folder per identity",
+    )
+)
+register_benchmark(
+    Benchmark(
+        name="morph2",
+        title="MORPH2",
+        protocol="probe_gallery",
+        folders=tuple(
+            f"ID_processed_morph2_2/{side}_{count}" for count in (3000, 10000) for side in ("probe", "gallery")
+        ),
+        pattern="morph2",
+        source="https://drive.google.com/file/d/1P6bEBCax0P7GcfwGlZu4aFpioX16cZI9/view",
+        unpacked_into="ID_processed_morph2_2",
+        subject_counts=(3000, 10000),
+        notes="per subject the youngest image in gallery_N, the oldest in probe_N, one folder per subject",
+    )
+)
+register_benchmark(
+    Benchmark(
+        name="cacd_vs",
+        title="CACD-VS",
+        protocol="ten_fold_verification",
+        folders=("CACD_VS/processed_CACDVS_2",),
+        pattern=None,
+        source="https://drive.google.com/file/d/1XldmKL8s8_nR5Owxdcrq5ZGM0PJiP-_s/view",
+        unpacked_into="CACD_VS",
+        pair_lists=("CACD_VS/txt/CACD_VS_pairs_labels.txt", "CACD_VS/CACD_VS_pairs_labels.txt"),
+        pair_rule=cacd_vs_pairs,
+        num_pairs=4000,
+        notes="4,000 pairs NNNN_0.jpg NNNN_1.jpg, ten folds of 200 genuine then 200 impostor pairs",
+    )
+)
+register_benchmark(
+    Benchmark(
+        name="calfw",
+        title="CALFW",
+        protocol="ten_fold_verification",
+        folders=("CALFW/processed_CALFW_2",),
+        pattern=None,
+        source="https://drive.google.com/file/d/1nuW8g2irSJFFrOG32_J3xRaOXZxHe62R/view",
+        unpacked_into="CALFW",
+        pair_lists=("CALFW/txts/CALFW_img_pairs_labels.txt", "CALFW/CALFW_img_pairs_labels.txt"),
+        num_pairs=6000,
+        names_hold_people=True,
+        notes="6,000 pairs, ten folds of 300 genuine then 300 impostor pairs",
+    )
+)
 
 # ------------------------------------------------------------------------------------- files that are something else
 

@@ -26,7 +26,7 @@ from data.ages.tables import read_age_table, read_ages
 from data.ages.writing import Destinations, finish_rename, write_ages, years_or_unknown
 from data.check.findings import is_wrong, report_lines, write_findings
 from data.check.image_scan import check_shapes
-from data.check.run import check
+from data.check.run import check, checked_names
 from data.faces import Faces, with_ages
 from data.index_cache import find_record_file, open_index
 from data.pairs import read_pair_list, write_cacd_vs_list
@@ -77,8 +77,10 @@ class Check:
     set that was named is not there.
     """
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Some of: ms1mv3 fgnet morph2 cacd_vs calfw age_weights iefp_weights caches, and .bin files such as lfw.bin."""
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(help=f"Some of: {' '.join(checked_names())}, and .bin files such as lfw.bin."),
+    ] = ()
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the data sets' folders."""
     quick: bool = False

@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 
 from data.benchmarks import (
-    OpenBenchmark,
-    Setting,
-    open_benchmark,
-    settings_of_benchmark,
-    settings_of_bins,
-    settings_of_folders,
+    EvalSet,
+    EvalSpec,
+    open_eval_set,
     short_names,
+    specs_of_benchmark,
+    specs_of_bins,
+    specs_of_folders,
 )
 from data.check.image_scan import check_shapes
 from data.faces import Faces, index_pictures
@@ -72,6 +72,7 @@ from meta import (
     PUBLISHED_FIGURES,
     WEIGHT_FILES,
     UserError,
+    benchmarks_by_protocol,
 )
 from models.iefp import IEFP
 from models.weights import check_weight_file, load_estimator, load_for_embedding, model_fingerprint
@@ -106,7 +107,7 @@ class TestConfig:
     embeddings: tuple[Path, ...] = ()
     """Embeddings of other people's models, scored without their code: .npz with names and embeddings, .npy or .bin
     with a text file of names beside it."""
-    benchmarks: tuple[Literal["fgnet", "morph2", "cacd_vs", "calfw"], ...] = tuple(BENCHMARKS)
+    benchmarks: tuple[Literal[tuple(BENCHMARKS)], ...] = tuple(BENCHMARKS)
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     bins: tuple[Path, ...] = ()
@@ -147,11 +148,13 @@ class TestConfig:
 
     NEEDS: ClassVar[Needs] = {
         "names": (With("identity_folders"),),
-        "morph2_subjects": (With("benchmarks", "morph2"),),
+        "morph2_subjects": (With("benchmarks", *(name for name, one in BENCHMARKS.items() if one.subject_counts)),),
         "pictures": (With("analysis"),),
-        "distractors": (Either(With("benchmarks", "fgnet"), With("identity_folders")),),
+        "distractors": (
+            Either(With("benchmarks", *benchmarks_by_protocol("leave_one_out")), With("identity_folders")),
+        ),
         "seed": (Either(With("analysis"), With("morph2_subjects")),),
-        "allow_missing": (With("benchmarks", "cacd_vs", "calfw"),),
+        "allow_missing": (With("benchmarks", *benchmarks_by_protocol("ten_fold_verification")),),
         "keep_embeddings": (EMBEDS_PICTURES,),
         "cache_folder": (EMBEDS_PICTURES, With("keep_embeddings")),
         "batch_size": (EMBEDS_PICTURES,),
@@ -164,7 +167,7 @@ DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
-def settings_of(config: TestConfig) -> list[Setting]:
+def settings_of(config: TestConfig) -> list[EvalSpec]:
     """All that is to run, in the order of the report; each has a name of its own in results.json.
 
     Raises:
@@ -172,11 +175,11 @@ def settings_of(config: TestConfig) -> list[Setting]:
     """
     settings = []
     for name in config.benchmarks:
-        settings += settings_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
+        settings += specs_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
     pattern = None if config.names == "none" else config.names
-    settings += settings_of_folders(config.identity_folders, pattern, beside=settings)
+    settings += specs_of_folders(config.identity_folders, pattern, beside=settings)
     found = () if "benchmarks" in given(config) else find_verification_bins(config.face_dataset)
-    settings += settings_of_bins(config.bins or found, beside=settings)
+    settings += specs_of_bins(config.bins or found, beside=settings)
     names = [setting.name for setting in settings]
     for setting in settings:
         if names.count(setting.name) > 1:
@@ -386,7 +389,7 @@ class Ran:
     results: dict[str, dict[str, Result]]  # model -> setting -> figures
     failures: dict[str, dict[str, str]]  # model -> setting -> why not
     comparisons: list[dict[str, Any]]
-    opened: dict[str, OpenBenchmark]  # by setting
+    opened: dict[str, EvalSet]  # by setting
 
 
 def test(config: TestConfig) -> int:
@@ -403,7 +406,7 @@ def test(config: TestConfig) -> int:
     return status
 
 
-def run_settings(config: TestConfig, settings: list[Setting], models: list[Model], process: Process) -> Ran:
+def run_settings(config: TestConfig, settings: list[EvalSpec], models: list[Model], process: Process) -> Ran:
     """Results of the settings that ran, and a sentence for each that did not.
 
     Under torchrun all processes embed, each its share; the first one scores and reports.
@@ -437,10 +440,10 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
     return ran
 
 
-def open_setting(config: TestConfig, setting: Setting, process: Process) -> OpenBenchmark:
+def open_setting(config: TestConfig, setting: EvalSpec, process: Process) -> EvalSet:
     """The pictures of a setting; raises UserError, also for photographs (see `data.check.image_scan.check_shapes`)."""
     report = functools.partial(tell, process)
-    benchmark = open_benchmark(setting, report, config.seed, config.allow_missing)
+    benchmark = open_eval_set(setting, report, config.seed, config.allow_missing)
     embeds = config.weights or not config.embeddings  # embeddings of others are not made from the pictures here
     for faces, _ in benchmark.sides if embeds and not config.assume_aligned else ():
         check_shapes(faces, report)
@@ -451,7 +454,7 @@ def what_of(model: Model, models: list[Model], what: str) -> str:
     return what if len(models) == 1 else f"{what}, {model.name}"
 
 
-def failed(ran: Ran, setting: Setting, models: list[Model], error: UserError, process: Process) -> None:
+def failed(ran: Ran, setting: EvalSpec, models: list[Model], error: UserError, process: Process) -> None:
     for model in models:
         ran.failures[model.name][setting.name] = str(error)
     if process.is_first:
@@ -459,7 +462,7 @@ def failed(ran: Ran, setting: Setting, models: list[Model], error: UserError, pr
         print(f"test.py: {setting.title}{of} did not run: {printable(str(error))}", file=sys.stderr)
 
 
-def compare_all(setting: Setting, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
+def compare_all(setting: EvalSpec, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
     """Every model that ran against the first one."""
     (first, of_first), *others = of_models or [(None, None)]
     return [

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from data.faces import UNKNOWN
 from data.loaders import FaceBatch, batches
-from data.transforms import random_changes, random_mirror, random_stream, to_network_input
+from data.transforms import augment, hflip, random_stream, to_network_input
 from models.age_heads import group_errors, year_errors, year_losses
 from models.disentangle.base import Critic
 from models.iefp import IEFP
@@ -313,10 +313,10 @@ def prepare(run: Run, faces: FaceBatch, step: int) -> Batch:
         values.to(process.device, non_blocking=True)
         for values in (faces.images, faces.identities, faces.age_groups, faces.ages, permutation, flips)
     )
-    images, _ = random_mirror(images, flips=device_flips)
+    images = hflip(images, device_flips)
     images = to_network_input(images, channels_last=True)
     if config.augmentation == "changes":
-        images = random_changes(images, config.seed, step, own.start, config.batch_size)
+        images = augment(images, config.seed, step, own.start, config.batch_size)
     age_features = None
     if run.age_cache is not None:
         views, rows = known_age_features(run, faces, images, flips), torch.arange(len(flips))

@@ -248,7 +248,7 @@ COSTS = {
     "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery",
                                      "leave_one_out_contest", "probe_gallery_contest", "all_pairs"),
     "report": ("report_html",),
-    "listing pictures": ("index_identity_folders", "read_pair_list", "make_cacd_vs_pairs"),
+    "listing pictures": ("index_identity_folders", "read_pair_list", "make_pairs"),
 }  # fmt: skip
 # Images: 1,002; 2 x 3,000; 2 x 10,000; 8,000; 12,000
 PUBLISHED_SIZES = {"fgnet_people": 82, "morph2_3": 3_000, "morph2_10": 10_000, "cacd_vs_pairs": 4_000,

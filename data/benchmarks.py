@@ -10,7 +10,7 @@ import numpy as np
 
 from data.faces import FaceIndex, Faces, index_identity_folders
 from data.layout import no_such_folder
-from data.pairs import PairList, check_folds, find_pair_list, make_cacd_vs_pairs, read_answers, read_pair_list
+from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, PUBLISHED_FIGURES, Benchmark, UserError
 
@@ -19,8 +19,8 @@ NUM_NAMES_SHOWN = 3  # of missing pictures, in a message
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One thing to run and report: a benchmark, one of MORPH2's sizes, or a set of the user's."""
+class EvalSpec:
+    """What to open, run and report: a benchmark, one of MORPH2's sizes, or a set of the user's."""
 
     name: str  # in results.json
     title: str  # on the screen
@@ -45,20 +45,20 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenBenchmark:
-    """The pictures of a setting: one side of them, or probes and gallery; and the pairs of a pair list."""
+class EvalSet:
+    """An open evaluation set: its pictures on one side, or as probes and gallery, and the pairs of a pair list."""
 
-    setting: Setting
+    spec: EvalSpec
     sides: tuple[tuple[Faces, str], ...]  # pictures, and what they are called while they are embedded
     pairs: PairList | None = None
 
     @property
     def protocol(self) -> str:
-        return self.setting.benchmark.protocol
+        return self.spec.benchmark.protocol
 
     @property
     def title(self) -> str:
-        return self.setting.title
+        return self.spec.title
 
     @property
     def sha256(self) -> str | None:
@@ -79,17 +79,15 @@ OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=
 # ---------------------------------------------------------------------------------------------------- which there are
 
 
-def settings_of_benchmark(
-    face_dataset: Path, benchmark: Benchmark, subject_counts: Sequence[int] = ()
-) -> list[Setting]:
+def specs_of_benchmark(face_dataset: Path, benchmark: Benchmark, subject_counts: Sequence[int] = ()) -> list[EvalSpec]:
     """The benchmark, or each size of MORPH2: the published ones, or `subject_counts`."""
     folders = tuple(face_dataset / folder for folder in benchmark.folders)
     if not benchmark.subject_counts:
         known = {"pattern": benchmark.pattern, "published_as": benchmark.name}
-        return [Setting(benchmark.name, benchmark.title, benchmark, face_dataset, folders, **known)]
+        return [EvalSpec(benchmark.name, benchmark.title, benchmark, face_dataset, folders, **known)]
     root = folders[0].parent
     return [
-        Setting(
+        EvalSpec(
             f"{benchmark.name}_{count}",
             f"{benchmark.title} {count:,}",
             benchmark,
@@ -103,47 +101,45 @@ def settings_of_benchmark(
     ]
 
 
-def settings_of_folders(paths: Sequence[Path], pattern: str | None, beside: Sequence[Setting] = ()) -> list[Setting]:
+def specs_of_folders(paths: Sequence[Path], pattern: str | None, beside: Sequence[EvalSpec] = ()) -> list[EvalSpec]:
     """Sets of the user's with one folder a person; `beside` them run others, whose names stay theirs."""
     names = short_names(paths, _taken_names(beside))
     return [
-        Setting(name, name, OWN_FOLDER, folders=(path,), pattern=pattern)
+        EvalSpec(name, name, OWN_FOLDER, folders=(path,), pattern=pattern)
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def settings_of_bins(paths: Sequence[Path], beside: Sequence[Setting] = ()) -> list[Setting]:
+def specs_of_bins(paths: Sequence[Path], beside: Sequence[EvalSpec] = ()) -> list[EvalSpec]:
     """InsightFace verification sets; `beside` them run others. lfw.bin is reported as LFW, lfw_old.bin is not."""
     reported = {f"{figure.benchmark}.bin": figure.benchmark for figure in PUBLISHED_FIGURES
                 if figure.protocol == "verification"}  # fmt: skip
     names = short_names(paths, _taken_names(beside))
     return [
-        Setting(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))
+        EvalSpec(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def _taken_names(settings: Iterable[Setting]) -> set[str]:
+def _taken_names(specs: Iterable[EvalSpec]) -> set[str]:
     """Names and titles of these and of the published benchmarks: no set of the user's may go by them."""
-    published = (one for benchmark in BENCHMARKS.values() for one in settings_of_benchmark(Path(), benchmark))
-    return {name for setting in (*published, *settings) for name in (setting.name, setting.title)}
+    published = (one for benchmark in BENCHMARKS.values() for one in specs_of_benchmark(Path(), benchmark))
+    return {name for spec in (*published, *specs) for name in (spec.name, spec.title)}
 
 
-def setting_named(name: str, face_dataset: Path) -> Setting:
-    """The setting of a name such as fgnet or morph2_3000, or of the path of a .bin file.
+def find_spec(name: str, face_dataset: Path) -> EvalSpec:
+    """The spec of a name such as fgnet or morph2_3000, or of the path of a .bin file.
 
     Raises:
         UserError: there is none.
     """
     published = {
-        setting.name: setting
-        for benchmark in BENCHMARKS.values()
-        for setting in settings_of_benchmark(face_dataset, benchmark)
+        spec.name: spec for benchmark in BENCHMARKS.values() for spec in specs_of_benchmark(face_dataset, benchmark)
     }
     if name in published:
         return published[name]
     if Path(name).suffix == ".bin":
-        return settings_of_bins((Path(name),))[0]
+        return specs_of_bins((Path(name),))[0]
     raise UserError(f"{name!r} is no benchmark: give one of {', '.join(published)}, or the path of a .bin file.")
 
 
@@ -168,8 +164,8 @@ def short_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- opening
 
 
-def open_benchmark(setting: Setting, report: Report, seed: int = 0, allow_missing: bool = False) -> OpenBenchmark:
-    """Lists the pictures of a setting; none is decoded.
+def open_eval_set(spec: EvalSpec, report: Report, seed: int = 0, allow_missing: bool = False) -> EvalSet:
+    """The set with its pictures listed; none is decoded.
 
     `report` gets what is worth knowing. `seed` draws subjects of MORPH2 where there are no folders of their number;
     `allow_missing` leaves out pairs whose pictures are missing, and counts them.
@@ -177,48 +173,48 @@ def open_benchmark(setting: Setting, report: Report, seed: int = 0, allow_missin
     Raises:
         UserError: a folder, list or picture is missing or wrong.
     """
-    return OPENERS[setting.benchmark.protocol](setting, report, seed, allow_missing)
+    return OPENERS[spec.benchmark.protocol](spec, report, seed, allow_missing)
 
 
-def open_whole(name: str, face_dataset: Path) -> OpenBenchmark:
-    """The benchmark of a name, see `setting_named`, with all of its pictures.
+def open_complete_eval_set(name: str, face_dataset: Path) -> EvalSet:
+    """The benchmark of a name, see `find_spec`, with all of its pictures.
 
     Raises:
         UserError: it is unknown, or a folder, list or picture is missing or wrong.
     """
-    setting = setting_named(name, face_dataset)
-    opened = open_benchmark(setting, lambda sentence: None, allow_missing=True)
+    spec = find_spec(name, face_dataset)
+    opened = open_eval_set(spec, lambda sentence: None, allow_missing=True)
     if opened.pairs is not None and opened.pairs.missing:
         missing = opened.pairs.missing
         shown = ", ".join(missing[:NUM_NAMES_SHOWN]) + (", ..." if len(missing) > NUM_NAMES_SHOWN else "")
-        raise UserError(f"{setting.folders[0]} lacks {len(missing)} pictures of the pair list ({shown}): add them, or "
+        raise UserError(f"{spec.folders[0]} lacks {len(missing)} pictures of the pair list ({shown}): add them, or "
                         f"leave {name} out.")  # fmt: skip
     return opened
 
 
-def _open_identities(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
-    return OpenBenchmark(setting, ((_index_identities(setting, setting.folders[0]), setting.title),))
+def _open_identities(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:
+    return EvalSet(spec, ((_index_identities(spec, spec.folders[0]), spec.title),))
 
 
-def _open_probe_gallery(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
+def _open_probe_gallery(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:
     """One probe and one gallery image a subject."""
-    folders, draw = setting.folders, False
-    if not any(folder.is_dir() for folder in folders) and setting.num_subjects not in setting.benchmark.subject_counts:
-        folders, draw = _largest_morph2(setting), True
-    probe, gallery = (_index_identities(setting, folder) for folder in folders)
+    folders, draw = spec.folders, False
+    if not any(folder.is_dir() for folder in folders) and spec.num_subjects not in spec.benchmark.subject_counts:
+        folders, draw = _largest_morph2(spec), True
+    probe, gallery = (_index_identities(spec, folder) for folder in folders)
     if draw:
-        probe, gallery = _draw_subjects(probe, gallery, setting.num_subjects, seed)
-        report(f"{setting.title}: drawn by --seed {seed} from {folders[0].name}, {folders[1].name}")
-    return OpenBenchmark(setting, ((probe, f"{setting.title} probes"), (gallery, f"{setting.title} gallery")))
+        probe, gallery = _draw_subjects(probe, gallery, spec.num_subjects, seed)
+        report(f"{spec.title}: drawn by --seed {seed} from {folders[0].name}, {folders[1].name}")
+    return EvalSet(spec, ((probe, f"{spec.title} probes"), (gallery, f"{spec.title} gallery")))
 
 
-def _largest_morph2(setting: Setting) -> tuple[Path, Path]:
+def _largest_morph2(spec: EvalSpec) -> tuple[Path, Path]:
     """The folders of the largest number of subjects that has both."""
-    root = setting.folders[0].parent
+    root = spec.folders[0].parent
     counts = [int(path.name.removeprefix("probe_")) for path in root.glob("probe_*") if path.name[6:].isdecimal()]
     counts = [count for count in counts if (root / f"gallery_{count}").is_dir()]
     if not counts:
-        raise UserError(f"{root} holds no probe_N and gallery_N: {setting.how_to_get}.")
+        raise UserError(f"{root} holds no probe_N and gallery_N: {spec.how_to_get}.")
     return root / f"probe_{max(counts)}", root / f"gallery_{max(counts)}"
 
 
@@ -236,44 +232,44 @@ def _draw_subjects(probe: FaceIndex, gallery: FaceIndex, count: int, seed: int) 
     return sides[0], sides[1]
 
 
-def _open_pairs(setting: Setting, report: Report, seed: int, allow_missing: bool) -> OpenBenchmark:
-    pairs = _read_pairs(setting, report, allow_missing)
-    return OpenBenchmark(setting, ((pairs.images, setting.title),), pairs)
+def _open_pairs(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:
+    pairs = _read_pairs(spec, report, allow_missing)
+    return EvalSet(spec, ((pairs.images, spec.title),), pairs)
 
 
-def _index_identities(setting: Setting, folder: Path) -> FaceIndex:
+def _index_identities(spec: EvalSpec, folder: Path) -> FaceIndex:
     return index_identity_folders(
         folder,
-        None if setting.pattern is None else FILENAME_PATTERNS[setting.pattern],
+        None if spec.pattern is None else FILENAME_PATTERNS[spec.pattern],
         min_identities=2,
-        what=f"{setting.title} images ({setting.benchmark.notes})",
-        how_to_get=setting.how_to_get,
-        align_command=setting.benchmark.align_command if setting.benchmark.source else "",
+        what=f"{spec.title} images ({spec.benchmark.notes})",
+        how_to_get=spec.how_to_get,
+        align_command=spec.benchmark.align_command if spec.benchmark.source else "",
     )
 
 
-def _read_pairs(setting: Setting, report: Report, allow_missing: bool) -> PairList:
+def _read_pairs(spec: EvalSpec, report: Report, allow_missing: bool) -> PairList:
     """The pairs of a .bin file, of the list, or, for CACD-VS without one, of the rule by which its list is made."""
-    if setting.path is not None:
-        pairs = read_verification_bin(setting.path)
-        check_folds(pairs.genuine, setting.path)
-        report(f"{setting.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
+    if spec.path is not None:
+        pairs = read_verification_bin(spec.path)
+        check_folds(pairs.genuine, spec.path)
+        report(f"{spec.path}: {len(pairs):,} pairs, SHA-256 {pairs.sha256}")
         return pairs
-    benchmark, images = setting.benchmark, setting.folders[0]
+    benchmark, images = spec.benchmark, spec.folders[0]
     if not images.is_dir():
-        raise UserError(no_such_folder(images, f"{setting.title} images ({benchmark.notes})", setting.how_to_get))
-    list_path = find_pair_list(setting.face_dataset, benchmark)
-    first_place = setting.face_dataset / benchmark.pair_lists[0]
+        raise UserError(no_such_folder(images, f"{spec.title} images ({benchmark.notes})", spec.how_to_get))
+    list_path, places = find_pair_list(spec.face_dataset, benchmark), benchmark.pair_lists
     if list_path is not None:
         pairs = read_pair_list(list_path, images, allow_missing)
         check_folds(read_answers(list_path), list_path)  # of the whole list, as prepare.py check does
-    elif benchmark.name == "cacd_vs":
-        pairs = make_cacd_vs_pairs(images, allow_missing)
-        report(f"{setting.title}: there is no list {first_place}; the pairs are made by its rule")
+    elif benchmark.pair_rule is not None:
+        pairs = make_pairs(benchmark, images, allow_missing)
+        if places:
+            report(f"{spec.title}: there is no list {spec.face_dataset / places[0]}; the pairs are made by its rule")
     else:
-        raise UserError(f"pair list {first_place} does not exist: {setting.how_to_get}.")
+        raise UserError(f"pair list {spec.face_dataset / places[0]} does not exist: {spec.how_to_get}.")
     if pairs.num_pairs_dropped:
-        report(f"{setting.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; its "
+        report(f"{spec.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; its "
                f"figures are not comparable with published ones")  # fmt: skip
     return pairs
 

@@ -24,7 +24,7 @@ from utils.files import Progress, no_progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNKNOWN = -1  # an identity, an age or an age group that nobody told us
+UNKNOWN = -1  # an identity, an age or an age group that is not known
 MAX_PICTURE_BYTES = 1 << 28  # of an encoded picture: 256 MB, four bytes for each pixel that may be decoded
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.faces import FaceIndex, index_names, is_image_name
 from data.layout import no_such_folder
-from meta import BENCHMARKS, CACD_VS_PAIRS_PER_HALF_FOLD, IMAGE_EXTENSIONS, Benchmark, UserError
+from meta import BENCHMARKS, IMAGE_EXTENSIONS, Benchmark, UserError
 from utils.files import numbered_lines, written_beside
 
 NUM_FOLDS = 10  # of the protocol for pairs
@@ -86,36 +86,32 @@ def check_folds(genuine: np.ndarray, list_path: str | Path) -> None:
         shown = "; ".join(one_class[:NUM_NAMES_SHOWN]) + ("; ..." if len(one_class) > NUM_NAMES_SHOWN else "")
         raise UserError(
             f"{str(list_path)!r} lacks one kind of pairs in {len(one_class)} of the ten folds ({shown}): folds are "
-            "tenths of the list in its order, deal the pairs so that each has both kinds."
+            "tenths of the list in its order, order the pairs so that each has both kinds."
         )
 
 
-def make_cacd_vs_pairs(images_folder: str | Path, allow_missing: bool = False) -> PairList:
-    """The 4,000 pairs of CACD-VS by their rule, without a list file; images may have any extension in any case.
-
-    Source: the published evaluation: `NNNN_0 NNNN_1`, genuine where (NNNN div 200) is even.
+def make_pairs(benchmark: Benchmark, images_folder: str | Path, allow_missing: bool = False) -> PairList:
+    """The pairs of a benchmark by its rule, without a list file; images may have any extension in any case.
 
     Raises:
         UserError: for a missing folder or missing images.
     """
     names_by_stem = _image_names_by_stem(_checked_folder(images_folder))
     pairs = [
-        Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine) for pair in cacd_vs_rule()
+        Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine)
+        for pair in pairs_by_rule(benchmark)
     ]
     return _locate(pairs, images_folder, allow_missing)
+
+
+def pairs_by_rule(benchmark: Benchmark) -> list[Pair]:
+    return [Pair(*pair) for pair in benchmark.pair_rule()]
 
 
 def write_cacd_vs_list(path: str | Path) -> None:
     """Writes the list file of CACD-VS, 4,000 lines; a file of that name is replaced at once or not at all."""
     with written_beside(path, "w", encoding="ascii") as file:
-        file.writelines(f"{a} {b} {int(genuine)}\n" for a, b, genuine in cacd_vs_rule())
-
-
-def cacd_vs_rule() -> list[Pair]:
-    return [
-        Pair(f"{number:04d}_0.jpg", f"{number:04d}_1.jpg", number // CACD_VS_PAIRS_PER_HALF_FOLD % 2 == 0)
-        for number in range(BENCHMARKS["cacd_vs"].num_pairs)
-    ]
+        file.writelines(f"{a} {b} {int(genuine)}\n" for a, b, genuine in pairs_by_rule(BENCHMARKS["cacd_vs"]))
 
 
 def _image_names_by_stem(folder: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pictures into InsightFace's record files and out of them; the format is described in data/records.py."""
+"""Pictures into InsightFace's record files and out of them; the format is described in data/record_format.py."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple, TextIO
 import numpy as np
 
 from data.faces import Faces
-from data.records import (
+from data.record_format import (
     AGE_NOTE,
     FIRST,
     HEAD,
@@ -21,15 +21,12 @@ from data.records import (
     MAX_LENGTH,
     MIDDLE,
     PART,
-    RECORD_EXTENSION,
     SIGNATURES,
     WHOLE,
-    RecordIndex,
-    index_path,
     padded,
     picture_extension,
-    property_path,
 )
+from data.records import RECORD_EXTENSION, RecordIndex, index_path, property_path
 from meta import UserError
 from utils.files import Progress, check_is_new, no_progress, written_beside
 

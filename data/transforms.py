@@ -15,7 +15,7 @@ from torch import Tensor
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, UserError
 
 # The formats of meta.IMAGE_EXTENSIONS, whatever a file's extension says: each further decoder is one more that a file
-# from a stranger can attack, and of a GIF nobody knows which of its pictures is meant.
+# from anybody can attack, and of a GIF nobody knows which of its pictures is meant.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Limits on what the header claims, asked before anything is allocated: a file of some bytes can claim gigabytes.
 MAX_PIXELS = 64_000_000  # more than cameras for portraits take; 256 MB as RGBA, in each worker
@@ -107,7 +107,7 @@ def _to_rgb(picture: Image.Image, at_least: int | None) -> Image.Image:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,} or {MAX_SIDE:,} on a side")
     if at_least is not None:
-        picture.draft("RGB", (at_least, at_least))  # a word to libjpeg; other formats don't listen
+        picture.draft("RGB", (at_least, at_least))  # libjpeg decodes at a fraction of the size; other formats ignore it
     # PIL would cut values above 255 to white without a word.
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels are {picture.mode}, not 8 bits a channel")
@@ -126,24 +126,13 @@ def to_network_input(images: Tensor, channels_last: bool = False, dtype: torch.d
     return images.to(dtype=dtype, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
 
 
-def mirror(images: Tensor) -> Tensor:
-    """The images (..., H, W), left and right exchanged."""
-    return images.flip(-1)
-
-
-def random_mirror(
-    images: Tensor, generator: torch.Generator | None = None, flips: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The images (N, 3, H, W), each mirrored with probability 1/2 (published), and which were: bool (N,).
-
-    Either `generator` draws the flips, on its own device, or `flips` (N,) says them: runs have to repeat, so the
-    global generator is never asked.
-    """
-    assert (generator is None) != (flips is None), "give either a generator or flips"
+def hflip(images: Tensor, flips: Tensor | None = None) -> Tensor:
+    """The images (..., H, W), left and right exchanged; with `flips`, bool (N,), those (N, 3, H, W) that it names."""
+    mirrored = images.flip(-1)
     if flips is None:
-        flips = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+        return mirrored
     flips = flips.to(device=images.device, dtype=torch.bool, non_blocking=True)
-    return torch.where(flips[:, None, None, None], mirror(images), images), flips  # flips as (N, 1, 1, 1)
+    return torch.where(flips[:, None, None, None], mirrored, images)  # flips as (N, 1, 1, 1)
 
 
 # What a stream of random numbers is for; a purpose of 0 would give the stream without one.
@@ -155,13 +144,13 @@ def random_stream(seed: int, step: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step, *purpose)).generate_state(1)[0]))
 
 
-CHANGE_PROBABILITY = 0.2  # of each kind of change, as AdaFace takes it
+AUGMENT_PROBABILITY = 0.2  # of each kind of change, as AdaFace takes it
 SMALLEST_BOX = 0.5  # of a side
 COLOUR_RANGE = (0.5, 1.5)  # factors of brightness, contrast and saturation
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
-def random_changes(images: Tensor, seed: int, step: int, start: int, batch_size: int) -> Tensor:
+def augment(images: Tensor, seed: int, step: int, start: int, batch_size: int) -> Tensor:
     """The images (N, 3, H, W) in [-1, 1], some of them cropped (black outside of a box) or with other colours.
 
     They are the images `start` to `start + N` of a whole batch, for which `seed` and `step` decide all that is random:
@@ -179,7 +168,7 @@ def random_changes(images: Tensor, seed: int, step: int, start: int, batch_size:
 
 
 def _in_boxes(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 5)
-    changed, sizes, places = draws[:, 0] < CHANGE_PROBABILITY, draws[:, 1:3], draws[:, 3:5]
+    changed, sizes, places = draws[:, 0] < AUGMENT_PROBABILITY, draws[:, 1:3], draws[:, 3:5]
     sizes = SMALLEST_BOX + (1 - SMALLEST_BOX) * sizes  # (N, 2) of height and width
     low = places * (1 - sizes)
     kept = torch.ones_like(images[:, :1], dtype=torch.bool)  # (N, 1, H, W)
@@ -199,7 +188,7 @@ def _in_other_colours(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 4)
     pixels = (pixels * weights).sum(1, keepdim=True).lerp(pixels, saturation)
     mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     pixels = mean.lerp(pixels, contrast).clamp(0, 1)
-    changed = draws[:, 0] < CHANGE_PROBABILITY
+    changed = draws[:, 0] < AUGMENT_PROBABILITY
     return torch.where(changed[:, None, None, None], pixels * 2 - 1, images)
 
 

@@ -46,7 +46,7 @@ class BinFaces:
     numbers: np.ndarray  # (U,) int64, where the file has the picture first, counted from 0
     sha256: str  # of the file
 
-    ages = None  # nobody told us
+    ages = None  # not known
     identity_names = ()
     num_identities = 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.benchmarks import OpenBenchmark, open_whole, settings_of_benchmark
+from data.benchmarks import EvalSet, open_complete_eval_set, specs_of_benchmark
 from data.faces import Faces
 from data.loaders import batches, evaluation_loader
 from evaluation.protocols import leave_one_out, pair_scores, probe_gallery, ten_fold_verification
@@ -105,8 +105,8 @@ def open_figure(name: str, face_dataset: Path) -> Figure:
     Raises:
         UserError: a folder, list or picture is missing or wrong.
     """
-    setting = settings_of_benchmark(face_dataset, BENCHMARKS[name])[0]
-    opened = open_whole(setting.name, face_dataset)
+    setting = specs_of_benchmark(face_dataset, BENCHMARKS[name])[0]
+    opened = open_complete_eval_set(setting.name, face_dataset)
     what, score = FIGURES[opened.protocol]
     sides = tuple(faces for faces, _ in opened.sides)
     return Figure(f"{setting.title} {what}", sides, lambda embeddings: score(opened, embeddings))
@@ -129,23 +129,23 @@ def measure_figure(figure: Figure, comparison: Comparison, workers: int) -> dict
     return metrics
 
 
-def _rank1_within(opened: OpenBenchmark, embeddings: list[np.ndarray]) -> float:
+def _rank1_within(opened: EvalSet, embeddings: list[np.ndarray]) -> float:
     return leave_one_out(embeddings[0], opened.sides[0][0].identities)["rank1_percent"]
 
 
-def _rank1_of_probes(opened: OpenBenchmark, embeddings: list[np.ndarray]) -> float:
+def _rank1_of_probes(opened: EvalSet, embeddings: list[np.ndarray]) -> float:
     names = [np.array(faces.identity_names)[faces.identities] for faces, _ in opened.sides]
     return probe_gallery(embeddings[0], names[0], embeddings[1], names[1])["rank1_percent"]
 
 
-def _accuracy(opened: OpenBenchmark, embeddings: list[np.ndarray]) -> float:
+def _accuracy(opened: EvalSet, embeddings: list[np.ndarray]) -> float:
     pairs = opened.pairs
     scores = pair_scores(embeddings[0][pairs.first], embeddings[0][pairs.second])
     return ten_fold_verification(scores, pairs.genuine)["accuracy_percent"]
 
 
 # Protocol -> what its main figure is called, and that figure in percent.
-FIGURES: dict[str, tuple[str, Callable[[OpenBenchmark, list[np.ndarray]], float]]] = {
+FIGURES: dict[str, tuple[str, Callable[[EvalSet, list[np.ndarray]], float]]] = {
     "leave_one_out": ("leave-one-out rank-1", _rank1_within),
     "probe_gallery": ("rank-1", _rank1_of_probes),
     "ten_fold_verification": ("accuracy", _accuracy),

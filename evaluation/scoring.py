@@ -72,8 +72,8 @@ class Options:
     mutual_information: MutualInformation | None = None  # of the model's own CLUB
 
 
-class OpenBenchmark(Protocol):
-    """What scoring asks of a benchmark (data.benchmarks.OpenBenchmark has it)."""
+class EvalSet(Protocol):
+    """What scoring asks of a benchmark (data.benchmarks.EvalSet has it)."""
 
     @property
     def protocol(self) -> str: ...  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
@@ -88,7 +88,7 @@ class OpenBenchmark(Protocol):
     def name(self, faces: Any, i: int) -> str: ...
 
 
-def score(benchmark: OpenBenchmark, extracted: list[Extracted], options: Options) -> tuple[Result, Comparable]:
+def score(benchmark: EvalSet, extracted: list[Extracted], options: Options) -> tuple[Result, Comparable]:
     """The benchmark's figures; `extracted` holds the embeddings of each of its sides."""
     if benchmark.protocol == "ten_fold_verification":
         pairs, sha256 = benchmark.pairs, benchmark.sha256

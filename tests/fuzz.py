@@ -46,9 +46,12 @@ from data.fast_jpeg import decode_aligned
 from data.filenames import parse_age
 from data.index_cache import State, load_index, save_index
 from data.pairs import read_pair_list
+from data.record_format import AGE_NOTE, MAGIC_WORD
 from data.record_packing import as_parts, record_content
-from data.records import AGE_NOTE, MAGIC_WORD, index_record_file
-from data.releases.lists import read_agedb_pairs, read_calfw_pairs, read_morph2_ages, read_subjects
+from data.records import index_record_file
+from data.releases.agedb import read_agedb_pairs
+from data.releases.calfw import read_calfw_pairs
+from data.releases.morph2 import read_morph2_ages, read_subjects
 from data.transforms import decode_face
 from data.verification_bins import read_verification_bin
 from evaluation.calibration import read_calibration

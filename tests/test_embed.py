@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import load_script
 from torch.nn import functional as F
 
-from data.alignment.detectors import be_silent, find_faces, open_detector
+from data.alignment.detectors import YuNet, be_silent, open_detector
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.index_cache import CACHE_FOLDER
@@ -356,7 +356,7 @@ def test_a_detector_gives_what_its_points_give_as_landmarks(run_embed, folder, t
     (tmp_path / "yunet.onnx").touch()
     other = (points + 40, 30.0)
     detector = FakeDetector(other, (points, 90.0), picture_size=(600, 500))
-    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(detector))
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     cosines = []
     for how in (("--landmarks", tmp_path / "points.json"), ("--detector", tmp_path / "yunet.onnx")):
@@ -374,11 +374,11 @@ def test_faces_are_found_in_shrunk_pictures_blue_first_the_largest_first():
     points = TEMPLATE * 8 + 100
     detector = FakeDetector((points / 2, 10.0), (points, 20.0), picture_size=(1600, 1200))
     picture = Image.new("RGB", (1600, 1200), (255, 0, 10))
-    found = find_faces(detector, picture)
+    found = YuNet(detector).find_faces(picture)
     assert detector.size == (640, 480) and detector.seen[0, 0].tolist() == [10, 0, 255]
     np.testing.assert_allclose(found, [points, points / 2], atol=1e-3)
     detector.faces = ()
-    assert find_faces(detector, picture).shape == (0, 5, 2)
+    assert YuNet(detector).find_faces(picture).shape == (0, 5, 2)
 
 
 def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tmp_path, monkeypatch):
@@ -388,7 +388,7 @@ def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tm
     picture.save(tmp_path / "turned.jpg", exif=exif)
     points = TEMPLATE + 40
     detector = FakeDetector((points, 50.0), picture_size=(200, 300))
-    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(detector))
     Aligner(detector_path="yunet.onnx").face(tmp_path / "turned.jpg", "turned.jpg")
     assert detector.size == (200, 300)
 
@@ -436,16 +436,17 @@ def test_opencv_4_and_5_are_each_silenced_their_way():
     assert levels == [0, 0]
 
 
-def test_pictures_that_do_not_look_aligned_are_told(run_embed, folder, tmp_path):
-    pictures = all_pictures(folder)
-    assert "does not look" not in run_embed(folder, "-o", tmp_path / "faces.npz").err
-    for path in pictures[: len(pictures) // 2]:
-        Image.open(path).rotate(45).save(path)
-    told = run_embed(folder, "-o", tmp_path / "turned.npz")
-    assert told.status == 0
-    warned = [line for line in told.err.splitlines() if "does not look like a face aligned" in line]
-    turned = [repr(path.relative_to(folder).as_posix()) for path in pictures[: len(pictures) // 2]]
-    assert len(warned) >= len(turned) - 2 and all(line.split()[1] in turned for line in warned)
+@pytest.mark.parametrize("shift", [0, 11, 13, None])
+def test_a_picture_of_112x112_is_checked_by_a_detector_where_one_is_given(run_embed, folder, monkeypatch, shift):
+    points = [] if shift is None else [(TEMPLATE + (shift, 0), 60.0), (TEMPLATE + 40, 90.0)]
+    detector = YuNet(FakeDetector(*points, picture_size=(112, 112)))
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
+    result = run_embed(*all_pictures(folder)[:2], "--detector", "yunet.onnx")
+    assert result.status == 0 and result.out
+    notes = [line for line in result.err.splitlines() if "embedded as it is" in line]
+    assert len(notes) == (0 if shift in (0, 11) else 2)
+    found = "no face at all" if shift is None else f"{shift} pixels beside the places of an aligned face"
+    assert all(f"the detector finds {found}" in note for note in notes)
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

@@ -16,11 +16,14 @@ from scripts import ROOT, load_script
 
 from data.alignment.photos import list_pictures
 from data.alignment.template import HOW_TO_ALIGN
-from data.benchmarks import open_benchmark, setting_named
+from data.benchmarks import find_spec, open_eval_set
 from data.check.run import check
 from data.index_cache import open_index
 from data.pairs import read_pair_list
-from data.releases.plans import plan_agedb, plan_cacd, plan_calfw, plan_fgnet
+from data.releases.agedb import plan_agedb
+from data.releases.cacd import plan_cacd
+from data.releases.calfw import plan_calfw
+from data.releases.fgnet import plan_fgnet
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS, UserError
 from utils.cli import flag
@@ -36,7 +39,7 @@ def refused(action) -> str:
 
 
 def open_set(name: str, root: Path):
-    return open_benchmark(setting_named(name, root), lambda sentence: None)
+    return open_eval_set(find_spec(name, root), lambda sentence: None)
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -46,7 +49,7 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-# -------------------------------------------------------------------------------- what the doctor knows, all say
+# -------------------------------------------------------------------------------- what the dataset check knows, all say
 
 
 @pytest.fixture
@@ -59,13 +62,13 @@ def flat(tiny_faces, tmp_path):
     return folder.parent
 
 
-def test_a_flat_fgnet_folder_is_named_as_the_doctor_names_it(flat):
+def test_a_flat_fgnet_folder_is_named_as_the_dataset_check_names_it(flat):
     """16: "holds no images" with the download link told nothing of 15 pictures that lie there."""
     told = refused(lambda: open_set("fgnet", flat))
     assert "15 pictures lie directly in it and are not used (such as '001A02.JPG')" in told
     assert "put each into the folder of its identity" in told and "https://" not in told
-    doctors = check(flat, ["fgnet"])[0]
-    assert doctors.what.startswith("15 pictures lie directly in '") and doctors.advice in told
+    checked = check(flat, ["fgnet"])[0]
+    assert checked.what.startswith("15 pictures lie directly in '") and checked.advice in told
     training = refused(lambda: open_index(flat / FGNET.folders[0], FILENAME_PATTERNS["fgnet"], cache=False))
     assert "15 pictures lie directly in it" in training and "put each into the folder of its identity" in training
 
@@ -79,7 +82,7 @@ def test_the_command_that_a_flat_fgnet_folder_is_pointed_to_makes_the_set(flat, 
     assert len(open_set("fgnet", flat).sides[0][0]) == 15
 
 
-def test_a_folder_too_deep_is_named_as_the_doctor_names_it(tiny_faces, tmp_path):
+def test_a_folder_too_deep_is_named_as_the_dataset_check_names_it(tiny_faces, tmp_path):
     """16: an archive unpacked into a folder of its own name."""
     shutil.copytree(tiny_faces / FGNET.folders[0], tmp_path / FGNET.folders[0] / FGNET.folders[0])
     told = refused(lambda: open_set("fgnet", tmp_path))
@@ -119,7 +122,7 @@ def test_a_folder_that_is_still_packed_is_to_be_unpacked(tmp_path, case):
     assert repr(str(archive)) in told and "unpack it" in told and "https://" not in told
 
 
-def test_the_doctor_finds_the_archives_too(tmp_path):
+def test_the_dataset_check_finds_the_archives_too(tmp_path):
     """16: check says the same of a set that is named and still packed, for each kind of set."""
     names = {"ms1mv3": TRAINING_SETS["ms1mv3"].folder, "fgnet": FGNET.folders[0], "calfw": "CALFW"}
     archives = {name: pack(tmp_path / f"{folder}.zip") for name, folder in names.items()}

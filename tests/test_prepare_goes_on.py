@@ -14,7 +14,7 @@ from data.faces import index_identity_folders
 from data.record_packing import pack_folder, unpack_record_file
 from data.records import index_record_file
 from data.releases.aligned_folders import MARKER, Written, write_plan
-from data.releases.plans import plan_fgnet
+from data.releases.fgnet import plan_fgnet
 from evaluation import age_labelling
 from meta import BENCHMARKS, UserError
 

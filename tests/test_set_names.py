@@ -14,7 +14,7 @@ from processes import in_processes
 from scripts import load_script
 
 from data import benchmarks
-from data.benchmarks import open_whole, settings_of_bins, settings_of_folders, short_names
+from data.benchmarks import open_complete_eval_set, short_names, specs_of_bins, specs_of_folders
 from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list
 from data.transforms import to_network_input
@@ -76,10 +76,10 @@ def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_diff
     """4a: two sets of one name are told apart by as much of their paths as that takes."""
     monkeypatch.chdir(tmp_path)
     folders = [Path("a/fgnet"), Path("FG-NET"), Path("b/agedb"), Path("c/agedb"), Path("fgnet_2"), Path("x/lfw.bin")]
-    of_folders = settings_of_folders(folders, None)
+    of_folders = specs_of_folders(folders, None)
     names = [setting.name for setting in of_folders]
     assert names == ["a/fgnet", f"{tmp_path.name}/FG-NET", "b/agedb", "c/agedb", "fgnet_2", "lfw.bin"]
-    bins = settings_of_bins([Path("lfw.bin"), Path("p/q.bin"), Path("q.bin")], beside=of_folders)
+    bins = specs_of_bins([Path("lfw.bin"), Path("p/q.bin"), Path("q.bin")], beside=of_folders)
     assert [setting.name for setting in bins] == [f"{tmp_path.name}/lfw.bin", "p/q.bin", f"{tmp_path.name}/q.bin"]
     assert [setting.title for setting in bins] == [setting.name for setting in bins]
     with pytest.raises(UserError, match="given twice"):
@@ -99,7 +99,7 @@ def test_a_setting_that_is_asked_for_twice_is_refused(run_test, tiny_faces, flag
                                                  ("fgnet.bin", None), ("morph2_3000.bin", None)])  # fmt: skip
 def test_a_bin_is_reported_as_the_set_of_its_whole_name_only(name, benchmark):
     """4a: calfw_old.bin is not CALFW, and no .bin is FG-NET."""
-    (setting,) = settings_of_bins([Path("some") / name])
+    (setting,) = specs_of_bins([Path("some") / name])
     assert setting.published_as == benchmark
 
 
@@ -135,8 +135,8 @@ def test_a_validation_prints_each_set_under_its_own_name(tiny_faces, weights, tm
     folder = tiny_faces / "CALFW"
     pairs = read_pair_list(folder / "txts" / "CALFW_img_pairs_labels.txt", folder / "processed_CALFW_2")
     write_verification_bin(pairs, tmp_path / "calfw_old.bin", reencode=True)
-    opened = {"calfw": open_whole("calfw", tiny_faces),
-              "calfw_old": open_whole(str(tmp_path / "calfw_old.bin"), tiny_faces)}  # fmt: skip
+    opened = {"calfw": open_complete_eval_set("calfw", tiny_faces),
+              "calfw_old": open_complete_eval_set(str(tmp_path / "calfw_old.bin"), tiny_faces)}  # fmt: skip
     validation = Validation(opened, ALONE, lambda of: batches(evaluation_loader(of, 64)), to_network_input)
     log = SimpleNamespace(event=lambda *args, **kwargs: None, figure=lambda *args: None)
     validation.run(load_for_embedding(weights)[0], 3, log)
@@ -180,14 +180,14 @@ def test_a_dangling_link_among_distractors_ends_what_searches_among_them(run_tes
 def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces, monkeypatch):
     """5a: an error of the disk while a benchmark is opened is a sentence of that benchmark."""
     script = load_script("test")
-    opening = script.open_benchmark
+    opening = script.open_eval_set
 
     def fails(setting, *args):
         if setting.name == "fgnet":
             raise OSError(errno.EIO, os.strerror(errno.EIO), "some/folder")
         return opening(setting, *args)
 
-    monkeypatch.setattr(script, "open_benchmark", fails)
+    monkeypatch.setattr(script, "open_eval_set", fails)
     outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw")
     assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
 

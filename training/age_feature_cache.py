@@ -11,7 +11,7 @@ from data.age_cache import NUM_VIEWS, AgeCache, prepare_cache
 from data.faces import Faces
 from data.index_cache import CACHE_FOLDER
 from data.loaders import FaceBatch, batches, evaluation_loader
-from data.transforms import mirror, to_network_input
+from data.transforms import hflip, to_network_input
 from meta import EMBEDDING_SIZE
 from models.iefp import IEFP
 from models.iresnet import IResNet
@@ -106,7 +106,7 @@ def known_age_features(run: Run, faces: FaceBatch, images: Tensor, flips: Tensor
 def computed_age_features(run: Run, indices: Tensor, images: Tensor, flips: Tensor) -> Tensor:
     """Computes age features of images and mirror images and caches them: (N, 2, 512) float16 on the CPU."""
     images = images.contiguous(memory_format=torch.channels_last)
-    shown, other = (run.stage.age_features(each).cpu() for each in (images, mirror(images)))  # (N, 512)
+    shown, other = (run.stage.age_features(each).cpu() for each in (images, hflip(images)))  # (N, 512)
     flips = flips[:, None]
     views = torch.stack([torch.where(flips, other, shown), torch.where(flips, shown, other)], dim=1)
     run.age_cache.write(indices.numpy(), views.numpy())

@@ -67,8 +67,7 @@ Estimator = one_of("CLUB's negatives.", {name: one.negatives for name, one in ES
 
 # ----------------------------------------------------------------------------------------------------------------------
 
-ON_FOLDERS = tuple(f"{one.name}_{count}" if count else one.name
-                   for one in BENCHMARKS.values() for count in one.subject_counts or (0,))  # fmt: skip
+ON_FOLDERS = tuple(name for benchmark in BENCHMARKS.values() for name in benchmark.set_names)
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,10 @@ class TrainConfig:
     validate_every: int = bounded(0, low=0)
     """Steps between validations of the identity branch on the benchmarks of --validate-on; the end of training also
     makes one. 0: none."""
-    validate_on: tuple[str, ...] = ()
-    """fgnet, morph2_3000, morph2_10000, cacd_vs, calfw, or paths of InsightFace verification sets (.bin)."""
+    validate_on: Annotated[
+        tuple[str, ...],
+        arg(help=f"{', '.join(ON_FOLDERS)}, or paths of InsightFace verification sets (.bin)."),
+    ] = ()
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
     dry_run: bool = False

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.benchmarks import OpenBenchmark
+from data.benchmarks import EvalSet
 from data.loaders import FaceBatch, batches, evaluation_loader
 from data.picture_grid import draw_grid
 from meta import AGE_GROUP_NAMES, UserError
@@ -38,7 +38,7 @@ BAR_WIDTH = 30  # letters
 Prepare = Callable[[Run, FaceBatch, int], Any]  # train.prepare: a batch from the loader -> what a stage's step takes
 
 
-def print_dry_run(run: Run, state: TrainState, benchmarks: Mapping[str, OpenBenchmark], prepare: Prepare) -> int:
+def print_dry_run(run: Run, state: TrainState, benchmarks: Mapping[str, EvalSet], prepare: Prepare) -> int:
     """Prints what the run would do and need and draws its first batch, nothing else is written; the exit status.
 
     Raises:

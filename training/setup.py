@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from data.age_cache import AgeCache
 from data.ages.tables import read_ages
-from data.benchmarks import OpenBenchmark
+from data.benchmarks import EvalSet
 from data.check.image_scan import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
 from data.index_cache import find_record_file, index_digests, open_index
@@ -114,7 +114,7 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     return index
 
 
-def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, OpenBenchmark], process: Process) -> None:
+def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, EvalSet], process: Process) -> None:
     """Raises UserError for unaligned photographs to train or validate on (`data.check.image_scan.check_shapes`)."""
     sides = [faces for benchmark in benchmarks.values() for faces, _ in benchmark.sides]
     for faces in () if config.assume_aligned else (index, *sides):
@@ -207,7 +207,7 @@ def start_run(
     *,
     digests: dict[str, str | int],
     age_cache: AgeCache | None,
-    benchmarks: dict[str, OpenBenchmark],
+    benchmarks: dict[str, EvalSet],
     content: dict[str, Any] | None,
     resumed_step: int,
     higher_is_better: bool,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from data.benchmarks import open_whole
+from data.benchmarks import open_complete_eval_set
 from data.faces import Faces
 from data.loaders import FaceBatch, batches, evaluation_loader
 from data.transforms import to_network_input
@@ -25,7 +25,7 @@ from evaluation.embeddings.extraction import Extracted, TwoBranches, extract
 from evaluation.identification import probe_gallery_cmc
 from evaluation.metrics import enough_impostors
 from evaluation.protocols import pair_scores
-from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
+from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, EvalSet, Options, Result, analysed, score
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
 from training.config import TrainConfig
@@ -56,7 +56,7 @@ class Validation:
 
     def __init__(
         self,
-        benchmarks: Mapping[str, OpenBenchmark],
+        benchmarks: Mapping[str, EvalSet],
         process: Process,
         batches_of: Callable[[Any], Iterable],
         to_network_input: Callable[..., Tensor],
@@ -108,7 +108,7 @@ class Validation:
             shown = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
             tell(self.process, f"validation at step {step:,}, {name}: {shown}")
 
-    def _score(self, name: str, benchmark: OpenBenchmark, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
+    def _score(self, name: str, benchmark: EvalSet, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
         extracted = [
             extract(model, self.batches_of(faces), len(faces), self.process, self.to_network_input,
                     with_age=False, what=what, with_grey=False)
@@ -136,7 +136,7 @@ class Validation:
         self.curves[name].append(now)
 
 
-def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
+def figures_of(benchmarks: Mapping[str, EvalSet]) -> dict[str, bool]:
     """The figures of `Validation.run`, such as fgnet_rank1_percent, and whether each is better when higher."""
     return {
         f"{name}_{figure}": figure not in LOWER_IS_BETTER
@@ -145,7 +145,7 @@ def figures_of(benchmarks: Mapping[str, OpenBenchmark]) -> dict[str, bool]:
     }
 
 
-def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
+def open_benchmarks(config: TrainConfig) -> dict[str, EvalSet]:
     """The benchmarks of --validate-on, by the prefixes of their figures.
 
     Raises:
@@ -157,14 +157,14 @@ def open_benchmarks(config: TrainConfig) -> dict[str, OpenBenchmark]:
     opened = {}
     for name, short in zip(config.validate_on, short_names, strict=True):
         try:
-            opened[short] = open_whole(name, config.face_dataset)
+            opened[short] = open_complete_eval_set(name, config.face_dataset)
         except UserError as error:
             raise UserError(f"--validate-on {name}: {error}") from None
     return opened
 
 
 def make_validation(
-    config: TrainConfig, process: Process, benchmarks: dict[str, OpenBenchmark], stop: StopRequest
+    config: TrainConfig, process: Process, benchmarks: dict[str, EvalSet], stop: StopRequest
 ) -> Validation:
     """The validation on these benchmarks, which a request to stop interrupts; never due where there are none."""
 
@@ -207,7 +207,7 @@ def in_eval_mode(model: object) -> Iterator[None]:
             module.training = was_training
 
 
-def _figures_of(benchmark: OpenBenchmark) -> list[tuple[str, str]]:
+def _figures_of(benchmark: EvalSet) -> list[tuple[str, str]]:
     """The results and figures of the table that test.py prints, as far as the pairs of a list allow them."""
     figures = [(part, figure) for part in RESULTS[benchmark.protocol] for figure in LABELS[part]]
     if benchmark.pairs is None:
@@ -221,7 +221,7 @@ def _figures_of(benchmark: OpenBenchmark) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
-def _panels_of_identities(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+def _panels_of_identities(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
     ranks = range(1, MAX_RANK + 1)
     cmc = [result["mates_against_rest"][ANALYSED_JOIN][f"cmc_percent_{rank}"] for rank in ranks]
     panels = [Panel("Mates against rest", "rank", "% of pairs found by this rank", list(ranks), cmc)]
@@ -235,7 +235,7 @@ def _panels_of_identities(benchmark: OpenBenchmark, extracted: list[Extracted], 
     return panels
 
 
-def _panels_of_probe_gallery(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+def _panels_of_probe_gallery(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
     sides = [
         (analysed(of), np.array(faces.identity_names)[faces.identities])
         for of, (faces, _) in zip(extracted, benchmark.sides, strict=True)
@@ -244,7 +244,7 @@ def _panels_of_probe_gallery(benchmark: OpenBenchmark, extracted: list[Extracted
     return [Panel("Probes in the gallery", "rank", "% of probes found by this rank", range(1, len(cmc) + 1), cmc)]
 
 
-def _panels_of_pairs(benchmark: OpenBenchmark, extracted: list[Extracted], result: Result) -> list[Panel]:
+def _panels_of_pairs(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
     embeddings, pairs = analysed(extracted[0]), benchmark.pairs
     curve = verification(pair_scores(embeddings[pairs.first], embeddings[pairs.second]), pairs.genuine)["curve"]
     labels = "false accept rate, %", "true accept rate, %"

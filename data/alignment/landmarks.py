@@ -12,6 +12,7 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -134,27 +135,50 @@ class PointTable:
         return np.array(self._numbers[start : start + 10]).reshape(5, 2)
 
 
-def read_point_table(path: str | Path) -> PointTable:
-    """Points of many pictures from one file; its extension says the form.
+class LandmarkFormat(NamedTuple):
+    """A form of tables of landmarks."""
 
-    .csv: columns path,x1,y1,...,x5,y5 in any order, others are not looked at. .json: {path: [[x, y] * 5]}. .lst or
-    .txt: InsightFace's train.lst, tab-separated, with ten numbers (5 x, then 5 y) at the end of a line; lines without
-    them are pictures without landmarks.
+    read: Callable[[Path, PointTable], None]  # the file into the table; raises UserError
+    shown: str  # for help texts
+
+
+LANDMARK_FORMATS: dict[str, LandmarkFormat] = {}  # by the ending of the file, in lower case
+
+
+def landmark_format(*endings: str, shown: str) -> Callable:
+    """A decorator that registers a reader of landmark files with these endings; `shown` is their form for --help."""
+
+    def register(read: Callable[[Path, PointTable], None]) -> Callable:
+        LANDMARK_FORMATS.update(dict.fromkeys(endings, LandmarkFormat(read, shown)))
+        return read
+
+    return register
+
+
+def landmarks_help() -> str:
+    """The help of flags that take a table of landmarks."""
+    endings: dict[str, list[str]] = {}
+    for ending, entry in LANDMARK_FORMATS.items():
+        endings.setdefault(entry.shown, []).append(ending)
+    return "Five points a picture: " + ", ".join(f"{' or '.join(of)} ({shown})" for shown, of in endings.items())
+
+
+def read_point_table(path: str | Path) -> PointTable:
+    """Points of many pictures from one file, by the reader of LANDMARK_FORMATS that its ending names.
 
     Raises:
         UserError: for a file that can't be read, isn't of its form, or holds no points.
     """
-    readers: dict[str, Callable[[Path, PointTable], None]] = {
-        ".csv": _read_csv, ".json": _read_json, ".lst": _read_lst, ".txt": _read_lst,
-    }  # fmt: skip
     path = Path(path)
     if wrong := wrong_file(path, "landmark file"):
         raise UserError(f"--landmarks {str(path)!r} {wrong[0]}: {wrong[1]}.")
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"The landmark file {str(path)!r} has no extension of {', '.join(readers)}: rename it.")
+    entry = LANDMARK_FORMATS.get(path.suffix.lower())
+    if entry is None:
+        raise UserError(
+            f"The landmark file {str(path)!r} has no extension of {', '.join(LANDMARK_FORMATS)}: rename it."
+        )
     table = PointTable(repr(str(path)))
-    reader(path, table)
+    entry.read(path, table)
     if not len(table):
         raise UserError(f"The landmark file {str(path)!r} holds points of no picture: give another one.")
     return table
@@ -190,7 +214,9 @@ def csv_columns(where: str, header: list[str], wanted: tuple[str, ...], expected
     return [names.index(column) for column in wanted]
 
 
+@landmark_format(".csv", shown="path,x1,y1,...,x5,y5")
 def _read_csv(path: Path, table: PointTable) -> None:
+    """The columns may stand in any order, others are not looked at."""
     places: list[int] = []
     for where, cells in csv_rows(path, "landmark file", EXPECTED_CSV):
         if not places:
@@ -202,17 +228,7 @@ def _read_csv(path: Path, table: PointTable) -> None:
         table.add(_named(name, where), _numbers(words, 10, where, ",".join(cells), EXPECTED_CSV), where)
 
 
-def _read_lst(path: Path, table: PointTable) -> None:
-    for number, line in numbered_lines(path, "landmark file", EXPECTED_LST):
-        where, cells = f"{str(path)!r}, line {number}", line.rstrip("\r\n").split("\t")
-        if len(cells) not in (3, 7, 13, 17):
-            raise _unexpected(where, line, EXPECTED_LST)
-        if len(cells) >= 13:
-            numbers = _numbers(cells[-10:], 10, where, line, EXPECTED_LST)
-            points = [number for xy in zip(numbers[:5], numbers[5:], strict=True) for number in xy]
-            table.add(_named(cells[1], where), points, where)
-
-
+@landmark_format(".json", shown="{path: [[x, y] * 5]}")
 def _read_json(path: Path, table: PointTable) -> None:
     for name, points in _json_object(path):
         where = f"{str(path)!r}, picture {name[:NUM_CHARACTERS_SHOWN]!r}"
@@ -223,6 +239,19 @@ def _read_json(path: Path, table: PointTable) -> None:
         if len(numbers) != 10 or not all(type(number) in (int, float) and _is_place(number) for number in numbers):
             raise UserError(f"{where}, has no ten numbers that are places: {EXPECTED_JSON}.")
         table.add(_named(name, where), [float(number) for number in numbers], where)
+
+
+@landmark_format(".lst", ".txt", shown="InsightFace's train.lst")
+def _read_lst(path: Path, table: PointTable) -> None:
+    """Ten numbers (5 x, then 5 y) at the end of a line; lines without them are pictures without landmarks."""
+    for number, line in numbered_lines(path, "landmark file", EXPECTED_LST):
+        where, cells = f"{str(path)!r}, line {number}", line.rstrip("\r\n").split("\t")
+        if len(cells) not in (3, 7, 13, 17):
+            raise _unexpected(where, line, EXPECTED_LST)
+        if len(cells) >= 13:
+            numbers = _numbers(cells[-10:], 10, where, line, EXPECTED_LST)
+            points = [number for xy in zip(numbers[:5], numbers[5:], strict=True) for number in xy]
+            table.add(_named(cells[1], where), points, where)
 
 
 def _json_object(path: Path) -> list[tuple[str, object]]:

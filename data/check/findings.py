@@ -1,4 +1,4 @@
-"""What the doctor of `prepare.py check` finds: remarks for the screen and for a JSON file."""
+"""What the dataset check of `prepare.py check` finds, for the screen and for a JSON file."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.alignment.template import HOW_TO_ALIGN
-from data.check.image_scan import Examined, are_photographs, examine
+from data.check.image_scan import ImageScan, are_photographs, scan_images
 from data.faces import Faces
 from meta import IMAGE_SIZE
 from utils.files import Progress, check_is_new, written_beside
@@ -33,7 +33,7 @@ class Finding:
 
 
 @dataclass
-class Visit:
+class DatasetCheck:
     """Where to look and how, what was found, and what is compared at the end."""
 
     root: Path
@@ -44,9 +44,9 @@ class Visit:
     read_weights: ReadWeights | None
     findings: list[Finding] = field(default_factory=list)
     people: dict[str, set[str]] = field(default_factory=dict)  # names of identities of each set
-    pictures: dict[str, list[tuple[Faces, Examined]]] = field(default_factory=dict)
+    pictures: dict[str, list[tuple[Faces, ImageScan]]] = field(default_factory=dict)
 
-    def tell(self, name: str, severity: Severity, what: str, advice: str = "", examples: Iterable[str] = ()) -> None:
+    def report(self, name: str, severity: Severity, what: str, advice: str = "", examples: Iterable[str] = ()) -> None:
         kept = tuple(itertools.islice(examples, MAX_EXAMPLES))
         if kept:
             shown = ", ".join(map(repr, kept[:NUM_SHOWN])) + (", ..." if len(kept) > NUM_SHOWN else "")
@@ -54,37 +54,37 @@ class Visit:
         self.findings.append(Finding(name, severity, what, advice, kept))
 
     def ok(self, name: str, what: str) -> None:
-        self.tell(name, "ok", what)
+        self.report(name, "ok", what)
 
     def note(self, name: str, what: str, advice: str, examples: Iterable[str] = ()) -> None:
-        self.tell(name, "note", what, advice, examples)
+        self.report(name, "note", what, advice, examples)
 
     def missing(self, name: str, what: str, advice: str) -> None:
-        self.tell(name, "missing", what, advice)
+        self.report(name, "missing", what, advice)
 
     def wrong(self, name: str, what: str, advice: str = "", examples: Iterable[str] = ()) -> None:
-        self.tell(name, "wrong", what, advice, examples)
+        self.report(name, "wrong", what, advice, examples)
 
-    def examine(self, name: str, faces: Faces) -> Examined:
-        """Reads all pictures of one index, tells what can be told of each alone, and keeps the rest for comparing."""
-        examined = examine(faces, self.quick, self.workers, self.progress, f"{name}: reading pictures")
-        self.pictures.setdefault(name, []).append((faces, examined))
-        self._tell_failures(name, faces, examined)
-        self._tell_sizes(name, faces, examined)
-        return examined
+    def scan(self, name: str, faces: Faces) -> ImageScan:
+        """Reads all pictures of one index, reports what is wrong with single ones, and keeps the rest for comparing."""
+        scan = scan_images(faces, self.quick, self.workers, self.progress, f"{name}: reading pictures")
+        self.pictures.setdefault(name, []).append((faces, scan))
+        self._report_failures(name, faces, scan)
+        self._report_sizes(name, faces, scan)
+        return scan
 
-    def _tell_failures(self, name: str, faces: Faces, examined: Examined) -> None:
+    def _report_failures(self, name: str, faces: Faces, scan: ImageScan) -> None:
         where, total = Path(faces.root).name, len(faces)
-        if examined.failures:
-            what = f"{where}: {len(examined.failures):,} of {total:,} pictures can't be decoded"
-            named = (f"{faces.name(i)}: {reason}" for i, reason in examined.failures.items())
+        if scan.failures:
+            what = f"{where}: {len(scan.failures):,} of {total:,} pictures can't be decoded"
+            named = (f"{faces.name(i)}: {reason}" for i, reason in scan.failures.items())
             self.wrong(name, what, "get them again, or remove them", named)
         else:
             how = "have a sound header (--quick: not decoded)" if self.quick else "can be decoded"
             self.ok(name, f"{where}: all {total:,} pictures {how}")
 
-    def _tell_sizes(self, name: str, faces: Faces, examined: Examined) -> None:
-        sizes = Counter(map(tuple, examined.sizes[examined.sizes.any(axis=1)].tolist()))
+    def _report_sizes(self, name: str, faces: Faces, scan: ImageScan) -> None:
+        sizes = Counter(map(tuple, scan.sizes[scan.sizes.any(axis=1)].tolist()))
         refused = are_photographs(sizes)
         sizes.pop((IMAGE_SIZE, IMAGE_SIZE), None)
         if not sizes:

@@ -25,7 +25,7 @@ MAX_STRETCH = 1.1  # longer to shorter side; a face crop that is less oblong is 
 NUM_COMMON_SIZES = 2  # aligned pictures have the size that a program gave them; two such sets may have been joined
 
 
-class Examined(NamedTuple):
+class ImageScan(NamedTuple):
     """N pictures, read."""
 
     digests: np.ndarray  # (N, 2) uint64, of the files' bytes; zeros where a picture is in `failures`
@@ -51,7 +51,7 @@ class _Pictures(Dataset):
         return hashlib.sha256(content).digest()[:DIGEST_BYTES], width, height, ""
 
 
-def examine(faces: Faces, quick: bool, workers: int, progress: Progress, what: str) -> Examined:
+def scan_images(faces: Faces, quick: bool, workers: int, progress: Progress, what: str) -> ImageScan:
     """Reads every picture with `workers` processes; `quick` reads its header alone and doesn't decode it."""
     digests = np.zeros((len(faces), 2), dtype=np.uint64)
     sizes = np.zeros((len(faces), 2), dtype=np.int32)
@@ -65,7 +65,7 @@ def examine(faces: Faces, quick: bool, workers: int, progress: Progress, what: s
         sizes[i] = width, height
         if reason:
             failures[i] = reason
-    return Examined(digests, sizes, failures)
+    return ImageScan(digests, sizes, failures)
 
 
 def equal_groups(digests: np.ndarray) -> list[list[int]]:

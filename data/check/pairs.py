@@ -1,14 +1,14 @@
-"""The doctor's look at sets of pairs: CACD-VS, CALFW, and InsightFace's .bin files."""
+"""Checks of sets of pairs: CACD-VS, CALFW, and InsightFace's .bin files."""
 
 from pathlib import Path
 
 import numpy as np
 
-from data.check.findings import OTHER_COUNT, Severity, Visit
-from data.check.folders import named_groups, tell_missing
-from data.check.image_scan import Examined, equal_groups
+from data.check.findings import OTHER_COUNT, DatasetCheck, Severity
+from data.check.folders import named_groups, report_missing
+from data.check.image_scan import ImageScan, equal_groups
 from data.layout import packed
-from data.pairs import PairList, find_pair_list, fold_counts, make_cacd_vs_pairs, read_answers, read_pair_list
+from data.pairs import PairList, find_pair_list, fold_counts, make_pairs, read_answers, read_pair_list
 from data.verification_bins import read_verification_bin
 from meta import Benchmark, UserError
 
@@ -16,59 +16,60 @@ from meta import Benchmark, UserError
 PUBLISHED_BIN_PAIRS = {"lfw": 6000, "agedb_30": 6000, "calfw": 6000, "cplfw": 6000, "cfp_fp": 7000}
 
 
-def check_pairs(visit: Visit, benchmark: Benchmark) -> None:
+def check_pairs(check: DatasetCheck, benchmark: Benchmark) -> None:
     """CACD-VS and CALFW: a folder of pictures and a list."""
-    name, folder = benchmark.name, visit.root / benchmark.folders[0]
-    list_path = find_pair_list(visit.root, benchmark)
+    name, folder = benchmark.name, check.root / benchmark.folders[0]
+    list_path = find_pair_list(check.root, benchmark)
     if not folder.is_dir():
         if list_path is None:
-            tell_missing(visit, benchmark, folder)
+            report_missing(check, benchmark, folder)
         else:
             archive = packed(folder)
             what = f"there is a list {str(list_path)!r} and no folder {str(folder)!r}"
-            visit.wrong(name, what, f"get {benchmark.source}" if archive is None else f"unpack {archive!r}")
+            check.wrong(name, what, f"get {benchmark.source}" if archive is None else f"unpack {archive!r}")
         return
-    pairs = _read_list(visit, benchmark, list_path, folder)
+    pairs = _read_list(check, benchmark, list_path, folder)
     if pairs is None:
         return
-    visit.ok(name, f"{len(pairs):,} pairs of {len(pairs.images):,} pictures")
+    check.ok(name, f"{len(pairs):,} pairs of {len(pairs.images):,} pictures")
     if pairs.missing:
         what = f"{len(pairs.missing):,} pictures, needed by {pairs.num_pairs_dropped:,} pairs, have no file"
         advice = f"get them again from {benchmark.source}; test.py --allow-missing leaves those pairs out"
-        visit.wrong(name, what, advice, pairs.missing)
-    _tell_count(visit, name, len(pairs) + pairs.num_pairs_dropped, benchmark.num_pairs)
+        check.wrong(name, what, advice, pairs.missing)
+    _report_count(check, name, len(pairs) + pairs.num_pairs_dropped, benchmark.num_pairs)
     if list_path is not None:
-        _tell_folds(visit, name, read_answers(list_path), "wrong")
-    if name == "calfw":
-        visit.people[name] = {_person(pairs.images.name(i)) for i in range(len(pairs.images))}
-    _tell_alike(visit, name, pairs, visit.examine(name, pairs.images))
+        _report_folds(check, name, read_answers(list_path), "wrong")
+    if benchmark.names_hold_people:
+        check.people[name] = {_person(pairs.images.name(i)) for i in range(len(pairs.images))}
+    _report_alike(check, name, pairs, check.scan(name, pairs.images))
 
 
-def check_bin(visit: Visit, path: Path) -> None:
+def check_bin(check: DatasetCheck, path: Path) -> None:
     name, published = path.name, PUBLISHED_BIN_PAIRS.get(path.stem)
     try:
         pairs = read_verification_bin(path)
     except UserError as error:
-        visit.wrong(name, str(error), "get it again")
+        check.wrong(name, str(error), "get it again")
         return
-    visit.ok(name, f"{len(pairs):,} pairs of {len(pairs.images):,} pictures, SHA-256 {pairs.sha256}")
-    _tell_count(visit, name, len(pairs), published)
-    _tell_folds(visit, name, pairs.genuine, "wrong" if published else "note")
-    _tell_alike(visit, name, pairs, visit.examine(name, pairs.images))
+    check.ok(name, f"{len(pairs):,} pairs of {len(pairs.images):,} pictures, SHA-256 {pairs.sha256}")
+    _report_count(check, name, len(pairs), published)
+    _report_folds(check, name, pairs.genuine, "wrong" if published else "note")
+    _report_alike(check, name, pairs, check.scan(name, pairs.images))
 
 
-def _read_list(visit: Visit, benchmark: Benchmark, list_path: Path | None, folder: Path) -> PairList | None:
+def _read_list(check: DatasetCheck, benchmark: Benchmark, list_path: Path | None, folder: Path) -> PairList | None:
     try:
         if list_path is not None:
             return read_pair_list(list_path, folder, allow_missing=True)
-        if benchmark.name == "cacd_vs":
-            what = "there is no list, so the pairs are made by its rule"
-            visit.note(benchmark.name, what, "python prepare.py cacd-vs-list writes it")
-            return make_cacd_vs_pairs(folder, allow_missing=True)
-        place = str(visit.root / benchmark.pair_lists[0])
-        visit.wrong(benchmark.name, f"there is no list {place!r}", f"get {benchmark.source}")
+        if benchmark.pair_rule is not None:
+            if benchmark.pair_lists:
+                what = "there is no list, so the pairs are made by its rule"
+                check.note(benchmark.name, what, "fine: test.py makes the same pairs")
+            return make_pairs(benchmark, folder, allow_missing=True)
+        place = str(check.root / benchmark.pair_lists[0])
+        check.wrong(benchmark.name, f"there is no list {place!r}", f"get {benchmark.source}")
     except UserError as error:
-        visit.wrong(benchmark.name, str(error))
+        check.wrong(benchmark.name, str(error))
     return None
 
 
@@ -77,12 +78,12 @@ def _person(file_name: str) -> str:
     return Path(file_name).stem.rpartition("_")[0]
 
 
-def _tell_count(visit: Visit, name: str, num_pairs: int, published: int | None) -> None:
+def _report_count(check: DatasetCheck, name: str, num_pairs: int, published: int | None) -> None:
     if published and num_pairs != published:
-        visit.note(name, f"{num_pairs:,} pairs, the published set has {published:,}", OTHER_COUNT)
+        check.note(name, f"{num_pairs:,} pairs, the published set has {published:,}", OTHER_COUNT)
 
 
-def _tell_folds(visit: Visit, name: str, genuine: np.ndarray, severity: Severity) -> None:
+def _report_folds(check: DatasetCheck, name: str, genuine: np.ndarray, severity: Severity) -> None:
     """Ten folds are ten equal parts of the list in its order; each has as many genuine as impostor pairs.
 
     Where one has none of a kind nothing tests such a set, whoever made it: that is wrong, not a note.
@@ -97,40 +98,40 @@ def _tell_folds(visit: Visit, name: str, genuine: np.ndarray, severity: Severity
     ]
     if uneven:
         what = f"{len(uneven)} of the ten folds are out of balance"
-        advice = "folds are tenths of the list in its order: deal the pairs so that each has two equal halves"
-        visit.tell(name, severity, what, advice, uneven)
+        advice = "folds are tenths of the list in its order: order the pairs so that each has two equal halves"
+        check.report(name, severity, what, advice, uneven)
     elif len({sum(count) for count in counts}) > 1:
         what = f"ten folds in balance, but not of one size: ten does not divide {len(genuine):,} pairs"
-        visit.note(name, what, "fine where the set is no published one")
+        check.note(name, what, "fine where the set is no published one")
     else:
-        visit.ok(name, f"ten folds of {counts[0][0]:,} genuine and {counts[0][1]:,} impostor pairs")
+        check.ok(name, f"ten folds of {counts[0][0]:,} genuine and {counts[0][1]:,} impostor pairs")
 
 
-def _tell_alike(visit: Visit, name: str, pairs: PairList, examined: Examined) -> None:
+def _report_alike(check: DatasetCheck, name: str, pairs: PairList, scan: ImageScan) -> None:
     """Pairs of two identical pictures, pairs that come twice, and copies under several names."""
-    digests = examined.digests
+    digests = scan.digests
     same_bytes = (digests[pairs.first] == digests[pairs.second]).all(axis=1) & digests[pairs.first].any(axis=1)
     alike = (pairs.first == pairs.second) | same_bytes
     if (alike & ~pairs.genuine).any():
         what = f"{(alike & ~pairs.genuine).sum():,} impostor pairs are of two identical pictures"
         advice = "one picture can't be of two people: replace or remove the pair"
-        visit.wrong(name, what, advice, _named(pairs, alike & ~pairs.genuine))
+        check.wrong(name, what, advice, _named(pairs, alike & ~pairs.genuine))
     if (alike & pairs.genuine).any():
         what = f"{(alike & pairs.genuine).sum():,} genuine pairs are of two identical pictures"
-        visit.note(
+        check.note(
             name, what, "anything accepts them: replace them if the set is yours", _named(pairs, alike & pairs.genuine)
         )
     ordered = np.sort(np.stack([pairs.first, pairs.second], axis=1), axis=1)
     _, where, times = np.unique(ordered, axis=0, return_index=True, return_counts=True)
     if (times > 1).any():
         again = np.sort(where[times > 1])
-        visit.note(
+        check.note(
             name, f"{len(again):,} pairs come more than once", "each counts as often as it comes", _named(pairs, again)
         )
     groups = equal_groups(digests)
     if groups:
         what = f"{len(groups):,} pictures lie under several names, byte for byte the same"
-        visit.note(name, what, "fine where a picture is in several pairs", named_groups(groups, pairs.images.name))
+        check.note(name, what, "fine where a picture is in several pairs", named_groups(groups, pairs.images.name))
 
 
 def _named(pairs: PairList, chosen: np.ndarray) -> list[str]:

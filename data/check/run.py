@@ -1,4 +1,4 @@
-"""The doctor of `prepare.py check`: what is wrong with the data sets and weight files that are here, and what to do.
+"""The dataset check of `prepare.py check`: what is wrong with data sets and weight files, and what to do.
 
 It changes nothing. A scaled-down set has other counts than the published one; that is a note and not wrong.
 """
@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data.check.caches import NAME as CACHES
 from data.check.caches import check_caches
-from data.check.findings import Finding, ReadWeights, Visit
+from data.check.findings import DatasetCheck, Finding, ReadWeights
 from data.check.folders import check_identity_benchmark, check_probe_gallery, check_training_set
 from data.check.image_scan import shared
 from data.check.pairs import check_bin, check_pairs
@@ -26,9 +27,15 @@ BENCHMARK_CHECKS = {
 }
 
 
+def checked_names() -> tuple[str, ...]:
+    """The names of all that can be checked, without .bin files."""
+    return (*TRAINING_SETS, *BENCHMARKS, *(f"{name}_weights" for name in WEIGHT_FILES), CACHES)
+
+
 def check(
     root: str | Path,
     names: Sequence[str] = (),
+    *,
     weights_root: str | Path = ".",
     quick: bool = False,
     workers: int = 0,
@@ -49,20 +56,22 @@ def check(
     unknown = [name for name in names if name not in checks]
     if unknown:
         raise UserError(f"{unknown[0]!r} is nothing that can be checked: give some of {', '.join(checks)}.")
-    visit = Visit(Path(root), Path(weights_root), quick, workers, progress, read_weights)
+    checked = DatasetCheck(Path(root), Path(weights_root), quick, workers, progress, read_weights)
     for name in dict.fromkeys(names or checks):
-        checks[name](visit)
-    if "caches" in names and not any(found.name == "caches" for found in visit.findings):
-        visit.ok("caches", f"nothing is kept below {root}")
-    _compare_with_training(visit)
+        checks[name](checked)
+    if CACHES in names and not any(found.name == CACHES for found in checked.findings):
+        checked.ok(CACHES, f"nothing is kept below {root}")
+    _compare_with_training(checked)
     if names:
-        return [replace(found, severity="wrong") if found.severity == "missing" else found for found in visit.findings]
-    return visit.findings
+        return [
+            replace(found, severity="wrong") if found.severity == "missing" else found for found in checked.findings
+        ]
+    return checked.findings
 
 
-def _checks(root: Path) -> dict[str, Callable[[Visit], None]]:
-    """All that can be checked, by the name under which it is told."""
-    checks: dict[str, Callable[[Visit], None]] = {}
+def _checks(root: Path) -> dict[str, Callable[[DatasetCheck], None]]:
+    """All that can be checked, by the name under which it is reported."""
+    checks: dict[str, Callable[[DatasetCheck], None]] = {}
     for name, training in TRAINING_SETS.items():
         checks[name] = partial(check_training_set, training=training)
     for name, benchmark in BENCHMARKS.items():
@@ -71,71 +80,71 @@ def _checks(root: Path) -> dict[str, Callable[[Visit], None]]:
         checks[path.name] = partial(check_bin, path=path)
     for name, weights in WEIGHT_FILES.items():
         checks[f"{name}_weights"] = partial(_check_weights, name=f"{name}_weights", weights=weights)
-    checks["caches"] = check_caches
+    checks[CACHES] = check_caches
     return checks
 
 
 # -------------------------------------------------------------------------------------- training set and benchmarks
 
 
-def _compare_with_training(visit: Visit) -> None:
+def _compare_with_training(checked: DatasetCheck) -> None:
     """People and pictures of benchmarks that a network may have seen in training."""
     for training in TRAINING_SETS:
-        for name in dict.fromkeys([*visit.people, *visit.pictures]):
+        for name in dict.fromkeys([*checked.people, *checked.pictures]):
             if name not in TRAINING_SETS:
-                _tell_same_names(visit, training, name)
-                _tell_same_pictures(visit, training, name)
+                _report_same_names(checked, training, name)
+                _report_same_pictures(checked, training, name)
 
 
-def _tell_same_names(visit: Visit, training: str, name: str) -> None:
-    same = sorted(visit.people.get(training, set()) & visit.people.get(name, set()))
+def _report_same_names(checked: DatasetCheck, training: str, name: str) -> None:
+    same = sorted(checked.people.get(training, set()) & checked.people.get(name, set()))
     telling = [person for person in same if any(map(str.isalpha, person))]
     numbers = [person for person in same if person not in telling]
     if telling:
         what = f"{len(telling):,} identities have the same name in {training}"
         advice = "a network must not be tested on people it was trained on: remove them from the training set"
-        visit.wrong(name, what, advice, telling)
+        checked.wrong(name, what, advice, telling)
     if numbers:
         what = f"{len(numbers):,} identities have the same number in {training}"
         advice = (
             "each set numbers its people in its own way, so these are most likely others; only if both were made from "
             "one source, remove them from the training set"
         )
-        visit.note(name, what, advice, numbers)
+        checked.note(name, what, advice, numbers)
 
 
-def _tell_same_pictures(visit: Visit, training: str, name: str) -> None:
+def _report_same_pictures(checked: DatasetCheck, training: str, name: str) -> None:
     leaked = []
-    for trained, of_training in visit.pictures.get(training, []):
-        for tested, of_test in visit.pictures.get(name, []):
+    for trained, of_training in checked.pictures.get(training, []):
+        for tested, of_test in checked.pictures.get(name, []):
             rows = shared(of_training.digests, of_test.digests)
             leaked += [f"{trained.name(a)} = {tested.name(b)}" for a, b in rows]
     if leaked:
         what = f"{len(leaked):,} pictures are in {training} too, byte for byte"
         advice = "a network must not be tested on people it was trained on: remove them from the training set"
-        visit.wrong(name, what, advice, leaked)
+        checked.wrong(name, what, advice, leaked)
 
 
 # --------------------------------------------------------------------------------------------------------- weights
 
 
-def _check_weights(visit: Visit, name: str, weights: WeightFile) -> None:
-    path = visit.weights_root / weights.path
+def _check_weights(checked: DatasetCheck, name: str, weights: WeightFile) -> None:
+    path = checked.weights_root / weights.path
     shown, again = repr(str(path)), f"get {weights.source} again"
     if not path.is_file():
-        visit.missing(name, f"there is no {shown} ({weights.holds})", f"get {weights.source}, or train one")
+        checked.missing(name, f"there is no {shown} ({weights.holds})", f"get {weights.source}, or train one")
         return
     try:
         with open(path, "rb") as file:
             start = file.read(2)
         if wrong := wrong_file(path, "weight file", zip_based=True):
-            visit.wrong(name, f"{shown} {wrong[0]}", f"{wrong[1]}; it is at {weights.source}")
+            checked.wrong(name, f"{shown} {wrong[0]}", f"{wrong[1]}; it is at {weights.source}")
         elif start not in (b"PK", b"\x80\x02"):  # torch's archive, and its format before version 1.6
-            visit.wrong(name, f"{shown} is no weight file", again)
+            checked.wrong(name, f"{shown} is no weight file", again)
         else:
-            holds = f"{visit.read_weights(path)}, " if visit.read_weights else ""
-            visit.ok(name, f"{holds}{path.stat().st_size:,} bytes, SHA-256 {sha256(path)}")
+            holds = f"{checked.read_weights(path)}, " if checked.read_weights else ""
+            checked.ok(name, f"{holds}{path.stat().st_size:,} bytes, SHA-256 {sha256(path)}")
     except UserError as error:
-        visit.wrong(name, str(error), again)
+        checked.wrong(name, str(error), again)
     except OSError as error:
-        visit.wrong(name, f"{shown} can't be read, {error.strerror}", "check who may read it")
+        checked.wrong(name, f"{shown} can't be read, {error.strerror}", "check who may read it")

@@ -63,7 +63,7 @@ class Plan:
     title: str
     folder: str
     identity_folders: bool  # one for each person, or all pictures in one
-    inputs: list[Path]  # what it is made from: never written into
+    inputs: list[Path | None]  # what it is made from, where given: never written into
     faces: list[Face] = field(default_factory=list)
     lists: dict[str, str] = field(default_factory=dict)  # text files: path below the folder -> content
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (picture, reason)
@@ -300,7 +300,7 @@ def _check_folder(plan: Plan, folder: Path, force: bool) -> None:
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if os.path.lexists(folder) and not is_empty and not force:
         raise UserError(f"{str(folder)!r} exists: give another --output, or --force to replace all of it.")
-    for path in plan.inputs:
+    for path in filter(None, plan.inputs):
         if path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{str(path)!r} lies in {str(folder)!r}, which is to be written: move it, or give another "
                             "--output.")  # fmt: skip

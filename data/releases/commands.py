@@ -3,10 +3,17 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import tyro
+
+from data.alignment.landmarks import landmarks_help
+from data.releases.agedb import plan_agedb
 from data.releases.aligned_folders import Plan
-from data.releases.plans import plan_agedb, plan_cacd, plan_cacd_vs, plan_calfw, plan_fgnet, plan_morph2
+from data.releases.cacd import plan_cacd, plan_cacd_vs
+from data.releases.calfw import plan_calfw
+from data.releases.fgnet import plan_fgnet
+from data.releases.morph2 import plan_morph2
 from data.releases.writing import write_plans
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, IMAGE_SIZE, UserError
 from utils.cli import (
@@ -29,9 +36,10 @@ class Align(ABC):
     raw: Path
     """Folder of the release, unpacked."""
     output: Path = output_folder(Path(FACE_DATASET_FOLDER))
-    landmarks: Path | None = input_file()
-    """Five points a picture: .csv (path,x1,y1,...,x5,y5), .json ({path: [[x, y] * 5]}) or InsightFace's .lst; instead
-    of the release's own landmarks where it has some."""
+    landmarks: Annotated[
+        Path | None,
+        tyro.conf.arg(help=f"{landmarks_help()}; instead of the release's own landmarks where it has some."),
+    ] = input_file()
     already_aligned: bool = False
     """The pictures are aligned; they are only resized."""
     size: int = bounded(IMAGE_SIZE, low=32, high=1024)
@@ -88,8 +96,8 @@ class AlignMorph2(Align):
     def plans(self) -> list[Plan]:
         check_ascending("counts", self.counts)
         check_folder_name(self.training_folder)
-        return plan_morph2(self.raw, self.landmarks, self.already_aligned, self.ages, self.counts, self.seed,
-                           self.subjects, self.training_folder)  # fmt: skip
+        return plan_morph2(self.raw, self.landmarks, self.already_aligned, ages=self.ages, counts=self.counts,
+                           seed=self.seed, subjects=self.subjects, training_folder=self.training_folder)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ OF_PICTURES = ("grey_pixels",)
 
 
 class EmbeddingCache:
-    """The kept embeddings in one folder; what can't be read or written there is told and computed anew."""
+    """The cached embeddings in one folder; what can't be read or written there is reported and computed anew."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]):
         self.folder, self.report = folder, report

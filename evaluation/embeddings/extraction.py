@@ -52,7 +52,7 @@ def extract(
     """Embeds every image and its mirror image; each is decoded once and mirrored on the device.
 
     `batches` yields objects with `.images` uint8 (B, 3, 112, 112) and `.indices` (B,); over all processes each index
-    0..N-1 comes once. Every process gets the whole result. No progress is told of what takes fewer seconds than
+    0..N-1 comes once. Every process gets the whole result. No progress is shown of what takes fewer seconds than
     `silent_below` where there is no terminal.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.embeddings.array_files import WANTED
 from evaluation.embeddings.feature_files import (
-    WANTED,
     Features,
     check_features,
     read_features,
@@ -130,8 +130,8 @@ def _read_parquet(path: Path) -> Features:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, arrow.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"The gallery {str(path)!r} cannot be read, {reason}: {EXPECTED_COLUMNS}.") from None
-    told = (table.schema.metadata or {}).get(b"made_by")
-    made_by = None if told is None else read_made_by(str(path), [told.decode("utf-8", "replace")])
+    text = (table.schema.metadata or {}).get(b"made_by")
+    made_by = None if text is None else read_made_by(str(path), [text.decode("utf-8", "replace")])
     features = Features(str(path), names, embeddings, age_probabilities=ages, made_by=made_by)
     check_features(features)
     return features

@@ -43,7 +43,7 @@ class Embedded:
     embeddings: np.ndarray  # (N, 1024) float32: both views joined, L2-normalised
     age_probabilities: np.ndarray | None  # (N, 8) float32, mean of both views; None without an age branch
     made_by: dict[str, Any]  # weights, model and join, see `made_by`; how many pictures were aligned in which way
-    notes: tuple[str, ...]  # sentences on what had to be decided, or looks wrong
+    notes: tuple[str, ...]  # sentences on what had to be decided, or is wrong
     left_out: tuple[str, ...]  # a sentence for each picture that was skipped
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ def embed(
         embeddings=join_views(extracted.original[kept], extracted.mirror[kept], ANALYSED_JOIN),
         age_probabilities=ages,
         made_by=made_by(model) | {"aligned_by": seen.counts()},
-        notes=(*seen.notes, *(looks_wrong(pictures.names[i]) for i in kept if i in seen.odd)),
+        notes=tuple(seen.notes),
         left_out=tuple(seen.failures[i] for i in sorted(seen.failures)),
     )
 
@@ -131,7 +131,6 @@ class Seen:
     def __init__(self, on_bad_picture: str):
         self.on_bad_picture = on_bad_picture
         self.failures: dict[int, str] = {}
-        self.odd: set[int] = set()  # do not look aligned
         self.notes: list[str] = []
         self.aligned_by: list[str] = []
 
@@ -148,13 +147,7 @@ class Seen:
             self.failures |= piece.failures
             self.notes += piece.notes
             self.aligned_by += piece.aligned_by
-            self.odd |= set(piece.odd)
             yield piece
 
     def counts(self) -> dict[str, int]:
         return {how: self.aligned_by.count(how) for how in sorted(set(self.aligned_by))}
-
-
-def looks_wrong(name: str) -> str:
-    return (f"{name!r} does not look like a face aligned to eyes, nose and mouth: an answer about it may be wrong; "
-            "align it from the photograph by --detector or --landmarks")  # fmt: skip

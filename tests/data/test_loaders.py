@@ -13,10 +13,9 @@ from data.loaders import EpochSampler, batches, evaluation_loader, training_load
 from data.transforms import (
     COLOUR,
     CROP,
+    augment,
     decode_face,
-    mirror,
-    random_changes,
-    random_mirror,
+    hflip,
     random_stream,
     to_network_input,
 )
@@ -161,38 +160,15 @@ def test_network_input_has_the_type_and_layout_asked_for(dtype, channels_last):
 
 def test_mirror_exchanges_left_and_right_as_torchvision_does():
     images = random_images()
-    assert torch.equal(mirror(images), transforms.functional.hflip(images))
-    assert not torch.equal(mirror(images), images)
-    assert torch.equal(mirror(mirror(images)), images)
+    assert torch.equal(hflip(images), transforms.functional.hflip(images))
+    assert not torch.equal(hflip(images), images)
+    assert torch.equal(hflip(hflip(images)), images)
 
 
-def test_random_mirror_flips_each_image_by_its_own_draw_and_says_which():
-    images = random_images(1000, size=4)
-    flipped_images, flipped = random_mirror(images, torch.Generator().manual_seed(3))
-    assert (flipped.dtype, flipped.shape) == (torch.bool, (1000,))
-    assert 430 < flipped.sum() < 570  # 500 +- 4.4 standard deviations
-    assert torch.equal(flipped_images[flipped], mirror(images[flipped]))
-    assert torch.equal(flipped_images[~flipped], images[~flipped])
-
-
-def test_random_mirror_repeats_with_its_generator_and_leaves_the_global_one_alone():
-    images = random_images(64, size=4)
-    state = torch.get_rng_state()
-    draws = [random_mirror(images, torch.Generator().manual_seed(seed))[1] for seed in (7, 7, 8)]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    with pytest.raises(AssertionError):
-        random_mirror(images)
-
-
-def test_random_mirror_takes_given_flips():
+def test_hflip_flips_the_images_that_are_named():
     images = random_images(3)
-    flips = torch.tensor([True, False, True])
-    flipped_images, flipped = random_mirror(images, flips=flips)
-    assert torch.equal(flipped, flips)
-    assert torch.equal(flipped_images[0], mirror(images[0]))
-    assert torch.equal(flipped_images[1], images[1])
+    flipped = hflip(images, torch.tensor([True, False, True]))
+    assert torch.equal(flipped[::2], hflip(images[::2])) and torch.equal(flipped[1], images[1])
 
 
 # ------------------------------------------------------------------------------------------------- order of training
@@ -334,7 +310,7 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
 
 def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():
     images = torch.rand(200, 3, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    changed = random_changes(images, seed=5, step=7, start=0, batch_size=200)
+    changed = augment(images, seed=5, step=7, start=0, batch_size=200)
     crops, colours = (torch.rand(200, size, generator=random_stream(5, 7, purpose)).tolist()
                       for size, purpose in ((5, CROP), (4, COLOUR)))  # fmt: skip
     cropped = coloured = 0
@@ -365,6 +341,6 @@ def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():
 
 def test_an_image_is_changed_alike_however_many_processes_share_the_batch():
     images = torch.rand(12, 3, 20, 20) * 2 - 1
-    whole = random_changes(images, seed=1, step=2, start=0, batch_size=12)
-    shares = [random_changes(images[start : start + 4], 1, 2, start, batch_size=12) for start in (0, 4, 8)]
+    whole = augment(images, seed=1, step=2, start=0, batch_size=12)
+    shares = [augment(images[start : start + 4], 1, 2, start, batch_size=12) for start in (0, 4, 8)]
     assert torch.equal(whole, torch.cat(shares)) and not torch.equal(whole, images)

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from data.benchmarks import open_benchmark, open_whole, setting_named
+from data.benchmarks import find_spec, open_complete_eval_set, open_eval_set
 from data.pairs import (
     PairList,
     find_pair_list,
     fold_counts,
-    make_cacd_vs_pairs,
+    make_pairs,
     read_answers,
     read_pair_list,
     write_cacd_vs_list,
@@ -147,7 +147,7 @@ def test_missing_or_empty_list_and_missing_folder_are_named(tmp_path, faces):
     with pytest.raises(UserError, match="nofaces.*does not exist"):
         read_pair_list(write_list(tmp_path, "a.jpg b.jpg 1\n"), tmp_path / "nofaces", allow_missing=True)
     with pytest.raises(UserError, match="nofaces.*does not exist"):
-        make_cacd_vs_pairs(tmp_path / "nofaces", allow_missing=True)
+        make_pairs(BENCHMARKS["cacd_vs"], tmp_path / "nofaces", allow_missing=True)
 
 
 @pytest.mark.parametrize("name", ["cacd_vs", "calfw"])
@@ -172,8 +172,8 @@ def cacd_vs_faces(tmp_path_factory):
     return folder
 
 
-def testcacd_vs_rule_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
-    pair_list = make_cacd_vs_pairs(cacd_vs_faces)
+def test_the_rule_of_cacd_vs_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
+    pair_list = make_pairs(BENCHMARKS["cacd_vs"], cacd_vs_faces)
     folds = pair_list.genuine.reshape(10, 400)
     assert folds[:, :200].all()
     assert not folds[:, 200:].any()
@@ -188,8 +188,8 @@ def test_cacd_vs_missing_images_are_refused_or_dropped_like_a_lists(tmp_path):
     for name in ("0000_0.jpg", "0000_0.png", "0000_1.JPEG", "0200_0.jpg", "0200_1.jpg", "0201_0.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="lacks 7995 of the 8000 images.*'0001_0.jpg'.*--allow-missing"):
-        make_cacd_vs_pairs(tmp_path)
-    pair_list = make_cacd_vs_pairs(tmp_path, allow_missing=True)
+        make_pairs(BENCHMARKS["cacd_vs"], tmp_path)
+    pair_list = make_pairs(BENCHMARKS["cacd_vs"], tmp_path, allow_missing=True)
     # Of two files with one stem the .jpg is taken.
     assert pairs_of(pair_list) == [("0000_0.jpg", "0000_1.JPEG", True), ("0200_0.jpg", "0200_1.jpg", False)]
     assert pair_list.num_pairs_dropped == 3998
@@ -206,7 +206,10 @@ def test_the_written_list_reads_as_the_rule(tmp_path):
     assert len(lines) == 4000
     assert lines[199:201] == ["0199_0.jpg 0199_1.jpg 1", "0200_0.jpg 0200_1.jpg 0"]
     assert os.listdir(path.parent) == [path.name]  # nothing left beside it
-    read, made = read_pair_list(path, faces, allow_missing=True), make_cacd_vs_pairs(faces, allow_missing=True)
+    read, made = (
+        read_pair_list(path, faces, allow_missing=True),
+        make_pairs(BENCHMARKS["cacd_vs"], faces, allow_missing=True),
+    )
     assert (
         pairs_of(read)
         == pairs_of(made)
@@ -245,7 +248,7 @@ def test_a_fold_of_one_kind_is_refused_wherever_a_list_is_opened(tiny_faces, tmp
     shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
     path = find_pair_list(tmp_path, BENCHMARKS["calfw"])
     assert fold_counts(read_answers(path)) == [(1, 1)] * 10
-    open_whole("calfw", tmp_path)
+    open_complete_eval_set("calfw", tmp_path)
     one_kind_first(path)
     pairs = read_pair_list(path, tmp_path / BENCHMARKS["calfw"].folders[0])
     own = tmp_path / "own.bin"
@@ -253,9 +256,9 @@ def test_a_fold_of_one_kind_is_refused_wherever_a_list_is_opened(tiny_faces, tmp
     for name, file in (("calfw", path), (str(own), own)):
         words = r"in 10 of the ten folds \(fold 1: 2 genuine, 0 impostor; fold 2"
         with pytest.raises(UserError, match=words) as of_training:
-            open_whole(name, tmp_path)
+            open_complete_eval_set(name, tmp_path)
         with pytest.raises(UserError, match=words) as of_test:
-            open_benchmark(setting_named(name, tmp_path), str)
+            open_eval_set(find_spec(name, tmp_path), str)
         assert str(of_training.value) == str(of_test.value)
         assert str(file) in str(of_test.value) and "\n" not in str(of_test.value)
 
@@ -268,12 +271,12 @@ def test_a_single_fold_of_one_kind_is_named(tiny_faces, tmp_path):
     lines[6] = lines[6].rsplit(" ", 1)[0] + " 0"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"in 1 of the ten folds \(fold 4: 0 genuine, 2 impostor\)"):
-        open_whole("calfw", tmp_path)
+        open_complete_eval_set("calfw", tmp_path)
 
 
 def test_pairs_left_out_for_missing_pictures_do_not_make_a_list_wrong(tiny_faces, tmp_path):
     """14: the folds are those of the whole list, as in prepare.py check."""
     shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
     next((tmp_path / BENCHMARKS["calfw"].folders[0]).iterdir()).unlink()
-    opened = open_benchmark(setting_named("calfw", tmp_path), str, allow_missing=True)
+    opened = open_eval_set(find_spec("calfw", tmp_path), str, allow_missing=True)
     assert isinstance(opened.pairs, PairList) and opened.pairs.num_pairs_dropped >= 1

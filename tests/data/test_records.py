@@ -18,8 +18,9 @@ from data import records
 from data.faces import Faces, index_identity_folders, index_names, with_ages
 from data.fast_jpeg import MAX_BYTES, decode_aligned, is_aligned_jpeg
 from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
+from data.record_format import AGE_NOTE, MAGIC_WORD, RecordFile
 from data.record_packing import ORIGIN_NAME, RecordWriter, as_parts, pack_folder, unpack_record_file
-from data.records import AGE_NOTE, MAGIC_WORD, RecordFile, index_record_file
+from data.records import index_record_file
 from data.transforms import UnreadablePicture, decode_face
 from meta import FILENAME_PATTERNS, UserError
 

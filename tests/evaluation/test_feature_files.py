@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.faces import index_names
+from evaluation.embeddings.array_files import picture_name
 from evaluation.embeddings.feature_files import (
     holds_features,
     match_names,
     open_distractors,
-    picture_name,
     read_features,
     write_embeddings,
 )
@@ -113,15 +113,16 @@ def test_names_may_be_bytes_and_what_else_the_archive_holds_is_told(tmp_path):
     assert features.names.tolist() == ["a.jpg", "\u00e9.jpg", "\udcff.jpg"] and features.not_read == ("ages",)
 
 
-def test_names_of_an_npy_or_a_matrix_come_from_the_text_beside_it_or_the_one_given(tmp_path):
+def test_names_of_an_npy_or_a_matrix_come_from_the_text_beside_it(tmp_path):
     np.save(tmp_path / "e.npy", embeddings())
     (tmp_path / "e.txt").write_text("a b.jpg\r\n\nsub/b.jpg\nc.jpg\n")
     assert read_features(tmp_path / "e.npy").names.tolist() == ["a b.jpg", "sub/b.jpg", "c.jpg"]
     (tmp_path / "m.bin").write_bytes(matrix(embeddings()))
-    features = read_features(tmp_path / "m.bin", tmp_path / "e.txt")
+    assert "list of names" in refused(read_features, tmp_path / "m.bin")
+    (tmp_path / "m.txt").write_text((tmp_path / "e.txt").read_text())
+    features = read_features(tmp_path / "m.bin")
     assert features.names[0] == "a b.jpg" and np.array_equal(features.embeddings, embeddings())
     assert isinstance(features.embeddings, np.memmap)
-    assert "list of names" in refused(read_features, tmp_path / "m.bin")
     (tmp_path / "e.txt").write_text("a.jpg\n")
     assert "3 embeddings for 1 names" in refused(read_features, tmp_path / "e.npy")
 
@@ -143,7 +144,8 @@ def test_a_megaface_folder_gives_names_without_what_the_model_added(tmp_path):
 
 
 def test_distractors_come_in_chunks_from_every_kind_of_file_as_often_as_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.embeddings.feature_files.VALUES_A_CHUNK", 12)
+    for module in ("array_files", "feature_files"):
+        monkeypatch.setattr(f"evaluation.embeddings.{module}.VALUES_A_CHUNK", 12)
     rows = embeddings(10)
     rows[4] = 0  # what some extractors write where they found no face: left to whoever scores
     np.save(tmp_path / "d.npy", rows)
@@ -153,19 +155,12 @@ def test_distractors_come_in_chunks_from_every_kind_of_file_as_often_as_wanted(t
     (tmp_path / "f").mkdir()
     for i, row in enumerate(rows):
         (tmp_path / "f" / f"{i}.bin").write_bytes(matrix(row[None]))
-    seen = []
-
-    def progress(items, total, what):
-        seen.append((total, what))
-        yield from items
-
     for name in ("d.npy", "d.npz", "d.bin", "step4.bin", "f"):
-        distractors = open_distractors(tmp_path / name, progress)
+        distractors = open_distractors(tmp_path / name)
         for _ in range(2):
             chunks = list(distractors)
             assert np.array_equal(np.concatenate(chunks), rows)
             assert max(map(len, chunks)) == 3
-    assert seen[0] == (4, "reading distractors") and seen[-1] == (10, "reading features")
 
 
 def test_a_bad_file_among_distractors_is_named(tmp_path):
@@ -268,53 +263,38 @@ def test_paths_that_are_no_files_of_embeddings_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------ names and an index
 
 
-def found(names, keys, **flags):
-    return match_names(names, index_names("/faces", keys), "e.npz", **flags)
+def match(names, keys):
+    return match_names(names, index_names("/faces", keys), "e.npz")
 
 
 @pytest.mark.parametrize(
-    ("names", "rows"),
+    ("names", "rows", "num_by_base_name"),
     [
-        (["c.jpg", "a.jpg", "sub/b.jpg"], [1, 2, 0]),
-        (["./a.jpg", "sub//b.jpg", "other/x.jpg", "c.jpg"], [0, 1, 3]),
-        (["D:\\faces\\a.jpg", "D:\\faces\\sub\\b.jpg", "D:\\faces\\c.jpg"], [0, 1, 2]),
-        (["b.jpg", "/x/c.jpg", "a.jpg"], [2, 0, 1]),
-        (["/x/a.jpg", "a.jpg", "elsewhere/b.jpg", "c.jpg"], [1, 2, 3]),
+        (["c.jpg", "a.jpg", "sub/b.jpg"], [1, 2, 0], 0),
+        (["./a.jpg", "sub//b.jpg", "other/x.jpg", "c.jpg"], [0, 1, 3], 0),
+        (["D:\\faces\\a.jpg", "D:\\faces\\sub\\b.jpg", "D:\\faces\\c.jpg"], [0, 1, 2], 3),
+        (["b.jpg", "/x/c.jpg", "a.jpg"], [2, 0, 1], 2),
+        (["/x/a.jpg", "a.jpg", "elsewhere/b.jpg", "c.jpg"], [1, 2, 3], 1),  # the path before the base name
     ],
 )
-def test_names_find_their_pictures_by_the_path_its_end_or_the_base_name(names, rows):
-    match = found(names, NAMES)
-    assert match.rows.tolist() == rows and match.missing == () and match.num_unused == len(names) - 3
-    assert match.num_by_base_name == ("elsewhere/b.jpg" in names)
+def test_names_find_their_pictures_by_the_path_or_a_base_name_that_is_unique(names, rows, num_by_base_name):
+    assert match(names, NAMES) == (pytest.approx(rows), num_by_base_name)
 
 
 @pytest.mark.parametrize(
     ("names", "keys", "words"),
     [
         (["a.jpg", "./a.jpg"], ["a.jpg"], "the name 'a.jpg' twice, in rows 0 and 1"),
-        (["1.jpg"], ["x/1.jpg", "y/1.jpg"], "which fits several pictures, 'x/1.jpg' and 'y/1.jpg'"),
-        (["p/1.jpg", "q/1.jpg"], ["1.jpg"], "several names that fit the picture '1.jpg', 'p/1.jpg' and 'q/1.jpg'"),
         (["a.jpg"], ["a.jpg", "b.jpg", "c.jpg"], "no embedding for 2 of 3 pictures below '/faces' ('b.jpg', 'c.jpg')"),
-        (["x/1.jpg", "z/1.jpg"], ["x/1.jpg", "y/1.jpg"], "for 1 of 2"),  # the base name is there twice
+        (["z.jpg"], NAMES, "its own names are such as 'z.jpg'"),
+        # A base name that is there twice, on either side, finds nothing.
+        (["1.jpg"], ["x/1.jpg", "y/1.jpg"], "no embedding for 2 of 2 pictures below '/faces' ('x/1.jpg', 'y/1.jpg')"),
+        (["p/1.jpg", "q/1.jpg"], ["1.jpg"], "no embedding for 1 of 1 pictures below '/faces' ('1.jpg')"),
+        (["x/1.jpg", "z/1.jpg"], ["x/1.jpg", "y/1.jpg"], "no embedding for 1 of 2 pictures below '/faces' ('y/1.jpg')"),
     ],
 )
 def test_names_that_leave_a_doubt_are_refused(names, keys, words):
-    assert words in refused(found, names, keys)
-
-
-def test_missing_names_are_counted_where_that_is_allowed_but_something_has_to_fit():
-    match = found(["a.jpg", "z.jpg"], NAMES, allow_missing=True)
-    assert match == (pytest.approx([0, -1, -1]), ("sub/b.jpg", "c.jpg"), 1, 0)
-    assert "its own names are such as 'z.jpg'" in refused(found, ["z.jpg"], NAMES, allow_missing=True)
-
-
-@pytest.mark.parametrize(
-    ("names", "keys"),
-    [(["z/1.jpg", "a.jpg"], ["x/1.jpg", "y/1.jpg", "a.jpg"]), (["z/1.jpg", "w/1.jpg", "a.jpg"], ["x/1.jpg", "a.jpg"])],
-)
-def test_a_base_name_that_is_there_twice_finds_nothing(names, keys):
-    match = found(names, keys, allow_missing=True)
-    assert match.rows.tolist() == [-1] * (len(keys) - 1) + [names.index("a.jpg")] and match.num_by_base_name == 0
+    assert words in refused(match, names, keys)
 
 
 PATHS = st.lists(
@@ -325,24 +305,19 @@ PATHS = st.lists(
 
 @given(names=PATHS, keys=PATHS)
 def test_a_match_is_what_a_plain_search_finds_and_no_row_serves_two_pictures(names, keys):
-    def fits(a, b):
-        return a == b or a.endswith("/" + b) or b.endswith("/" + a)
+    def plain(key):
+        same = [j for j, name in enumerate(names) if name == key]
+        base = key.split("/")[-1]
+        alike = [j for j, name in enumerate(names) if name.split("/")[-1] == base]
+        is_unique = len(alike) == 1 == sum(other.split("/")[-1] == base for other in keys)
+        return same or (alike if is_unique else [])
 
-    try:
-        rows = found(names, keys, allow_missing=True).rows.tolist()
-    except UserError:
-        assert not set(keys) <= set(names)  # with every path there, nothing is in doubt
+    expected = [plain(key) for key in keys]
+    if not all(expected):
+        assert "no embedding for" in refused(match, names, keys)
         return
-    used = [row for row in rows if row >= 0]
-    assert len(set(used)) == len(used)
-    for key, row in zip(keys, rows, strict=True):
-        candidates = [j for j, name in enumerate(names) if fits(name, key) and (name == key or name not in keys)]
-        if key in names:
-            assert row == names.index(key)
-        elif candidates:
-            assert [row] == candidates
-        elif row >= 0:
-            assert names[row].split("/")[-1] == key.split("/")[-1]
+    rows = match(names, keys).rows.tolist()
+    assert [[row] for row in rows] == expected and len(set(rows)) == len(rows)
 
 
 def test_a_path_of_features_is_told_from_one_of_pictures(tmp_path):

@@ -13,7 +13,7 @@ from processes import run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import read_log, same_weights, training_set
 
-from data.benchmarks import open_whole
+from data.benchmarks import open_complete_eval_set
 from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list
 from data.transforms import to_network_input
@@ -103,7 +103,7 @@ def test_a_run_with_validation_trains_to_the_bit_as_one_without(train_identity, 
 
 
 def make_validation(faces: Path, *names: str) -> Validation:
-    opened = {name: open_whole(name, faces) for name in names}
+    opened = {name: open_complete_eval_set(name, faces) for name in names}
     return Validation(opened, ALONE, lambda of: batches(evaluation_loader(of, 64)), to_network_input)
 
 

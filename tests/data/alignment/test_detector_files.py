@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from scripts import load_script
+from PIL import Image, ImageChops
+from scripts import ROOT, load_script
 
-from data.alignment.detectors import DetectorError, find_faces, open_detector
-from data.alignment.looks import looks_aligned
+from data.alignment.detectors import DetectorError, YuNet, open_detector
 from data.alignment.photos import Aligner, list_pictures, load_pieces
 from evaluation.embeddings.photos import Seen
 from meta import UserError, wrong_file
 from utils.files import numbered_lines
 
-YUNET = Path(__file__).resolve().parents[2] / "shared" / "models" / "face_detection_yunet_2026may.onnx"
+YUNET = ROOT.parent / "shared" / "models" / "face_detection_yunet_2026may.onnx"
 WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>opencv_zoo</title></head></html>\n"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:8f2383e4\nsize 232589\n"
 needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="YuNet's file is not beside the project")
@@ -135,7 +134,7 @@ class Detector:
 def test_a_picture_that_opencv_cannot_search_is_a_bad_picture(photos, monkeypatch):
     """13: an error of OpenCV's while it looks for faces is a sentence about the picture and no traceback."""
     Image.new("RGB", (300, 100)).save(photos / "5.png")
-    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: Detector())
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(Detector()))
     pieces = load_pieces(list_pictures([photos]), Aligner(detector_path="yunet.onnx"), batch_size=6)
     (piece,) = Seen("skip").passing(pieces)
     assert piece.failures[0].startswith("no face can be looked for in '0.png', OpenCV can't search 300 x 200 pixels")
@@ -148,7 +147,7 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
     detector = Detector()
     detector.rows = np.zeros((3, 7), np.float32)
     with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), YuNet gives 15 numbers a face"):
-        find_faces(detector, Image.new("RGB", (64, 64)))
+        YuNet(detector).find_faces(Image.new("RGB", (64, 64)))
 
 
 @needs_yunet
@@ -156,7 +155,7 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
 def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
     """17: the true detector is not refused."""
     pytest.importorskip("cv2")
-    faces = find_faces(open_detector(str(YUNET)), Image.new("RGB", size, (128, 128, 128)))
+    faces = open_detector(str(YUNET)).find_faces(Image.new("RGB", size, (128, 128, 128)))
     assert faces.shape[1:] == (5, 2)
 
 
@@ -166,9 +165,15 @@ def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
     pytest.importorskip("cv2")
     from skimage.data import astronaut
 
-    face = Aligner(detector_path=str(YUNET)).face(Image.fromarray(astronaut()), "astronaut")
+    aligner = Aligner(detector_path=str(YUNET))
+    face = aligner.face(Image.fromarray(astronaut()), "astronaut")
     assert face.aligned_by == "detector" and not face.notes  # one face
-    assert looks_aligned(face.pixels[None].numpy()).all()
+    aligned = Image.fromarray(face.pixels.permute(1, 2, 0).numpy())
+    again = aligner.face(aligned, "aligned")
+    assert again.aligned_by == "as given" and not again.notes and again.pixels.equal(face.pixels)
+    for beside in (ImageChops.offset(aligned, 20, 0), aligned.rotate(180)):
+        (note,) = aligner.face(beside, "beside").notes
+        assert note.startswith("'beside' is 112x112 and embedded as it is, but the detector finds ")
 
 
 @needs_yunet

@@ -227,7 +227,7 @@ def test_no_ranges_are_taken_from_photographs(run_main, weights, tmp_path):
 
 
 def test_check_calls_wrong_what_the_others_refuse(run_main, tmp_path):
-    """15: the doctor says of a set of photographs what train.py and test.py say."""
+    """15: the dataset check says of a set of photographs what train.py and test.py say."""
     write_fgnet(tmp_path / "ID_processed_FGNET", PHOTOGRAPHS)
     flags = ("check", "fgnet", "--face-dataset", tmp_path, "--workers", 0)
     outcome = run_main("prepare", *flags)

@@ -1,5 +1,6 @@
 """data/check/run.py and what it uses: every planted fault is found, and a good data set has none."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.check import folders as doctor_folders
-from data.check import image_scan as examination
+import meta
+from data.check import image_scan
 from data.check.findings import OTHER_COUNT, Finding, is_wrong, report_lines, write_findings
-from data.check.image_scan import equal_groups, examine, shared
+from data.check.image_scan import equal_groups, scan_images, shared
 from data.check.run import check
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
@@ -75,7 +76,8 @@ def test_other_counts_than_published_are_a_note_and_the_published_ones_are_none(
     assert [(found.what, found.advice) for found in notes] == [
         (f"{FGNET}: the published set has 82 identities, 1,002 images", OTHER_COUNT)
     ]
-    monkeypatch.setitem(doctor_folders.PUBLISHED_COUNTS, "fgnet", (4, len(pictures(root / FGNET))))
+    same = dataclasses.replace(BENCHMARKS["fgnet"], num_identities=4, num_images=len(pictures(root / FGNET)))
+    monkeypatch.setitem(meta._benchmarks, "fgnet", same)
     assert {found.severity for found in check(root, ["fgnet"])} == {"ok"}
 
 
@@ -549,9 +551,9 @@ def test_quick_reads_headers_and_finds_copies_but_no_picture_that_breaks_off(roo
 def test_worker_processes_find_the_same_as_none(root, monkeypatch, quick):
     no_picture(root)
     other_size(root)
-    monkeypatch.setattr(examination, "FEW", 0)
+    monkeypatch.setattr(image_scan, "FEW", 0)
     faces = index_identity_folders(root / FGNET, None)
-    alone, together = (examine(faces, quick, workers, no_progress, "") for workers in (0, 2))
+    alone, together = (scan_images(faces, quick, workers, no_progress, "") for workers in (0, 2))
     assert np.array_equal(alone.digests, together.digests) and np.array_equal(alone.sizes, together.sizes)
     assert alone.failures == together.failures and len(alone.failures) == 1
     assert all(not alone.digests[i].any() and not alone.sizes[i].any() for i in alone.failures)

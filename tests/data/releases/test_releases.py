@@ -16,17 +16,17 @@ from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
 from data.releases import aligned_folders as release_faces
 from data.releases import mat as release_mat
+from data.releases.agedb import plan_agedb, read_agedb_pairs
 from data.releases.aligned_folders import find_below, find_pictures, write_plan
-from data.releases.lists import read_agedb_pairs, read_calfw_pairs, read_morph2_ages, read_subjects
-from data.releases.plans import (
+from data.releases.cacd import plan_cacd, plan_cacd_vs
+from data.releases.calfw import plan_calfw, read_calfw_pairs
+from data.releases.fgnet import plan_fgnet
+from data.releases.morph2 import (
     Morph2Picture,
     draw_subjects,
-    plan_agedb,
-    plan_cacd,
-    plan_cacd_vs,
-    plan_calfw,
-    plan_fgnet,
     plan_morph2,
+    read_morph2_ages,
+    read_subjects,
     youngest_and_oldest,
 )
 from data.transforms import decode_face

@@ -1,0 +1,216 @@
+"""MORPH album 2 as released -> probe and gallery folders, and perhaps a training set of the other subjects."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from data.alignment.landmarks import csv_columns, csv_rows
+from data.releases.aligned_folders import Face, Plan, find_pictures
+from data.releases.names import (
+    NUM_CHARACTERS_SHOWN,
+    is_plain_name,
+    is_whole_number,
+    match_name,
+    unexpected_line,
+)
+from data.releases.points import point_finder
+from data.releases.training_sets import add_training_faces
+from meta import BENCHMARKS, MAX_AGE, MIN_AGE, UserError
+
+MORPH2_NAME = re.compile(r"(\d{1,9})_(\d{1,4})([mf])(\d{1,3})\.(jpe?g)", re.IGNORECASE | re.ASCII)
+MORPH2_FOLDER = BENCHMARKS["morph2"].unpacked_into
+MORPH2_SETTINGS = BENCHMARKS["morph2"].subject_counts  # 3,000 and 10,000 subjects
+SUBJECTS_FILE = "subjects.csv"
+SUBJECT_COLUMNS = ("subject", "gallery", "probe", "setting")
+EXPECTED_MORPH2 = "the columns photo and age of morph_2008_nonCommercial.csv are expected"
+EXPECTED_SUBJECTS = f"a first line {','.join(SUBJECT_COLUMNS)} and then a line for each subject are expected"
+
+
+class Morph2Picture(NamedTuple):
+    """A picture of MORPH album 2, by its name or by its name and the table of ages."""
+
+    subject: int
+    number: int
+    age: int  # years
+    name: str  # base name in the published form, 009055_1M54.JPG
+    path: str  # below the release's folder
+
+
+class Subject(NamedTuple):
+    """A subject of the probe and gallery protocol: base names of two pictures, and the smallest setting it is in."""
+
+    number: int
+    gallery: str
+    probe: str
+    setting: int
+
+
+def plan_morph2(
+    raw: Path,
+    landmarks: Path | None = None,
+    already_aligned: bool = False,
+    *,
+    ages: Path | None = None,
+    counts: tuple[int, int] = MORPH2_SETTINGS,
+    seed: int = 0,
+    subjects: Path | None = None,
+    training_folder: str = "",
+) -> list[Plan]:
+    """MORPH album 2 -> ID_processed_morph2_2/{gallery,probe}_{3000,10000}, and perhaps a training set of the others.
+
+    A subject's youngest picture is in the gallery, the oldest of its others is the probe; among pictures of one age it
+    is the one with the lowest number. `counts[1]` subjects are drawn by `seed` among those with two pictures or more,
+    and the first `counts[0]` of them are the small setting, which is thus part of the large one. The folders keep
+    their names whatever the counts. `subjects`, a list as it is written beside the pictures, stands for a draw.
+    `ages` is MORPH's CSV: its ages then count, not those in the names. The training set has all subjects that are in
+    neither setting.
+    """
+    plan = Plan(BENCHMARKS["morph2"].title, MORPH2_FOLDER, True, [raw, landmarks, ages, subjects])
+    chosen = read_subjects(subjects, MORPH2_SETTINGS) if subjects else []
+    pictures = _morph2_pictures(plan, raw, ages)
+    if subjects and not training_folder:  # then no others are needed, nor their landmarks
+        wanted = {subject.number for subject in chosen}
+        pictures = [picture for picture in pictures if picture.subject in wanted]
+    find_points = point_finder(landmarks, already_aligned, None)
+    faces: dict[int, dict[Morph2Picture, Face]] = {}
+    for picture in pictures:
+        if face := plan.usable(raw / picture.path, picture.path, find_points):
+            faces.setdefault(picture.subject, {})[picture] = face
+    chosen = chosen or draw_subjects(faces, counts, seed)
+    _add_subjects(plan, chosen, faces)
+    plan.lists[SUBJECTS_FILE] = subject_lines(chosen)
+    if not training_folder:
+        return [plan]
+    taken = {subject.number for subject in chosen}
+    rest = [(face, f"{picture.subject:06d}", picture.age, picture.path)
+            for subject in sorted(faces.keys() - taken) for picture, face in faces[subject].items()]  # fmt: skip
+    training = Plan(f"{plan.title}, other subjects", training_folder, True, plan.inputs, left_out=list(plan.left_out))
+    add_training_faces(training, rest)
+    return [plan, training]
+
+
+def draw_subjects(pictures: dict[int, Collection[Morph2Picture]], counts: tuple[int, int], seed: int) -> list[Subject]:
+    """The subjects of both settings, in the order of the draw: the small setting's come first.
+
+    Drawn by sorting SHA-256 hashes of seed and subject: the same everywhere and for all time, which no library's
+    random generator promises.
+
+    Raises:
+        UserError: where fewer subjects than `counts[1]` have two pictures.
+    """
+    able = [subject for subject, theirs in pictures.items() if len(theirs) > 1]
+    if len(able) < counts[1] or not 0 < counts[0] <= counts[1]:
+        raise UserError(
+            f"{len(able):,} of {len(pictures):,} subjects have two pictures that can be used, and {counts[0]:,} and "
+            f"{counts[1]:,} are to be drawn: give smaller --counts, the smaller one first, or all of the release."
+        )
+    able.sort(key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).digest())
+    chosen = []
+    for place, subject in enumerate(able[: counts[1]]):
+        gallery, probe = youngest_and_oldest(pictures[subject])
+        setting = MORPH2_SETTINGS[0] if place < counts[0] else MORPH2_SETTINGS[1]
+        chosen.append(Subject(subject, gallery.name, probe.name, setting))
+    return chosen
+
+
+def youngest_and_oldest(pictures: Collection[Morph2Picture]) -> tuple[Morph2Picture, Morph2Picture]:
+    """Of two pictures of a subject or more the youngest, and the oldest of the others; ties: the lowest number."""
+    youngest = min(pictures, key=lambda picture: (picture.age, picture.number))
+    others = [picture for picture in pictures if picture is not youngest]
+    return youngest, min(others, key=lambda picture: (-picture.age, picture.number))
+
+
+def _morph2_pictures(plan: Plan, raw: Path, ages: Path | None) -> list[Morph2Picture]:
+    """The release's pictures; notes of those whose names, or ages in the table, are not as they should be."""
+    table = read_morph2_ages(ages) if ages else None
+    pictures, num_different = [], 0
+    for path in find_pictures(raw):
+        if not (parts := match_name(plan, MORPH2_NAME, path, "009055_1M54.JPG")):
+            continue
+        subject, number, sex, age, extension = parts.groups()
+        years = int(age) if table is None else table.get(PurePosixPath(path).name.lower())
+        if years is None or years > MAX_AGE:
+            plan.left_out.append((path, f"no age up to {MAX_AGE}" if table is None else f"not in {str(ages)!r}"))
+            continue
+        num_different += years != int(age)
+        name = f"{subject}_{number}{sex.upper()}{years:02d}.{extension.upper()}"
+        pictures.append(Morph2Picture(int(subject), int(number), years, name, path))
+    if num_different:
+        plan.notes.append(f"{num_different:,} pictures have another age in the table than in their names; the table's "
+                          "counts and stands in the new names")  # fmt: skip
+    return pictures
+
+
+def _add_subjects(plan: Plan, chosen: list[Subject], faces: dict[int, dict[Morph2Picture, Face]]) -> None:
+    small, large = MORPH2_SETTINGS
+    for subject in chosen:
+        by_name = {picture.name.lower(): face for picture, face in faces.get(subject.number, {}).items()}
+        for part, name in (("gallery", subject.gallery), ("probe", subject.probe)):
+            settings = (small, large) if subject.setting == small else (large,)
+            if (face := by_name.get(name.lower())) is None:
+                plan.left_out.append((name, "in the list of subjects, but no picture that can be used"))
+            else:
+                targets = tuple(f"{part}_{setting}/{subject.number:06d}/{name}" for setting in settings)
+                plan.faces.append(replace(face, targets=targets))
+
+
+def read_morph2_ages(path: str | Path) -> dict[str, int]:
+    """Ages in years by the lower-case base name of the picture, from MORPH's CSV.
+
+    Raises:
+        UserError: for a file that can't be read, lacks a column, or names a picture with two ages.
+    """
+    ages: dict[str, int] = {}
+    places: list[int] = []
+    for where, cells in csv_rows(Path(path), "table of ages", EXPECTED_MORPH2):
+        if not places:
+            places = csv_columns(where, cells, ("photo", "age"), EXPECTED_MORPH2)
+            continue
+        photo, age = (cells[place] if place < len(cells) else "" for place in places)
+        name = photo.replace("\\", "/").rpartition("/")[2].lower()
+        if not name or not is_whole_number(age) or not MIN_AGE <= int(age) <= MAX_AGE:
+            raise unexpected_line(where, ",".join(cells), f"{EXPECTED_MORPH2}, an age from {MIN_AGE} to {MAX_AGE}")
+        if ages.setdefault(name, int(age)) != int(age):
+            raise UserError(f"{where}, gives {name[:NUM_CHARACTERS_SHOWN]!r} the age {age}, and a line before "
+                            f"{ages[name]}: keep the right one.")  # fmt: skip
+    if not ages:
+        raise UserError(f"The table of ages {str(path)!r} holds no pictures: {EXPECTED_MORPH2}.")
+    return ages
+
+
+def subject_lines(subjects: Iterable[Subject]) -> str:
+    """The text of a CSV of subjects."""
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(SUBJECT_COLUMNS)
+    rows.writerows((f"{subject.number:06d}", *subject[1:]) for subject in subjects)
+    return buffer.getvalue()
+
+
+def read_subjects(path: str | Path, settings: Sequence[int]) -> list[Subject]:
+    """Subjects of a CSV with the columns subject, gallery, probe and setting (one of `settings`).
+
+    Raises:
+        UserError: for a file that can't be read, a line that isn't of this form, or a subject that comes twice.
+    """
+    subjects: dict[int, Subject] = {}
+    places: list[int] = []
+    for where, cells in csv_rows(Path(path), "list of subjects", EXPECTED_SUBJECTS):
+        if not places:
+            places = csv_columns(where, cells, SUBJECT_COLUMNS, EXPECTED_SUBJECTS)
+            continue
+        number, gallery, probe, setting = (cells[place] if place < len(cells) else "" for place in places)
+        good = is_whole_number(number) and is_plain_name(gallery) and is_plain_name(probe) and gallery != probe
+        if not good or setting not in [str(known) for known in settings]:
+            raise unexpected_line(where, ",".join(cells), f"{EXPECTED_SUBJECTS}, the setting one of {list(settings)}")
+        if int(number) in subjects:
+            raise UserError(f"{where}, has the subject {int(number)} again: leave one of the lines out.")
+        subjects[int(number)] = Subject(int(number), gallery, probe, int(setting))
+    if not subjects:
+        raise UserError(f"The list of subjects {str(path)!r} is empty: {EXPECTED_SUBJECTS}.")
+    return list(subjects.values())
