@@ -25,6 +25,7 @@ from evaluation.embeddings.extraction import Extracted, TwoBranches, extract
 from evaluation.identification import probe_gallery_cmc
 from evaluation.metrics import enough_impostors
 from evaluation.protocols import pair_scores
+from evaluation.report.validation_curves import Curves, Panel, draw_curves
 from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, EvalSet, Options, Result, analysed, score
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
@@ -32,7 +33,6 @@ from training.config import TrainConfig
 from training.data_parallel import share_batchnorm_statistics
 from training.run_log import RunLog
 from training.stopping import StopRequest
-from training.validation_plots import Curves, Panel, draw_curves
 from utils.distributed import Process, gather_lists, tell
 
 # The results in evaluation.scoring.LABELS that each protocol has.
