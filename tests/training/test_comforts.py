@@ -63,8 +63,8 @@ def test_a_run_with_everything_on_stopped_and_started_again_ends_as_the_one_neve
     outcome = train_identity(tmp_path / "whole", *flags)
     assert outcome.status == 0 and "iefp_ema.pth" in outcome.out and "no profile: --profile 3 needs 10" in outcome.out
     for batch in batches:  # each part has negatives of its own
-        assert [sorted(part.permutation.tolist()) for part in batch.parts(2)] == [list(range(3))] * 2
-        assert [len(part.age_features) for part in batch.parts(2)] == [3, 3]
+        assert [sorted(part.permutation.tolist()) for part in batch.micro_batches(2)] == [list(range(3))] * 2
+        assert [len(part.age_features) for part in batch.micro_batches(2)] == [3, 3]
     step.stop_after = len(batches) + 4
     assert train_identity(tmp_path / "stopped", *flags).status == 128 + signal.SIGTERM
     outcome = train_identity(tmp_path / "stopped", *flags)
@@ -162,15 +162,15 @@ def take_steps(process: Process):
         images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
         identities, groups = (torch.randint(0, 5, (8,), generator=draw) for _ in range(2))
         out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
-        stage.averaged.update()
+        stage.ema.update()
         losses.append(average(torch.stack([value.double() for value in out.values()]), process))
-    averaged = {f"averaged.{key}": value for key, value in stage.averaged.modules["backbone_id"].state_dict().items()}
+    averaged = {f"averaged.{key}": value for key, value in stage.ema.modules["backbone_id"].state_dict().items()}
     return stage, {"losses": losses, "exchanged": exchanged, **stage.model.state_dict(), **averaged}
 
 
 def assert_equal_everywhere(stage) -> None:
     """All processes have the same parameters and averages, to the bit."""
-    for parameter in [*stage.model.parameters(), *stage.averaged.modules["backbone_id"].parameters()]:
+    for parameter in [*stage.model.parameters(), *stage.ema.modules["backbone_id"].parameters()]:
         everyones = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
         dist.all_gather(everyones, parameter.detach().contiguous())
         assert torch.equal(*everyones)
