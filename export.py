@@ -88,7 +88,7 @@ class ExportConfig:
     precision: Literal[PRECISIONS] = "fp32"
     """Of the network in .onnx files."""
     calibration_pictures: Path | None = None
-    """A folder of aligned faces: int8 takes its ranges from them, and all cosines are measured on them."""
+    """A folder of aligned faces: int8 takes its ranges from them, and cosines with PyTorch's are measured on them."""
     calibration_count: int = bounded(200, low=1)
     """How many of them to take, evenly spread over their sorted paths."""
     assume_aligned: bool = False
