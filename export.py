@@ -52,6 +52,7 @@ from models.export_files import (
     Facts,
     Run,
     largest_difference,
+    need,
     onnx_model,
     open_onnx,
     open_own_program,
@@ -64,7 +65,7 @@ from models.export_files import (
     write_safetensors,
 )
 from models.iefp import IEFP
-from models.weights import describe_branches, load_for_embedding, read_weight_file
+from models.weights import check_weight_file, describe_branches, load_for_embedding, read_weight_file
 from utils.cli import (
     Either,
     Needs,
@@ -72,7 +73,9 @@ from utils.cli import (
     Without,
     available_cores,
     bounded,
+    check_input_files,
     given,
+    input_file,
     output_file,
     parse_config,
     run_script,
@@ -91,7 +94,7 @@ class ExportConfig:
     """Any weight file with an identity branch."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
     """What to write: FILE.onnx, FILE.safetensors or FILE.pt2 (torch.export)."""
-    check: Path | None = None
+    check: Path | None = input_file()
     """Instead of writing: a .onnx or .safetensors file that export.py wrote, to be compared with --weights."""
     input: Literal["uint8", "float32"] = "uint8"
     """Pixels 0 to 255 as bytes or as floats; .onnx and .pt2 normalise them inside."""
@@ -130,6 +133,7 @@ class ExportConfig:
 
 
 VIEWS = {"one": 1, "two": 2}
+PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 # What is usual is 1.0000 and 0.999 (benchmarks/RESULTS.md); below these something went wrong.
 MIN_MEAN_COSINE = {"fp16": 0.999, "int8": 0.95}
 
@@ -172,6 +176,9 @@ def check_flags(config: ExportConfig) -> None:
     if path.suffix not in kinds:
         unsafe = " (torch.export.load would unpickle it)" if path.suffix == ".pt2" else ""
         raise UserError(f"{path} has none of the suffixes {', '.join(kinds)}{unsafe}: give a file with one of them.")
+    check_input_files(config)
+    check_weight_file(config.weights)
+    need(*PACKAGES.get(path.suffix, ()))
     if output is None:
         return
     if not output.parent.is_dir():

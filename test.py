@@ -75,8 +75,9 @@ from meta import (
     benchmarks_by_protocol,
 )
 from models.iefp import IEFP
-from models.weights import load_estimator, load_for_embedding, model_fingerprint
+from models.weights import check_weight_file, load_estimator, load_for_embedding, model_fingerprint
 from utils.cli import (
+    CHECK_PATH,
     Either,
     Needs,
     With,
@@ -210,7 +211,7 @@ def in_step(work: Callable[[], T], process: Process) -> T:
     except UserError as error:
         failures.append(str(error))
     except OSError as error:
-        failures.append(f"{error}: check that path, who may use it, and the space left.")
+        failures.append(f"{error}: {CHECK_PATH}")
     failures = gather_lists(failures, process)
     if failures:
         raise UserError(failures[0])
@@ -353,8 +354,22 @@ class FeaturesModel:
 Model = WeightsModel | FeaturesModel
 
 
+def weights_of(config: TestConfig) -> tuple[Path, ...]:
+    return config.weights or (() if config.embeddings else (Path(WEIGHT_FILES["iefp"].path),))
+
+
+def check_files(config: TestConfig) -> None:
+    """Raises UserError for files that aren't there, before any model is built."""
+    for path in weights_of(config):
+        check_weight_file(path)
+    for path in (*config.embeddings, config.distractors):
+        if path is not None and not path.exists():
+            name = "distractors" if path == config.distractors else "embeddings"
+            raise UserError(f"--{name} {path} does not exist: check its path.")
+
+
 def open_models(config: TestConfig, process: Process) -> list[Model]:
-    weights = config.weights or (() if config.embeddings else (Path(WEIGHT_FILES["iefp"].path),))
+    weights = weights_of(config)
     names = short_names((*weights, *config.embeddings))
     models: list[Model] = [
         WeightsModel(path, name, config, process) for path, name in zip(weights, names, strict=False)
@@ -380,7 +395,9 @@ class Ran:
 def test(config: TestConfig) -> int:
     """Runs every benchmark asked for that has its data; the exit status says whether all did."""
     process = start_process(config.device)
-    models, settings = open_models(config, process), settings_of(config)
+    settings = settings_of(config)
+    check_files(config)
+    models = open_models(config, process)
     ran = run_settings(config, settings, models, process)
     if process.is_first:
         write_report(config, models, ran)

@@ -73,6 +73,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import FREE_TO_CHANGE, TrainConfig
+from training.data_parallel import Collectives, in_parallel
 from training.ema import MovingAverage
 from training.memory import FEW_IMAGES, FP32, saved_by, step_memory
 from training.optim import (
@@ -95,10 +96,8 @@ from training.validation import Validation, figures_of
 from utils.cli import as_plain, check_config, flag, given, parse_config, run_script
 from utils.device_errors import first_line
 from utils.distributed import (
-    Collectives,
     Process,
     gather_lists,
-    in_parallel,
     start_process,
     stop_process,
     tell,

@@ -107,11 +107,7 @@ def pack_folder(
             WebP or BMP, or has no identity; more pictures and identities than float32 labels can count.
     """
     path = Path(path)
-    if path.suffix != RECORD_EXTENSION:
-        raise UserError(f"{str(path)!r} is no name of a record file: give one that ends in {RECORD_EXTENSION}.")
-    paths = (path, index_path(path), property_path(path))
-    for each in paths:
-        check_is_new(each, force)
+    paths = check_record_paths(path, force)
     _check_packable(index)
     if not dry_run:
         with (
@@ -124,6 +120,16 @@ def pack_folder(
             # An old file must not stand beside the new index if the next moment is the last.
             path.unlink(missing_ok=True)
     return Packed(len(index), index.num_identities, index.ages is not None)
+
+
+def check_record_paths(path: Path, force: bool = False) -> tuple[Path, Path, Path]:
+    """Where .rec, .idx and property are written; raises UserError for another ending, or files that exist."""
+    if path.suffix != RECORD_EXTENSION:
+        raise UserError(f"{str(path)!r} is no name of a record file: give one that ends in {RECORD_EXTENSION}.")
+    paths = (path, index_path(path), property_path(path))
+    for each in paths:
+        check_is_new(each, force)
+    return paths
 
 
 def unpack_record_file(

@@ -1,56 +1,123 @@
-"""An age for every picture, estimated by a network; stopped and started again it goes on where it was."""
+"""Ages of all pictures of a data set, estimated by an age branch; an interrupted estimation resumes."""
 
+import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from meta import MAX_AGE, MIN_AGE, UserError
+from data.faces import UNKNOWN, Faces
+from data.loaders import batches, evaluation_loader
+from data.transforms import to_network_input
+from meta import AGE_GROUP_MIDDLES, MAX_AGE, MIN_AGE, UserError
+from models.age_heads import expected_age
+from models.weights import load_for_ages, model_fingerprint
+from utils.cli import printable
+from utils.files import Progress, no_progress, sha256
 from utils.progress import counted
 
 MAGIC = b"ages of pictures 1 "  # a part file begins with it, then the fingerprint's SHA-256
 HEADER_BYTES = 128
-Tell = Callable[[str], object]
+NUM_SHOWN = 5  # of pictures that can't be decoded
+Predict = Callable[[Tensor], Tensor]  # images uint8 (B, 3, 112, 112) -> years (B,)
 
 
 class LabelledAges(NamedTuple):
     ages: np.ndarray  # (N,) float32, years; NaN where the picture cannot be decoded
-    failures: tuple[str, ...]  # what the batches said of these pictures
+    failures: tuple[str, ...]  # a sentence for each of these pictures
+
+
+def estimate_ages(
+    faces: Faces,
+    weights: str | Path,
+    part_path: str | Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    on_bad_image: Literal["error", "skip"] = "error",
+    progress: Progress = no_progress,
+) -> np.ndarray:
+    """(N,) years of all pictures by the age branch of a weight file, -1 where a picture can't be decoded.
+
+    See `label_ages`, also for `part_path`.
+
+    Raises:
+        UserError: no such weight file, or one without an age branch; pictures that can't be decoded (unless "skip"),
+            after all others got their ages.
+    """
+    predict, fingerprint = load_age_predictor(weights, device)
+    load = functools.partial(evaluation_loader, faces, batch_size, workers, device.type == "cuda", on_bad_image="skip")
+    labelled = label_ages(
+        predict,
+        lambda positions: batches(load(indices=positions.tolist())),
+        len(faces),
+        device,
+        part_path=part_path,
+        fingerprint=f"{fingerprint} {faces.state(progress)}",
+    )
+    for failure in labelled.failures[:NUM_SHOWN]:
+        print(f"cannot be decoded: {printable(failure)}", file=sys.stderr)
+    if labelled.failures and on_bad_image == "error":
+        raise UserError(
+            f"{len(labelled.failures):,} pictures cannot be decoded: replace them and start again (the ages of the "
+            "others are kept), or give --on-bad-image skip to leave them out of the table."
+        )
+    return np.where(np.isnan(labelled.ages), UNKNOWN, labelled.ages)
+
+
+def load_age_predictor(weights: str | Path, device: torch.device) -> tuple[Predict, str]:
+    """A function from images uint8 (B, 3, 112, 112) to years (B,) by an age branch, and the model's fingerprint.
+
+    The years are the expected age where the branch has a head for years, else the middle of the most probable group.
+    """
+    model = load_for_ages(weights).to(device)
+    fingerprint = model_fingerprint(sha256(weights), model)
+    middles = torch.tensor(AGE_GROUP_MIDDLES, dtype=torch.float32, device=device)
+
+    def predict(images: Tensor) -> Tensor:
+        age = model.age_features(to_network_input(images, channels_last=True))
+        if model.year_head is not None:
+            return expected_age(model.year_head(age))
+        return middles[model.age_logits(age).argmax(1)]
+
+    return predict, fingerprint
 
 
 @torch.inference_mode()
 def label_ages(
-    predict: Callable[[Tensor], Tensor],
+    predict: Predict,
     batches_of: Callable[[np.ndarray], Iterable],
     num_images: int,
     device: torch.device,
+    *,
     part_path: str | Path,
     fingerprint: str,
     flush_every: int = 50,
-    tell: Tell = print,
+    report: Callable[[str], object] = print,
 ) -> LabelledAges:
-    """The age of every picture, the mean of what `predict` says of it and of its mirror image.
+    """The age of every picture, the mean of `predict` over the picture and its mirror image.
 
-    `predict` maps images uint8 (B, 3, 112, 112) on `device` to years (B,). `batches_of` maps the positions (K,) int64
-    that still need an age to batches with `.images` uint8 (B, 3, 112, 112), `.indices` (B,) and `.failures`: sentences
-    about pictures that could not be decoded, in whose place another one of the data set comes. One broken picture so
-    does not end the work of hours.
-    What is known so far stands in the file `part_path`, written every `flush_every` batches. It is thrown away, and
-    `tell` says so, where its `fingerprint` (of the weights, and of the pictures' names, sizes and times) is another.
-    The caller removes it once the ages are stored.
+    `batches_of` maps the positions (K,) int64 that still need an age to batches with `.images` uint8
+    (B, 3, 112, 112), `.indices` (B,) and `.failures`: sentences about pictures that could not be decoded, which another
+    picture of the data set replaces in the batch. So one broken picture does not end the work of hours.
+    The ages so far are in the file `part_path`, written every `flush_every` batches. A file with another `fingerprint`
+    (of the weights, and of the pictures' names, sizes and times) is discarded and reported. The caller removes it once
+    the ages are stored.
 
     Raises:
-        UserError: for a `part_path` that holds something else, or ages that are none.
+        UserError: `part_path` holds something else, or a predicted age is out of range.
     """
-    ages = open_part_file(part_path, num_images, fingerprint, tell)
+    ages = open_part_file(part_path, num_images, fingerprint, report)
     waiting = np.flatnonzero(np.isnan(ages))
     if len(waiting) < num_images:
-        tell(f"{num_images - len(waiting):,} of {num_images:,} ages are in {part_path} already: going on from there.")
-    failures: dict[str, None] = {}  # a set in order: a broken picture may be told of twice
+        report(f"{num_images - len(waiting):,} of {num_images:,} ages are in {part_path} already: going on from there.")
+    failures: dict[str, None] = {}  # an ordered set: a broken picture may be reported twice
     try:
         for count, batch in enumerate(counted(batches_of(waiting), len(waiting), "ages") if len(waiting) else (), 1):
             rows = batch.indices.numpy()
@@ -64,8 +131,8 @@ def label_ages(
     return LabelledAges(np.array(ages), tuple(failures))
 
 
-def both_views(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Years (B,) of images (B, 3, 112, 112): the mean of what `predict` says of each and of its mirror image."""
+def both_views(predict: Predict, images: Tensor) -> Tensor:
+    """Years (B,) of images (B, 3, 112, 112): the mean of `predict` over each and its mirror image."""
     years = predict(torch.cat([images, images.flip(-1)]))  # (2 B,)
     return years.float().view(2, len(images)).mean(dim=0)
 
@@ -81,11 +148,13 @@ def _checked(years: Tensor, rows: np.ndarray) -> np.ndarray:
     return years
 
 
-def open_part_file(path: str | Path, num_images: int, fingerprint: str, tell: Tell = print) -> np.memmap:
-    """(N,) float32 on the disk, NaN where no age is known yet: a new file, or the one of an earlier run.
+def open_part_file(
+    path: str | Path, num_images: int, fingerprint: str, report: Callable[[str], object] = print
+) -> np.memmap:
+    """(N,) float32 on disk, NaN where no age is known yet: a new file, or that of an earlier run.
 
     Raises:
-        UserError: where `path` is something else than such a file.
+        UserError: `path` is something else than such a file.
     """
     path = Path(path)
     header = (MAGIC + hashlib.sha256(f"{num_images} {fingerprint}".encode()).hexdigest().encode()).ljust(HEADER_BYTES)
@@ -100,7 +169,7 @@ def open_part_file(path: str | Path, num_images: int, fingerprint: str, tell: Te
             ages = _mapped(path, num_images)
             if (np.isnan(ages) | ((ages >= MIN_AGE) & (ages <= MAX_AGE))).all():
                 return ages
-        tell(f"The unfinished ages in {path} are of other weights or other pictures, or damaged: starting anew.")
+        report(f"The unfinished ages in {path} are of other weights or other pictures, or damaged: starting anew.")
     _write_new(path, header, num_images)
     return _mapped(path, num_images)
 

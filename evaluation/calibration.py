@@ -93,6 +93,12 @@ def gap_of(years: float) -> str:
     return GAPS[sum(round(years) >= low for low in GAP_LOWER_EDGES) - 1]
 
 
+def check_far(far: float) -> None:
+    """Raises UserError for a false-accept rate that no calibration has."""
+    if not any(math.isclose(float(rate), far, rel_tol=1e-9) for rate in COMMON_RATES):
+        raise UserError(f"--far {far:g} is no rate that test.py calibrates: give one of {', '.join(COMMON_RATES)}.")
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
 
 

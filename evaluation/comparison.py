@@ -1,10 +1,11 @@
-"""Two faces -> an answer with what it rests on; one face among many -> the nearest ones. Arrays and words, no network.
+"""Two faces -> an answer and what it rests on; faces and a gallery -> the nearest pictures. No network runs here.
 
 An answer is only as good as the calibration: without one there is a cosine and no decision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from evaluation.verification import COSINE_DECIMALS
 from meta import AGE_GROUP_MIDDLES, AGE_GROUP_NAMES, UserError
 
 SAME_PICTURE = 1 - 1e-6  # cosines above: a picture and its copy
-FEW_IMPOSTORS = 10  # a threshold that rests on fewer is told so
+FEW_IMPOSTORS = 10  # a threshold that rests on fewer comes with a warning
 
 
 class Face(NamedTuple):
@@ -34,6 +35,9 @@ class AgeGuess(NamedTuple):
     probability: float
     middle: int  # years, the group's
 
+    def as_plain(self) -> dict[str, Any]:
+        return {"group": self.group, "probability": self.probability}
+
 
 class AgeGap(NamedTuple):
     """What the years between two pictures mean for the answer."""
@@ -48,7 +52,7 @@ class AgeGap(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether two pictures show one person, as far as a threshold tells."""
+    """Whether two pictures show one person, as decided by a threshold."""
 
     names: tuple[str, str]
     cosine: float
@@ -60,35 +64,34 @@ class Answer:
 
     def as_plain(self) -> dict[str, Any]:
         """Ready for JSON."""
-        told: dict[str, Any] = {"names": list(self.names), "cosine": self.cosine, "same_person": self.passes}
+        plain: dict[str, Any] = {"names": list(self.names), "cosine": self.cosine, "same_person": self.passes}
         if self.point is not None:
-            told |= threshold_as_plain(self.benchmark, self.point)
+            plain |= threshold_as_plain(self.benchmark, self.point)
         if self.ages is not None:
-            told["age_groups"] = [{"group": age.group, "probability": age.probability} for age in self.ages]
+            plain["age_groups"] = [age.as_plain() for age in self.ages]
         if self.gap is not None:
-            told["age_gap"] = self.gap._asdict()
-        return told
+            plain["age_gap"] = self.gap._asdict()
+        return plain
 
     def sentences(self) -> list[str]:
-        """The same for people."""
-        told = [f"{' and '.join(self._short_names())}: cosine {self.cosine:.3f}."]
+        """The same as text."""
+        sentences = [f"{' and '.join(self._short_names())}: cosine {self.cosine:.3f}."]
         if self.cosine >= SAME_PICTURE:
-            told.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
+            sentences.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
         if self.point is not None:
-            told.append(
-                ("Taken for the same person" if self.passes else "Not taken for the same person") + self._by_threshold()
-            )
-            told += threshold_warnings(self.point)
+            decision = "Taken for the same person" if self.passes else "Not taken for the same person"
+            sentences.append(decision + self._by_threshold())
+            sentences += threshold_warnings(self.point)
         if self.ages is not None:
             looks = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
                      for name, age in zip(self._short_names(), self.ages, strict=True)]  # fmt: skip
-            told.append(f"{', '.join(looks)}.")
+            sentences.append(f"{', '.join(looks)}.")
         if self.gap is not None:
-            told.append(self._on_gap())
-        return told
+            sentences.append(self._on_gap())
+        return sentences
 
     def _short_names(self) -> tuple[str, str]:
-        """Without folders, where that tells the two apart."""
+        """Without folders, where the base names differ."""
         a, b = (name.rpartition("/")[2] for name in self.names)
         return self.names if a == b else (a, b)
 
@@ -212,3 +215,98 @@ def nearest(probe: np.ndarray, gallery: np.ndarray, count: int) -> list[list[Mat
         [Match(int(place), float(score)) for place, score in zip(row_places, row, strict=True)]
         for row_places, row in zip(places, best, strict=True)
     ]
+
+
+class Neighbour(NamedTuple):
+    """One picture of the gallery, seen from a probe."""
+
+    name: str
+    cosine: float
+    passes: bool | None  # None without a calibration
+
+    def as_plain(self) -> dict[str, Any]:
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
+    def sentence(self) -> str:
+        same = "  (the same picture, or a copy)" if self.cosine >= SAME_PICTURE else ""
+        return f"  {self.cosine:6.3f}  {self.name}{'  passes' if self.passes else ''}{same}"
+
+
+class Search(NamedTuple):
+    """One probe and the pictures of the gallery most alike, best first."""
+
+    name: str
+    age: AgeGuess | None  # None without an age branch
+    matches: list[Neighbour]
+
+    def as_plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {"name": self.name, "matches": [match.as_plain() for match in self.matches]}
+        return plain if self.age is None else plain | {"age_group": self.age.as_plain()}
+
+    def sentences(self) -> list[str]:
+        looks = ""
+        if self.age is not None:
+            looks = f" (looks {self.age.group} years old, probability {self.age.probability:.2f})"
+        return [f"{self.name}{looks}:", *(match.sentence() for match in self.matches)]
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What a gallery has for all probes, and the threshold at which a match passes."""
+
+    num_gallery: int
+    searches: list[Search]
+    benchmark: BenchmarkCalibration | None  # None without a calibration
+    point: OperatingPoint | None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        plain = {"num_gallery": self.num_gallery, "searches": [search.as_plain() for search in self.searches]}
+        return plain if self.point is None else plain | threshold_as_plain(self.benchmark, self.point)
+
+    def sentences(self) -> list[str]:
+        """The same as text."""
+        sentences = [sentence for search in self.searches for sentence in search.sentences()]
+        if self.point is None:
+            return sentences
+        expected = self.num_gallery * float(self.point.far)
+        return [
+            *sentences,
+            f"What passes at FAR {self.point.far} has a cosine at or above "
+            f"{threshold_in_words(self.benchmark, self.point)}.",
+            f"Of {self.num_gallery:,} pictures of other people in a gallery about {expected:.2g} pass.",
+            *threshold_warnings(self.point),
+        ]
+
+
+def search_gallery(
+    probes: Sequence[Face],
+    names: Sequence[str],
+    gallery: np.ndarray,
+    *,
+    count: int,
+    calibration: Calibration | None = None,
+    far: float = 1e-3,
+    benchmark: str | None = None,
+) -> Searches:
+    """The `count` pictures most alike each probe in a gallery of embeddings (G,D) and their names (G).
+
+    Raises:
+        UserError: embeddings of two sizes, a FAR or a benchmark that the calibration does not have.
+    """
+    chosen, point = calibration.at(far, benchmark) if calibration else (None, None)
+
+    def neighbour(match: Match) -> Neighbour:
+        passes = None if point is None else match.cosine >= point.threshold
+        return Neighbour(str(names[match.position]), match.cosine, passes)
+
+    found = nearest(np.stack([probe.embedding for probe in probes]), gallery, count)
+    searches = [
+        Search(
+            probe.name,
+            None if probe.age_probabilities is None else guess_age(probe.age_probabilities),
+            [neighbour(match) for match in matches],
+        )
+        for probe, matches in zip(probes, found, strict=True)
+    ]
+    return Searches(len(gallery), searches, chosen, point)

@@ -220,7 +220,8 @@ def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def _read_content(path: Path) -> dict[str, Any]:
+def check_weight_file(path: Path) -> None:
+    """Raises UserError for what is no file, or by its first bytes a web page or the like; nothing is loaded."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, no weight file: {_give_one_inside(path)}. {ACCEPTED}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
@@ -228,6 +229,10 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
     if wrong := wrong_file(path, "weight file", zip_based=True):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    check_weight_file(path)
     read = _safetensors_reader(path) if path.suffix.lower() == SAFETENSORS else _read_archive
     try:
         content = read(path)

@@ -23,9 +23,10 @@ from models.iefp import IEFP
 from models.iresnet import IResNet
 from models.margin import CosFace, MarginLoss
 from models.sharded_margin import ShardedMarginLoss
+from training.data_parallel import Collectives
 from training.memory import FP32, saved_by, step_memory
 from training.optim import RowwiseSGD
-from utils.distributed import Collectives, Process
+from utils.distributed import Process
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 train = load_script("train")

@@ -103,6 +103,10 @@ def parse(line: str):
          "--histogram"),
         ("prepare ages --undo u.jsonl --data x --output y", "--data, --output do nothing with --undo u.jsonl"),
         ("prepare check --force", "--force does nothing without --json"),
+        ("prepare bin --pairs x --images x --output y --assume-aligned", "--assume-aligned does nothing without "
+         "--reencode: leave it out, or give --reencode."),
+        ("prepare ages --data x --from-table t.csv --output o.csv --assume-aligned", "--assume-aligned does nothing "
+         "without --weights"),
         ("prepare unpack --names plain --ages t.csv", "--ages does nothing with --names plain"),
         ("prepare align-morph2 --raw x --subjects s.csv --seed 0", "--seed does nothing with --subjects s.csv"),
     ],
@@ -149,6 +153,13 @@ def test_all_flags_of_a_recipe_that_change_nothing_are_named_with_its_file():
     flags = "--estimator, --mutual-information-weight, --mutual-information-warmup, --club-weight, --club-steps"
     assert str(refused.value) == (f"{flags} in {recipe} do nothing with --disentangle none: leave them out, or give "
                                   f"--disentangle iefp.")  # fmt: skip
+
+
+def test_equal_settings_keep_apart_which_flags_were_given():
+    """Two command lines may mean the same, and only one of them give a flag."""
+    without, with_flag = parse("test"), parse("test --benchmarks fgnet morph2 cacd_vs calfw")
+    assert without == with_flag
+    assert "benchmarks" in given(with_flag) and "benchmarks" not in given(without)
 
 
 def test_what_was_given_is_known_in_every_spelling_and_with_its_source(tmp_path):
@@ -338,6 +349,90 @@ def test_what_flags_alone_can_tell_is_said_before_pictures_are_listed(what, trai
     outcome = train_identity(tmp_path / "run", *flags.split())
     assert outcome.status == 2 and sentence in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+# Each with a function of the script's modules that lists pictures or builds a model: it must not be reached.
+BEFORE_WORK = [
+    ("prepare unpack --records PACKED --ages none.csv", "--ages none.csv is no file", "script_prepare.open_index"),
+    ("prepare pack --data PEOPLE --ages none.csv", "--ages none.csv is no file", "script_prepare.open_index"),
+    ("prepare pack --data PEOPLE --output x.txt", "ends in .rec", "script_prepare.open_index"),
+    ("prepare pack --data PACKED --from-names fgnet --output new.rec", "have no names: leave out --from-names",
+     "script_prepare.open_index"),
+    ("prepare ages --data PEOPLE --from-table none.csv --output x.csv", "--from-table none.csv is no file",
+     "script_prepare.open_index"),
+    ("prepare ages --data PEOPLE --weights none.pth --output x.csv", "none.pth does not exist",
+     "script_prepare.open_index"),
+    ("prepare ages --data PEOPLE --weights WEIGHTS --device nowhere --output x.csv", "--device nowhere is no device",
+     "script_prepare.open_index"),
+    ("prepare ages --data PACKED --weights WEIGHTS --link x", "have no names: use --output",
+     "script_prepare.open_index"),
+    ("prepare ages --data PEOPLE --weights WEIGHTS --device cpu --link PEOPLE/x", "lies in the folder of the pictures",
+     "script_prepare.open_index"),
+    ("prepare bin --pairs none.txt --images PEOPLE --output x.bin", "none.txt is no file",
+     "script_prepare.read_pair_list"),
+    ("prepare align-morph2 --raw PEOPLE --counts 5 3", "--counts 5 3: give the smaller number first",
+     "data.releases.commands.plan_morph2"),
+    ("prepare align-morph2 --raw PEOPLE --subjects none.csv", "--subjects none.csv is no file",
+     "data.releases.commands.plan_morph2"),
+    ("prepare align-cacd --raw PEOPLE --landmarks none.csv", "--landmarks none.csv is no file",
+     "data.releases.commands.plan_cacd"),
+    ("prepare align-cacd --raw PEOPLE --already-aligned --training-folder ../x", "../x is not below --output",
+     "data.releases.commands.plan_cacd"),
+    ("prepare align-cacd --raw PEOPLE --already-aligned --landmarks x.csv", "--landmarks does nothing with "
+     "--already-aligned", "data.releases.commands.plan_cacd"),
+    ("embed PEOPLE -o x.npz --weights none.pth", "none.pth does not exist", "script_embed.list_pictures"),
+    ("embed PEOPLE --gallery none.npz", "--gallery none.npz is no file", "script_embed.list_pictures"),
+    ("embed PEOPLE PEOPLE --far 0.2", "--far 0.2 is no rate that test.py calibrates", "script_embed.list_pictures"),
+    ("embed PEOPLE -o x.npz --landmarks none.csv", "--landmarks none.csv is no file", "script_embed.list_pictures"),
+    ("export -o x.safetensors --weights none.pth --measure-on fgnet", "none.pth does not exist",
+     "script_export.open_measure"),
+    ("export --check none.onnx --weights WEIGHTS --measure-on fgnet", "--check none.onnx is no file",
+     "script_export.open_measure"),
+    ("test --weights WEIGHTS none.pth", "none.pth does not exist", "script_test.load_for_embedding"),
+    ("test --weights WEIGHTS --embeddings none.npz", "--embeddings none.npz does not exist",
+     "script_test.load_for_embedding"),
+    ("test --weights WEIGHTS --distractors none.npz", "--distractors none.npz does not exist",
+     "script_test.load_for_embedding"),
+    ("test --weights WEIGHTS --morph2-subjects 20 20", "is asked for twice", "script_test.load_for_embedding"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "sentence", "work"), BEFORE_WORK, ids=[line for line, _, _ in BEFORE_WORK])
+def test_a_mistake_in_the_flags_is_found_before_the_work(
+    line, sentence, work, run_main, photographs, weights, tmp_path, monkeypatch
+):
+    """Missing files, devices and names come before listing pictures and building models, in the other scripts too."""
+    for name in ("prepare", "embed", "export", "test"):
+        load_script(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "packed.rec").touch()
+    before = sorted(tmp_path.rglob("*"))
+
+    def too_late(*_, **__):
+        raise AssertionError(f"{work} was reached")
+
+    monkeypatch.setattr(work, too_late)
+    places = {"PEOPLE": str(photographs), "PACKED": str(tmp_path / "packed.rec"), "WEIGHTS": str(weights)}
+    for name, place in places.items():
+        line = line.replace(name, place)
+    outcome = run_main(*line.split())
+    assert outcome.status == 2 and sentence in outcome.err and outcome.err.count("\n") == 1, outcome
+    assert [path for path in sorted(tmp_path.rglob("*")) if ".iefp_cache" not in str(path)] == before
+
+
+def test_a_folder_that_cannot_take_the_pictures_is_found_before_ages_are_estimated(
+    run_main, photographs, weights, tmp_path, monkeypatch
+):
+    """A folder of --link with other things in it ended the work of hours at its end."""
+    (tmp_path / "mine" / "letters").mkdir(parents=True)
+
+    def too_late(*_, **__):
+        raise AssertionError("ages were estimated")
+
+    monkeypatch.setattr(load_script("prepare"), "estimate_ages", too_late)
+    outcome = run_main("prepare", "ages", "--data", photographs, "--weights", weights, "--device", "cpu", "--link",
+                       tmp_path / "mine")  # fmt: skip
+    assert outcome.status == 2 and "holds 'letters', which is none of these pictures' folders" in outcome.err
 
 
 def test_no_cache_is_touched_before_all_is_found_right(train_identity, age_weights, tmp_path):

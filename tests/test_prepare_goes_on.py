@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from scripts import load_script
 from test_releases import FGNET_RESULT, SIZE, fgnet, interrupt, names_in  # noqa: F401 (fixtures)
 
 from data.ages import names as age_names
@@ -16,6 +15,7 @@ from data.record_packing import pack_folder, unpack_record_file
 from data.records import index_record_file
 from data.releases.aligned_folders import MARKER, Written, write_plan
 from data.releases.fgnet import plan_fgnet
+from evaluation import age_labelling
 from meta import BENCHMARKS, UserError
 
 NUM_PICTURES = 6
@@ -50,8 +50,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 @pytest.fixture
 def shown(monkeypatch):
     """Call it with a number of batches after which to interrupt; gives the positions of pictures that are shown."""
-    script = load_script("prepare")
-    batches = script.batches
+    batches = age_labelling.batches
 
     def install(stop_after: int | None = None) -> list[int]:
         positions: list[int] = []
@@ -63,7 +62,7 @@ def shown(monkeypatch):
                 positions.extend(batch.indices.tolist())
                 yield batch
 
-        monkeypatch.setattr(script, "batches", watched)
+        monkeypatch.setattr(age_labelling, "batches", watched)
         return positions
 
     return install

@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from meta import UserError
 from training.checkpoint import load_checkpoint, read_rows, save_shard, shard_path
-from utils.distributed import Collectives, Process, gather_lists
+from training.data_parallel import Collectives
+from utils.distributed import Process, gather_lists
 
 WEIGHT = "margin_fc.weight"  # its name in the model; the last of the parameters of the optimiser "identity"
 ROWS_SENT = 65536  # at a time: 128 MiB

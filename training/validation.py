@@ -23,9 +23,10 @@ from evaluation.protocols import pair_scores
 from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, OpenBenchmark, Options, Result, analysed, score
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
+from training.data_parallel import share_batchnorm_statistics
 from training.run_log import RunLog
 from training.validation_plots import Curves, Panel, draw_curves
-from utils.distributed import Process, gather_lists, share_batchnorm_statistics, tell
+from utils.distributed import Process, gather_lists, tell
 
 # Which of the results in evaluation.scoring.LABELS a benchmark's protocol gives.
 RESULTS = {

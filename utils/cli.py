@@ -1,7 +1,8 @@
-"""Flags, argument files and the way scripts end.
+"""Flags, argument files, and exit statuses of scripts.
 
-A script's settings are one frozen dataclass; tyro makes the flags from it. Bounds stand in the fields (`bounded`), what
-is written in `output_folder` and `output_file`, and the class's NEEDS says beside which others a flag has an effect.
+A script's settings are one frozen dataclass; tyro makes the flags from it. Fields declare their bounds (`bounded`) and
+whether they name something to read or write (`input_file`, `output_file`, `output_folder`); the class's NEEDS says on
+which other flags the effect of a flag depends.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import signal
 import sys
 import typing
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -24,6 +26,7 @@ from utils.distributed import leave
 
 Config = TypeVar("Config")
 MAX_ARGUMENT_CHARACTERS = 100_000  # of an argument file; what is longer is some other file
+CHECK_PATH = "check that path, its permissions, and the free space."
 
 
 def bounded(
@@ -39,18 +42,23 @@ def bounded(
 
 
 def available_cores() -> int:
-    """The CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def output_folder(default: Path | None = None) -> Any:
-    """A dataclass field for a folder that the script makes where it isn't there."""
+    """A dataclass field for a folder that the script makes if it doesn't exist."""
     return dataclasses.field(default=default, metadata={"is_folder": True})
 
 
 def output_file(default: Path | None = None) -> Any:
     """A dataclass field for a file that the script writes."""
     return dataclasses.field(default=default, metadata={"is_folder": False})
+
+
+def input_file(default: Path | None = None) -> Any:
+    """A dataclass field for a file that the script reads, see `check_input_files`."""
+    return dataclasses.field(default=default, metadata={"is_input": True})
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -66,16 +74,17 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         words += expanded
         sources += [argument[1:] if argument.startswith("@") else None] * len(expanded)
     config = tyro.cli(config_class, args=words)
-    vars(config)[GIVEN] = _find_flags(type(config), words, sources)  # the dataclass is frozen, and this is no setting
+    _GIVEN[id(config)] = _find_flags(type(config), words, sources)
+    weakref.finalize(config, _GIVEN.pop, id(config))
     check_config(config)
     return config
 
 
 def check_config(config: Any) -> None:
-    """Looks for what is wrong with the settings in themselves: bounds, places to write to, flags without an effect.
+    """Checks bounds, places to write to, and that every flag that was given has an effect.
 
     Raises:
-        UserError: for the first of these.
+        UserError: for the first mistake.
     """
     check_bounds(config)
     check_places(config)
@@ -140,6 +149,20 @@ def check_places(config: Any) -> None:
             raise UserError(f"{flag(field.name)} {path} can't be written, for {above} is a file: give another place.")
 
 
+def check_input_files(config: Any) -> None:
+    """Raises UserError for the first `input_file` that isn't there; scripts call it before they begin to work."""
+    for field in dataclasses.fields(config):
+        path = getattr(config, field.name)
+        if "is_input" in field.metadata and path is not None and not os.path.isfile(path):
+            raise UserError(f"{flag(field.name)} {path} is no file: check its path.")
+
+
+def check_ascending(name: str, counts: tuple[int, int]) -> None:
+    """Raises UserError where the first of the two numbers of a flag is the larger one."""
+    if counts[0] > counts[1]:
+        raise UserError(f"{flag(name)} {counts[0]} {counts[1]}: give the smaller number first.")
+
+
 def flag(field_name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + field_name.replace("_", "-")
@@ -152,7 +175,9 @@ def _range(limits: dict) -> str:
 
 # ------------------------------------------------------------------------------------------- flags without an effect
 
-GIVEN = "_given"  # where parse_config keeps, for each field that was set, the argument file that set it
+# Which flags were given is no setting: it is kept beside the settings, by their id, for as long as they live. Not by
+# the settings themselves, since two command lines with equal settings may have given different flags.
+_GIVEN: dict[int, Mapping[str, str | None]] = {}
 
 
 class With:
@@ -214,30 +239,30 @@ Needs: TypeAlias = Mapping[str, tuple[With | Either, ...]]
 def given(config: Any) -> Mapping[str, str | None]:
     """The fields that were set, each with the argument file that set it (None: the command line, or Python).
 
-    Settings that `parse_config` made: those that arguments name, also with the value that is the default. Settings made
-    in Python: those that differ from the default. None and False, where they are the default, mean "left out".
+    For settings from `parse_config`: those that arguments name, even with their default value. For settings made in
+    Python: those that differ from the default. None and False, where they are the default, mean "not given".
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     differ = {name: None for name, default in defaults.items() if getattr(config, name) != default}
-    found = vars(config).get(GIVEN, differ)
+    found = _GIVEN.get(id(config), differ)
     left_out = {name for name, default in defaults.items() if default is None or default is False} - set(differ)
     return {name: source for name, source in found.items() if name not in left_out}
 
 
 def check_needs(config: Any) -> None:
-    """Looks for flags that were given and change nothing beside the others, by the NEEDS of the settings' class.
+    """Finds flags that were given and have no effect because of the others, by the NEEDS of the settings' class.
 
     Raises:
-        UserError: naming all for which the reason is the same, and the argument file they stand in.
+        UserError: naming all flags with the same reason, and the argument file that gives them.
     """
     needs: Needs = getattr(type(config), "NEEDS", {})
-    idle: dict[tuple, list[str]] = {}  # flags by what has to be said of them
+    idle: dict[tuple, list[str]] = {}  # reason -> flags without an effect
     for name, source in given(config).items():
         failed = next((condition for condition in needs.get(name, ()) if not condition.holds(config)), None)
         if failed is not None:
             value = getattr(config, name)
-            said = _spelled(name, value) if isinstance(value, bool) else flag(name)
-            idle.setdefault((source, failed.obstacle(config), failed.why, failed.wish()), []).append(said)
+            spelled = _spelled(name, value) if isinstance(value, bool) else flag(name)
+            idle.setdefault((source, failed.obstacle(config), failed.why, failed.wish()), []).append(spelled)
     if not idle:
         return
     (source, obstacle, why, wish), flags = next(iter(idle.items()))
@@ -280,38 +305,36 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """The text in one line, control characters escaped: the name of a file must not steer a terminal."""
+    """The text in one line, control characters escaped: a file's name must not control the terminal."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
 
 
-# ------------------------------------------------------------------------------------------------- the way scripts end
+# ------------------------------------------------------------------------------------------------------- exit statuses
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Runs a script's main function: a user's mistake becomes one sentence and status 2, Ctrl-C status 130."""
+    """Runs a script's main function and exits: a user's mistake is one sentence and status 2, Ctrl-C status 130."""
     script = Path(sys.argv[0]).name
     try:
         with warnings.catch_warnings():
-            # Of torch, where --workers is more than there are cores: who gives so many wants them.
+            # torch warns where --workers exceeds the cores, which the user has chosen.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             status = main() or 0
-        sys.stdout.flush()  # here, where a reader that has gone is no error, not at the interpreter's end
+        sys.stdout.flush()  # here, where BrokenPipeError is handled, and not at the interpreter's exit
     except UserError as error:
         print(f"{script}: {printable(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+    except BrokenPipeError:  # the reader of stdout has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise  # no file of the user's: a mistake of ours
-        print(
-            f"{script}: {printable(str(error))}: check that path, who may use it, and the space left.", file=sys.stderr
-        )
+            raise  # not about a file of the user's: a bug
+        print(f"{script}: {printable(str(error))}: {CHECK_PATH}", file=sys.stderr)
         status = 2
     leave(status)

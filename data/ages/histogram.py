@@ -35,6 +35,22 @@ def group_shares(ages: np.ndarray) -> dict:
     }
 
 
+def share_lines(root: str, ages: np.ndarray) -> list[str]:
+    """Text lines: number and median of the (N,) ages of the pictures in `root`, and the share of each group.
+
+    Raises:
+        UserError: no age is known.
+    """
+    shares = group_shares(ages)
+    if not shares["num_ages"]:
+        raise UserError(f"no picture in {root!r} got an age: check the pictures and the source of the ages.")
+    unknown = f", {shares['num_unknown']:,} pictures without an age" if shares["num_unknown"] else ""
+    return [
+        f"{root}: {shares['num_ages']:,} ages, median {shares['median_years']:g} years{unknown}",
+        *(f"{group:>6} {share:6.2f} %" for group, share in shares["group_shares_percent"].items()),
+    ]
+
+
 def draw_age_histograms(ages_of: Mapping[str, np.ndarray], path: str | Path, force: bool = False) -> None:
     """A PNG with one panel a data set: `ages_of` maps its name to its (N,) ages in years, -1 where unknown.
 

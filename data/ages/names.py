@@ -36,6 +36,10 @@ class Named(NamedTuple):
     already: int  # had this name before
     missing: int = 0  # of an undo file: neither the old nor the new name is there
 
+    def summary(self, dry_run: bool = False) -> str:
+        missing = f", {self.missing:,} are not there any more" if self.missing else ""
+        return f"{self.done:,} {'would get' if dry_run else 'got'} their names, {self.already:,} had them{missing}"
+
 
 def published_name(name: str, age: int) -> str:
     """`0_0/05179510.jpg` and 39 -> `0_0/05179510_age_39.jpg`; a name that says this age already is given back as it is.
@@ -284,7 +288,7 @@ def place_with_ages(
     """
     assert how in ("link", "copy"), how
     output = os.path.abspath(output)
-    _check_output(output, index)
+    check_destination(output, index)
     for folder, names in _new_names(index, ages):  # before anything is written
         _check_names(os.path.join(output, folder), index, names)
     done = already = 0
@@ -304,10 +308,17 @@ def place_with_ages(
     return Named(done, already)
 
 
-def _check_output(output: str, index: FaceIndex) -> None:
-    inside = os.path.join(os.path.realpath(index.root), "")
+def check_is_outside(output: str | Path, root: str | Path) -> None:
+    """Raises UserError for an `output` inside the folder of the pictures."""
+    inside = os.path.join(os.path.realpath(root), "")
     if os.path.join(os.path.realpath(output), "").startswith(inside):
-        raise UserError(f"{output!r} lies in the folder of the pictures, {index.root!r}: give a folder beside it.")
+        raise UserError(f"{str(output)!r} lies in the folder of the pictures, {str(root)!r}: give a folder beside it.")
+
+
+def check_destination(output: str | Path, index: FaceIndex) -> None:
+    """Raises UserError for a folder inside that of the pictures, or with anything but folders named like theirs."""
+    output = os.path.abspath(output)
+    check_is_outside(output, index.root)
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"{output!r} is no folder: give a new one.")
     strangers = _visible(output) - {os.path.dirname(index.name(i)).split(os.sep)[0] for i in range(len(index))}

@@ -9,8 +9,10 @@ import torch
 from scripts import load_script
 
 from data.faces import index_identity_folders
+from evaluation import age_labelling
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.gallery_files import write_gallery
+from evaluation.embeddings.photos import made_by as made_by_model
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
 from utils.cli import parse_config
@@ -101,7 +103,7 @@ def test_what_an_earlier_version_wrote_says_how_to_make_it_anew(own_weights, run
     content = json.loads(path.read_text())
     del content["models"][0]["model_fingerprint"]
     path.write_text(json.dumps(content))
-    gallery, made_by = tmp_path / "old.npz", embed.made_by(model)
+    gallery, made_by = tmp_path / "old.npz", made_by_model(model)
     del made_by["model_fingerprint"]
     write_gallery(gallery, ("a",), np.ones((1, 1024), np.float32), None, made_by)
     pictures = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[:2]
@@ -126,14 +128,14 @@ def test_half_made_ages_are_of_the_network_that_made_them(run_main, tiny_faces, 
     """3a: unfinished ages are not gone on with by another unit of the same file."""
     path = tmp_path / "age.pth"
     torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
-    prepare, label, fingerprints = load_script("prepare"), load_script("prepare").label_ages, []
+    label, fingerprints = age_labelling.label_ages, []
 
-    def stopped(*args):
-        fingerprints.append(args[5])
-        label(*args)
+    def stopped(*args, fingerprint, **how):
+        fingerprints.append(fingerprint)
+        label(*args, fingerprint=fingerprint, **how)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "label_ages", stopped)
+    monkeypatch.setattr(age_labelling, "label_ages", stopped)
     flags = ("prepare", "ages", "--data", tiny_faces / "ID_processed_FGNET", "--weights", path, "--output",
              tmp_path / "ages.csv", "--device", "cpu", "--workers", 0)  # fmt: skip
     assert run_main(*flags).status == 130

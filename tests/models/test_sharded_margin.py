@@ -14,9 +14,10 @@ from meta import UserError
 from models.iefp import IEFP
 from models.margin import MARGINS
 from models.sharded_margin import ShardedMarginLoss
+from training.data_parallel import Collectives
 from training.optim import RowwiseSGD
 from training.partial_fc import own_identities
-from utils.distributed import Collectives, Process
+from utils.distributed import Process
 
 PLAIN = {"cosface": cosface, "arcface": arcface, "combined": combined_margin, "adaface": adaface}
 IDENTITIES, BATCH, SIZE = 11, 12, 6

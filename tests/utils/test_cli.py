@@ -1,6 +1,7 @@
 """utils/cli.py: flags and argument files, bounds, settings as JSON, the way scripts end."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -226,12 +227,13 @@ def test_json_that_fails_to_write_leaves_the_old_file_alone(tmp_path, monkeypatc
     path = tmp_path / "results.json"
     write_json(path, {"old": 1})
 
-    def write_half(self: Path, text: str, encoding: str) -> None:
-        self.write_bytes(text[: len(text) // 2].encode())
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            super().write(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
 
     if what == "disk full":
-        monkeypatch.setattr(Path, "write_text", write_half)
+        monkeypatch.setattr("utils.files.open", lambda path, *_, **__: FullDisk(open(path, "wb")), raising=False)
     with pytest.raises(OSError if what == "disk full" else TypeError):
         write_json(path, {"new": 1} if what == "disk full" else {"new": object()})
     assert json.loads(path.read_text()) == {"old": 1}
@@ -278,7 +280,7 @@ def test_a_status_given_by_the_flag_parser_stays(monkeypatch, capsys):
     "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied", "x")]
 )
 def test_a_full_disk_and_a_folder_that_may_not_be_written_are_one_sentence_and_status_2(error, monkeypatch, capsys):
-    sentence = f"script.py: {error}: check that path, who may use it, and the space left.\n"
+    sentence = f"script.py: {error}: check that path, its permissions, and the free space.\n"
     assert ending(raising(error), monkeypatch, capsys) == (2, sentence)
 
 

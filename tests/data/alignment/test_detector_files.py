@@ -10,6 +10,7 @@ from scripts import ROOT, load_script
 
 from data.alignment.detectors import DetectorError, YuNet, open_detector
 from data.alignment.photos import Aligner, list_pictures, load_pieces
+from evaluation.embeddings.photos import Seen
 from meta import UserError, wrong_file
 from utils.files import numbered_lines
 
@@ -110,7 +111,7 @@ def test_a_detector_at_fault_is_never_a_bad_picture(photos, tmp_path, workers):
     pytest.importorskip("cv2")
     path = make(tmp_path / "yunet.onnx", WEB_PAGE)
     pieces = load_pieces(list_pictures([photos]), Aligner(detector_path=str(path)), batch_size=2, workers=workers)
-    seen = load_script("embed").Seen("skip")
+    seen = Seen("skip")
     with pytest.raises(UserError, match=r"yunet\.onnx is a web page, no ONNX file") as caught:
         list(seen.passing(pieces))
     assert "\n" not in str(caught.value) and not seen.failures
@@ -135,7 +136,7 @@ def test_a_picture_that_opencv_cannot_search_is_a_bad_picture(photos, monkeypatc
     Image.new("RGB", (300, 100)).save(photos / "5.png")
     monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(Detector()))
     pieces = load_pieces(list_pictures([photos]), Aligner(detector_path="yunet.onnx"), batch_size=6)
-    (piece,) = load_script("embed").Seen("skip").passing(pieces)
+    (piece,) = Seen("skip").passing(pieces)
     assert piece.failures[0].startswith("no face can be looked for in '0.png', OpenCV can't search 300 x 200 pixels")
     assert "(OpenCV: an assertion failed)" in piece.failures[0]
     assert piece.failures[5].startswith("no face was found in '5.png'")
