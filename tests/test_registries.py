@@ -115,7 +115,7 @@ def test_a_landmark_format_that_is_registered_is_read(run_main, help_of, photo, 
     ran = embed(run_main, weights, tmp_path, photo, "--landmarks", tmp_path / "points.toy")
     assert ran.status == 0 and "alignment: 1 landmarks" in ran.out, ran.err
     (tmp_path / "points.other").write_text("photo.png")
-    ran = run_main("embed", photo, "-o", tmp_path / "other.npz", "--landmarks", tmp_path / "points.other")
+    ran = embed(run_main, weights, tmp_path, photo, "--landmarks", tmp_path / "points.other", "--force")
     assert ran.status == 2 and "has no extension of .csv, .json, .lst, .txt, .toy" in ran.err
 
 
