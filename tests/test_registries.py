@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 import meta
-import training
 from data.alignment import detectors
 from data.alignment.landmarks import LANDMARK_FORMATS, landmark_format
 from data.alignment.template import TEMPLATE
 from meta import BENCHMARKS, Benchmark, register_benchmark
 
 # Their settings are made when they are imported.
-WITH_SETTINGS = ("training.config", *(f"script_{name}" for name in ("train", "test", "export", "prepare", "embed")))
+RELEASES = ("commands", "flags", "fgnet", "morph2", "calfw", "cacd", "agedb")
+WITH_SETTINGS = ("training.config", *(f"data.releases.{name}" for name in RELEASES),
+                 *(f"script_{name}" for name in ("train", "test", "export", "prepare", "embed")))  # fmt: skip
 REGISTRIES = (meta._benchmarks, LANDMARK_FORMATS, detectors.DETECTORS)
 
 
@@ -29,8 +30,10 @@ def fresh_scripts():
     for name in WITH_SETTINGS:
         sys.modules.pop(name, None)
     sys.modules.update(loaded)
-    if "training.config" in loaded:
-        training.config = loaded["training.config"]
+    for name, module in loaded.items():
+        package, _, own = name.rpartition(".")
+        if package:
+            setattr(sys.modules[package], own, module)
     for registry, before in zip(REGISTRIES, entries, strict=True):
         registry.clear()
         registry.update(before)
@@ -112,7 +115,7 @@ def test_a_landmark_format_that_is_registered_is_read(run_main, help_of, photo, 
     ran = embed(run_main, weights, tmp_path, photo, "--landmarks", tmp_path / "points.toy")
     assert ran.status == 0 and "alignment: 1 landmarks" in ran.out, ran.err
     (tmp_path / "points.other").write_text("photo.png")
-    ran = run_main("embed", photo, "-o", tmp_path / "other.npz", "--landmarks", tmp_path / "points.other")
+    ran = embed(run_main, weights, tmp_path, photo, "--landmarks", tmp_path / "points.other", "--force")
     assert ran.status == 2 and "has no extension of .csv, .json, .lst, .txt, .toy" in ran.err
 
 

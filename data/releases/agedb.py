@@ -1,16 +1,19 @@
 """AgeDB as released -> the pictures and pairs of its 30-year protocol, a training set, or both."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.pairs import NUM_FOLDS, Pair
 from data.releases.aligned_folders import Plan, find_below
+from data.releases.flags import Align, check_folder_name
 from data.releases.mat import MatArray, read_mat_variable
 from data.releases.names import is_inner_path, is_plain_name, unexpected_line
 from data.releases.pair_sets import add_pairs
 from data.releases.points import point_finder, points_beside
 from data.releases.training_sets import add_training_set
 from meta import UserError
+from utils.cli import input_file
 from utils.files import numbered_lines
 
 AGEDB_NAME = re.compile(r"\d+_(?P<person>.+)_(?P<age>\d{1,3})_[mf]\.jpe?g", re.IGNORECASE | re.ASCII)
@@ -109,3 +112,17 @@ def _mat_fold(split: MatArray) -> list[Pair]:
             raise ValueError(f"a pair {a[:20]!r} {b[:20]!r} with the label {label}")
         pairs.append(Pair(a, b, label == 1))
     return pairs
+
+
+@dataclass(frozen=True)
+class AlignAgedb(Align):
+    """AgeDB (0_MariaCallas_35_f.jpg, .pts beside it) -> AgeDB with its 30-year protocol, a training set, or both."""
+
+    pairs: Path | None = input_file()
+    """The protocol: 04_FINAL_protocol_30_years.mat (found by itself in the release) or lines 'name_a name_b 1|0'."""
+    training_folder: str = ""
+    """Name of a folder below --output for a training set of all pictures."""
+
+    def plans(self) -> list[Plan]:
+        check_folder_name(self.training_folder)
+        return plan_agedb(self.raw, self.landmarks, self.already_aligned, self.pairs, self.training_folder)

@@ -118,6 +118,7 @@ class Written:
 def write_plan(
     plan: Plan,
     root: str | Path,
+    *,
     size: int = IMAGE_SIZE,
     workers: int = 1,
     allow_missing: bool = False,

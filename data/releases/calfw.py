@@ -1,15 +1,18 @@
 """CALFW as released -> its pictures and its pair list, divided into ten folds."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from data.alignment.landmarks import read_five_lines
 from data.pairs import NUM_FOLDS, Pair
 from data.releases.aligned_folders import Plan, find_below
+from data.releases.flags import Align
 from data.releases.names import is_inner_path, unexpected_line
 from data.releases.pair_sets import add_pairs, benchmark_places
 from data.releases.points import landmark_folder, point_finder, points_by_stem
 from meta import BENCHMARKS, UserError
+from utils.cli import input_file
 from utils.files import numbered_lines
 
 EXPECTED_CALFW = (
@@ -86,3 +89,14 @@ def _calfw_line(number: int, line: str, path: str | Path) -> _CalfwLine:
     if len(fields) != 2 or fields[1] not in [str(tag) for tag in range(NUM_FOLDS + 1)] or not is_inner_path(fields[0]):
         raise unexpected_line(f"{str(path)!r}, line {number}", line, EXPECTED_CALFW)
     return _CalfwLine(number, fields[0].removeprefix("./"), int(fields[1]))
+
+
+@dataclass(frozen=True)
+class AlignCalfw(Align):
+    """CALFW as released (images, CA_landmarks, pairs_CALFW.txt) -> CALFW, its list divided into ten folds."""
+
+    pairs: Path | None = input_file()
+    """Its pair list, where it does not lie in the release's folder."""
+
+    def plans(self) -> list[Plan]:
+        return [plan_calfw(self.raw, self.landmarks, self.already_aligned, self.pairs)]

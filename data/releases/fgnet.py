@@ -1,10 +1,12 @@
 """FG-NET as released -> ID_processed_FGNET."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.alignment.landmarks import read_pts
 from data.releases.aligned_folders import Plan, find_below, find_pictures
+from data.releases.flags import Align
 from data.releases.names import match_name
 from data.releases.points import landmark_folder, point_finder, points_by_stem
 from meta import BENCHMARKS
@@ -28,3 +30,11 @@ def plan_fgnet(raw: Path, landmarks: Path | None = None, already_aligned: bool =
             target = f"{identity}/{identity}A{age}{letter.lower()}.{extension.upper()}"
             plan.add(pictures / name, name, [target], find_points)
     return plan
+
+
+@dataclass(frozen=True)
+class AlignFgnet(Align):
+    """FG-NET as released (images and points) -> ID_processed_FGNET."""
+
+    def plans(self) -> list[Plan]:
+        return [plan_fgnet(self.raw, self.landmarks, self.already_aligned)]

@@ -5,12 +5,13 @@ import hashlib
 import io
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from data.alignment.landmarks import csv_columns, csv_rows
 from data.releases.aligned_folders import Face, Plan, find_pictures
+from data.releases.flags import Align, check_folder_name
 from data.releases.names import (
     NUM_CHARACTERS_SHOWN,
     is_plain_name,
@@ -21,6 +22,7 @@ from data.releases.names import (
 from data.releases.points import point_finder
 from data.releases.training_sets import add_training_faces
 from meta import BENCHMARKS, MAX_AGE, MIN_AGE, UserError
+from utils.cli import Needs, Without, bounded, check_ascending, input_file
 
 MORPH2_NAME = re.compile(r"(\d{1,9})_(\d{1,4})([mf])(\d{1,3})\.(jpe?g)", re.IGNORECASE | re.ASCII)
 MORPH2_FOLDER = BENCHMARKS["morph2"].unpacked_into
@@ -214,3 +216,29 @@ def read_subjects(path: str | Path, settings: Sequence[int]) -> list[Subject]:
     if not subjects:
         raise UserError(f"The list of subjects {str(path)!r} is empty: {EXPECTED_SUBJECTS}.")
     return list(subjects.values())
+
+
+@dataclass(frozen=True)
+class AlignMorph2(Align):
+    """MORPH album 2 -> gallery (youngest picture) and probe (oldest) of 3,000 and 10,000 subjects."""
+
+    ages: Path | None = input_file()
+    """morph_2008_nonCommercial.csv: its ages count, not those in the names."""
+    counts: tuple[int, int] = bounded(BENCHMARKS["morph2"].subject_counts, low=1)
+    """Subjects of the small and of the large setting; the small one is part of the large one."""
+    seed: int = 0
+    """Decides which subjects are drawn."""
+    subjects: Path | None = input_file()
+    """A subjects.csv that this command wrote: the same subjects and pictures again, nothing drawn."""
+    training_folder: str = ""
+    """Name of a folder below --output for the pictures of all subjects that are in neither setting."""
+
+    NEEDS: ClassVar[Needs] = Align.NEEDS | dict.fromkeys(
+        ("counts", "seed"), (Without("subjects", why="which says itself who is in which setting"),)
+    )
+
+    def plans(self) -> list[Plan]:
+        check_ascending("counts", self.counts)
+        check_folder_name(self.training_folder)
+        return plan_morph2(self.raw, self.landmarks, self.already_aligned, ages=self.ages, counts=self.counts,
+                           seed=self.seed, subjects=self.subjects, training_folder=self.training_folder)  # fmt: skip
