@@ -88,8 +88,10 @@ class AlignMorph2(Align):
     def plans(self) -> list[Plan]:
         check_ascending("counts", self.counts)
         check_folder_name(self.training_folder)
-        return plan_morph2(self.raw, self.landmarks, self.already_aligned, self.ages, self.counts, self.seed,
-                           self.subjects, self.training_folder)  # fmt: skip
+        return plan_morph2(
+            self.raw, self.landmarks, self.already_aligned, ages=self.ages, counts=self.counts, seed=self.seed,
+            subjects=self.subjects, training_folder=self.training_folder,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
