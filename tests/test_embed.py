@@ -90,7 +90,7 @@ def photograph(face: Image.Image, angle=20.0, scale=2.5, at=(310.0, 240.0)):
 
 
 class FakeDetector:
-    """Stands in for OpenCV's FaceDetectorYN: gives the same faces for every picture, in the scale it was told."""
+    """Stands in for OpenCV's FaceDetectorYN: gives the same faces for every picture, in the scale it was outcome."""
 
     def __init__(self, *faces, picture_size):
         self.faces, self.picture_size, self.seen = faces, picture_size, None
@@ -137,9 +137,10 @@ def test_test_py_gives_the_figures_of_the_weights_for_what_embed_py_wrote(
 ):
     run_embed(folder, "-o", tmp_path / "faces.npz")
     folder.rename(tmp_path / "ID_processed_FGNET")
-    told = run_main("test", "--embeddings", tmp_path / "faces.npz", "--face-dataset", tmp_path, "--benchmarks", "fgnet",
-                    "--output", tmp_path / "again", "--device", "cpu", "--no-analysis")  # fmt: skip
-    assert told.status == 0, told.err
+    outcome = run_main("test", "--embeddings", tmp_path / "faces.npz", "--face-dataset", tmp_path,
+                       "--benchmarks", "fgnet", "--output", tmp_path / "again", "--device", "cpu",
+                       "--no-analysis")  # fmt: skip
+    assert outcome.status == 0, outcome.err
     of = [json.loads((place / "results.json").read_text())["models"][0]["results"]["fgnet"]
           for place in (tested, tmp_path / "again")]  # fmt: skip
     for protocol in ("leave_one_out", "mates_against_rest"):
@@ -152,9 +153,9 @@ def test_test_py_gives_the_figures_of_the_weights_for_what_embed_py_wrote(
 
 def test_two_pictures_get_the_answer_of_the_calibrated_threshold(run_embed, calibration, folder, weights, model):
     a, b, *_ = pictures = all_pictures(folder)
-    told = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--json")
-    assert told.status == 0, told.err
-    answer = json.loads(told.out)
+    outcome = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--json")
+    assert outcome.status == 0, outcome.err
+    answer = json.loads(outcome.out)
     entry = json.loads(calibration.read_text())["models"][0]["benchmarks"]["fgnet"]
     row = entry["at_far"]["1e-1"]
     faces = embed_script.embed(model, pictures)
@@ -169,8 +170,8 @@ def test_two_pictures_get_the_answer_of_the_calibrated_threshold(run_embed, cali
 
 def test_the_sentences_say_the_same(run_embed, calibration, folder):
     a, b, *_ = all_pictures(folder)
-    told = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--ages", 3, 40)
-    lines = told.out.splitlines()
+    outcome = run_embed(a, b, "--calibration", calibration, "--far", 0.1, "--ages", 3, 40)
+    lines = outcome.out.splitlines()
     assert lines[0].startswith(f"{a.name} and {b.name}: cosine 0.")
     assert lines[1].startswith(("Taken for the same person at FAR 1e-1:", "Not taken for the same person at FAR 1e-1:"))
     assert "impostor pairs of FG-NET reach" in lines[1]
@@ -225,7 +226,7 @@ def test_an_answer_says_what_the_gap_means(made_up):
     assert json.loads(json.dumps(far_apart.as_plain()))["same_person"] is True
 
 
-def test_a_score_at_the_threshold_passes_and_a_weak_threshold_is_told(made_up):
+def test_a_score_at_the_threshold_passes_and_a_weak_threshold_comes_with_a_warning(made_up):
     calibration = made_up({}, threshold=1.0, impostors_allowed=3)
     answer = compare_faces(face_at(0, "a"), face_at(0, "b"), calibration)
     assert answer.passes
@@ -235,9 +236,9 @@ def test_a_score_at_the_threshold_passes_and_a_weak_threshold_is_told(made_up):
 
 def test_without_a_calibration_there_is_a_cosine_and_no_decision(run_embed, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = run_embed(*all_pictures(folder)[:2])
-    assert told.status == 0 and "cosine" in told.out and "person" not in told.out
-    assert "Which cosine is enough is not known" in told.out and "test.py writes one" in told.out
+    outcome = run_embed(*all_pictures(folder)[:2])
+    assert outcome.status == 0 and "cosine" in outcome.out and "person" not in outcome.out
+    assert "Which cosine is enough is not known" in outcome.out and "test.py writes one" in outcome.out
 
 
 def test_the_three_functions_take_paths_and_pictures(model, folder, calibration):
@@ -257,10 +258,10 @@ def test_the_three_functions_take_paths_and_pictures(model, folder, calibration)
 def test_a_gallery_gives_the_nearest_pictures_first(run_embed, calibration, folder, tmp_path, model):
     run_embed(folder, "-o", tmp_path / "faces.npz")
     photo = all_pictures(folder)[5]
-    told = run_embed("--gallery", tmp_path / "faces.npz", photo, "--top", 3, "--calibration", calibration,
-                     "--far", 0.1, "--json")  # fmt: skip
-    assert told.status == 0, told.err
-    found = json.loads(told.out)
+    outcome = run_embed("--gallery", tmp_path / "faces.npz", photo, "--top", 3, "--calibration", calibration,
+                        "--far", 0.1, "--json")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)
     faces = read_features(tmp_path / "faces.npz")
     scores = faces.embeddings.astype(float) @ faces.embeddings[5].astype(float)
     best = np.argsort(-scores, kind="stable")[:3]
@@ -270,9 +271,9 @@ def test_a_gallery_gives_the_nearest_pictures_first(run_embed, calibration, fold
     for match, score in zip(search["matches"], scores[best], strict=True):
         assert match["cosine"] == pytest.approx(score, abs=1e-6)
         assert match["passes"] is (match["cosine"] >= found["threshold"])
-    told = run_embed("--gallery", tmp_path / "faces.npz", photo, "--calibration", calibration, "--far", 0.1)
-    assert "1.000" in told.out and "the same picture, or a copy" in told.out
-    assert "pictures of other people in a gallery about" in told.out
+    outcome = run_embed("--gallery", tmp_path / "faces.npz", photo, "--calibration", calibration, "--far", 0.1)
+    assert "1.000" in outcome.out and "the same picture, or a copy" in outcome.out
+    assert "pictures of other people in a gallery about" in outcome.out
 
 
 def test_the_nearest_are_those_of_a_plain_sort_in_blocks_too(monkeypatch):
@@ -292,8 +293,8 @@ def test_the_nearest_are_those_of_a_plain_sort_in_blocks_too(monkeypatch):
 def test_a_gallery_of_other_weights_or_of_nobody_known_is_refused(run_embed, folder, tmp_path, other_weights):
     photo, path = all_pictures(folder)[0], tmp_path / "faces.npz"
     run_embed(folder, "-o", path)
-    told = run_embed("--gallery", path, photo, of=other_weights)
-    assert told.status == 2 and "was made by other weights" in told.err and told.err.count("\n") == 1
+    outcome = run_embed("--gallery", path, photo, of=other_weights)
+    assert outcome.status == 2 and "was made by other weights" in outcome.err and outcome.err.count("\n") == 1
     with np.load(path, allow_pickle=False) as arrays:
         assert set(arrays) == {"names", "embeddings", "age_probabilities", "made_by"}
         content = {name: arrays[name] for name in arrays}
@@ -321,15 +322,15 @@ def test_a_parquet_gallery_is_the_npz_one(run_embed, folder, tmp_path):
         all_pictures(folder)
     )
     (tmp_path / "faces.parquet").write_bytes((tmp_path / "faces.parquet").read_bytes()[:500])
-    told = run_embed("--gallery", tmp_path / "faces.parquet", photo)
-    assert told.status == 2 and "cannot be read" in told.err and told.err.count("\n") == 1
+    outcome = run_embed("--gallery", tmp_path / "faces.parquet", photo)
+    assert outcome.status == 2 and "cannot be read" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_a_parquet_file_without_pyarrow_is_refused_before_the_work(run_embed, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    told = run_embed(folder, "-o", tmp_path / "faces.parquet")
-    assert told.status == 2 and "pip install pyarrow" in told.err
+    outcome = run_embed(folder, "-o", tmp_path / "faces.parquet")
+    assert outcome.status == 2 and "pip install pyarrow" in outcome.err
 
 
 # ---------------------------------------------------------------------------------------------------------- alignment
@@ -340,9 +341,9 @@ def test_landmarks_bring_a_photograph_to_the_embedding_of_its_aligned_face(run_e
     picture, points = photograph(Image.open(path).convert("RGB"))
     picture.save(tmp_path / "photo.png")
     (tmp_path / "points.json").write_text(json.dumps({"photo.png": points.tolist()}))
-    told = run_embed(tmp_path / "photo.png", path, "--landmarks", tmp_path / "points.json", "--json")
-    assert told.status == 0, told.err
-    aligned = json.loads(told.out)["cosine"]
+    outcome = run_embed(tmp_path / "photo.png", path, "--landmarks", tmp_path / "points.json", "--json")
+    assert outcome.status == 0, outcome.err
+    aligned = json.loads(outcome.out)["cosine"]
     as_it_is = embed_script.embed(model, [tmp_path / "photo.png", path], Aligner(assume_aligned=True))
     assert aligned > 0.98 > compare_faces(as_it_is[0], as_it_is[1]).cosine
     assert as_it_is.made_by["aligned_by"] == {"as given": 1, "assumed": 1}
@@ -360,14 +361,14 @@ def test_a_detector_gives_what_its_points_give_as_landmarks(run_embed, folder, t
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     cosines = []
     for how in (("--landmarks", tmp_path / "points.json"), ("--detector", tmp_path / "yunet.onnx")):
-        told = run_embed(tmp_path / "photo.png", path, *how, "--json")
-        assert told.status == 0, told.err
-        cosines.append(json.loads(told.out)["cosine"])
+        outcome = run_embed(tmp_path / "photo.png", path, *how, "--json")
+        assert outcome.status == 0, outcome.err
+        cosines.append(json.loads(outcome.out)["cosine"])
     assert cosines[1] == pytest.approx(cosines[0], abs=1e-5)
-    assert f"2 faces were found in '{tmp_path / 'photo.png'}': the largest one is taken" in told.err
+    assert f"2 faces were found in '{tmp_path / 'photo.png'}': the largest one is taken" in outcome.err
     detector.faces = ()
-    told = run_embed(tmp_path / "photo.png", path, "--detector", tmp_path / "yunet.onnx")
-    assert told.status == 2 and "no face was found in" in told.err and told.err.count("\n") == 1
+    outcome = run_embed(tmp_path / "photo.png", path, "--detector", tmp_path / "yunet.onnx")
+    assert outcome.status == 2 and "no face was found in" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_faces_are_found_in_shrunk_pictures_blue_first_the_largest_first():
@@ -397,8 +398,8 @@ def test_a_detector_that_is_missing_or_none_is_a_sentence(run_embed, folder, tmp
     photos = all_pictures(folder)[:2]
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "cv2", None)
-        told = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
-    assert told.status == 2 and "pip install opencv-python-headless" in told.err
+        outcome = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
+    assert outcome.status == 2 and "pip install opencv-python-headless" in outcome.err
     fake = types.ModuleType("cv2")
     fake.error = type("error", (Exception,), {})
     fake.utils = types.SimpleNamespace(
@@ -410,14 +411,14 @@ def test_a_detector_that_is_missing_or_none_is_a_sentence(run_embed, folder, tmp
 
     fake.FaceDetectorYN = types.SimpleNamespace(create=create)
     monkeypatch.setitem(sys.modules, "cv2", fake)
-    told = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
-    assert told.status == 2 and "yunet.onnx does not exist" in told.err and "opencv_zoo" in told.err
+    outcome = run_embed(*photos, "--detector", tmp_path / "yunet.onnx")
+    assert outcome.status == 2 and "yunet.onnx does not exist" in outcome.err and "opencv_zoo" in outcome.err
     (tmp_path / "yunet.onnx").write_bytes(b"no model")
     Image.new("RGB", (300, 200)).save(tmp_path / "large.png")
     open_detector.cache_clear()
-    told = run_embed(photos[0], tmp_path / "large.png", "--detector", tmp_path / "yunet.onnx")
-    assert told.status == 2 and "is no ONNX model that OpenCV can run (Failed to parse ONNX model)" in told.err
-    assert told.err.count("\n") == 1
+    outcome = run_embed(photos[0], tmp_path / "large.png", "--detector", tmp_path / "yunet.onnx")
+    assert outcome.status == 2 and "is no ONNX model that OpenCV can run (Failed to parse ONNX model)" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_opencv_refuses_what_is_no_model(tmp_path):
@@ -476,21 +477,21 @@ def no_picture(folder):
 def test_a_bad_picture_is_one_sentence_or_is_left_out_and_listed(run_embed, folder, tmp_path, damage, words):
     damage(folder)
     bad = all_pictures(folder)[0].name
-    told = run_embed(folder, "-o", tmp_path / "faces.npz")
-    assert told.status == 2 and words in told.err and bad in told.err and told.err.count("\n") == 1
+    outcome = run_embed(folder, "-o", tmp_path / "faces.npz")
+    assert outcome.status == 2 and words in outcome.err and bad in outcome.err and outcome.err.count("\n") == 1
     assert not (tmp_path / "faces.npz").exists()
-    told = run_embed(folder, "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
-    assert told.status == 0 and "left out: " in told.err and words in told.err
+    outcome = run_embed(folder, "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
+    assert outcome.status == 0 and "left out: " in outcome.err and words in outcome.err
     names = read_features(tmp_path / "faces.npz").names.tolist()
     assert names == [path.relative_to(folder).as_posix() for path in all_pictures(folder)[1:]]
-    told = run_embed(*all_pictures(folder)[:2], "--on-bad-picture", "skip")
-    assert told.status == 2 and "one of the two pictures can't be compared" in told.err
+    outcome = run_embed(*all_pictures(folder)[:2], "--on-bad-picture", "skip")
+    assert outcome.status == 2 and "one of the two pictures can't be compared" in outcome.err
 
 
 def test_nothing_that_can_be_embedded_is_an_error(run_embed, tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
-    told = run_embed(tmp_path / "a.jpg", "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
-    assert told.status == 2 and "none of the 1 pictures can be embedded" in told.err
+    outcome = run_embed(tmp_path / "a.jpg", "-o", tmp_path / "faces.npz", "--on-bad-picture", "skip")
+    assert outcome.status == 2 and "none of the 1 pictures can be embedded" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -525,21 +526,21 @@ def test_a_mistake_is_one_sentence(run_embed, folder, tmp_path, flags, words):
     (tmp_path / "there.npz").write_bytes(b"PK\x03\x04 damaged")
     a, b, c, *_ = all_pictures(folder)
     places = {"A": a, "B": b, "C": c, "EMPTY": tmp_path / "empty"}
-    told = run_embed(*(places.get(flag, flag.replace("OUT", str(tmp_path))) for flag in flags))
-    assert told.status == 2 and words in told.err, told.err
-    assert told.err.startswith("embed.py: ") and told.err.count("\n") == 1
+    outcome = run_embed(*(places.get(flag, flag.replace("OUT", str(tmp_path))) for flag in flags))
+    assert outcome.status == 2 and words in outcome.err, outcome.err
+    assert outcome.err.startswith("embed.py: ") and outcome.err.count("\n") == 1
 
 
 def test_a_calibration_of_other_weights_is_refused_where_it_is_given(run_embed, calibration, folder, other_weights):
-    told = run_embed(*all_pictures(folder)[:2], "--calibration", calibration, of=other_weights)
-    assert told.status == 2 and "is about other weights" in told.err and told.err.count("\n") == 1
+    outcome = run_embed(*all_pictures(folder)[:2], "--calibration", calibration, of=other_weights)
+    assert outcome.status == 2 and "is about other weights" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_weights_without_an_age_branch_leave_ages_out(run_embed, folder, tmp_path):
     torch.manual_seed(4)
     tensors = iefp_file_tensors(IEFP("iresnet18_quarter", 1, None))
     torch.save({key: value for key, value in tensors.items() if key.startswith("backbone_id.")}, tmp_path / "id.pth")
-    told = run_embed(*all_pictures(folder)[:2], "--json", of=tmp_path / "id.pth")
-    assert told.status == 0 and "holds no age branch" in told.err and "age_groups" not in json.loads(told.out)
+    outcome = run_embed(*all_pictures(folder)[:2], "--json", of=tmp_path / "id.pth")
+    assert outcome.status == 0 and "holds no age branch" in outcome.err and "age_groups" not in json.loads(outcome.out)
     assert run_embed(folder, "-o", tmp_path / "f.npz", of=tmp_path / "id.pth").status == 0
     assert read_features(tmp_path / "f.npz").age_probabilities is None

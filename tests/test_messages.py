@@ -75,8 +75,8 @@ def test_a_flat_fgnet_folder_is_named_as_the_dataset_check_names_it(flat):
 
 def test_the_command_that_a_flat_fgnet_folder_is_pointed_to_makes_the_set(flat, run_main, tmp_path):
     """16: `prepare.py align-fgnet --raw THERE --already-aligned` does what the message promises."""
-    told = refused(lambda: open_set("fgnet", flat))
-    command, raw = re.search(r"`python prepare.py (\S+) (--raw) THERE`.*(?=--already-aligned)", told).groups()
+    message = refused(lambda: open_set("fgnet", flat))
+    command, raw = re.search(r"`python prepare.py (\S+) (--raw) THERE`.*(?=--already-aligned)", message).groups()
     there = (flat / FGNET.folders[0]).rename(tmp_path / "there")
     assert run_main("prepare", command, raw, there, "--already-aligned", "--output", flat, "--workers", 1).status == 0
     assert len(open_set("fgnet", flat).sides[0][0]) == 15
@@ -85,9 +85,11 @@ def test_the_command_that_a_flat_fgnet_folder_is_pointed_to_makes_the_set(flat, 
 def test_a_folder_too_deep_is_named_as_the_dataset_check_names_it(tiny_faces, tmp_path):
     """16: an archive unpacked into a folder of its own name."""
     shutil.copytree(tiny_faces / FGNET.folders[0], tmp_path / FGNET.folders[0] / FGNET.folders[0])
-    told = refused(lambda: open_set("fgnet", tmp_path))
-    assert f"1 folders in it hold their pictures a folder too deep (such as {FGNET.folders[0]!r}): move their" in told
-    assert check(tmp_path, ["fgnet"])[0].advice in told
+    message = refused(lambda: open_set("fgnet", tmp_path))
+    assert (
+        f"1 folders in it hold their pictures a folder too deep (such as {FGNET.folders[0]!r}): move their" in message
+    )
+    assert check(tmp_path, ["fgnet"])[0].advice in message
 
 
 def pack(path: Path) -> Path:
@@ -118,8 +120,8 @@ def test_a_folder_that_is_still_packed_is_to_be_unpacked(tmp_path, case):
     name, action = PACKED[case]
     archive = pack(tmp_path / name)
     (tmp_path / "list").write_text("a.jpg a.jpg 1\n")
-    told = refused(lambda: action(tmp_path))
-    assert repr(str(archive)) in told and "unpack it" in told and "https://" not in told
+    message = refused(lambda: action(tmp_path))
+    assert repr(str(archive)) in message and "unpack it" in message and "https://" not in message
 
 
 def test_the_dataset_check_finds_the_archives_too(tmp_path):
@@ -142,9 +144,9 @@ def test_a_folder_given_as_weights_names_the_files_in_it(run_main, weights, tmp_
     flags = {"embed": [touch(tmp_path, "a.jpg") / "a.jpg", "-o", tmp_path / "out.npz"],
              "test": ["--output", tmp_path / "results", "--face-dataset", tmp_path],
              "export": ["-o", tmp_path / "out.pt2"]}  # fmt: skip
-    told = run_main(script, "--weights", run, *flags[script])
-    assert told.status == 2
-    assert f"{run} is a folder, no weight file: give one of the files in it, such as {run / 'iefp.pth'}" in told.err
+    outcome = run_main(script, "--weights", run, *flags[script])
+    assert outcome.status == 2
+    assert f"{run} is a folder, no weight file: give one of the files in it, such as {run / 'iefp.pth'}" in outcome.err
     (run / "iefp.pth").unlink()
     assert "it holds no .pth or .safetensors file" in run_main(script, "--weights", run, *flags[script]).err
 
@@ -207,8 +209,8 @@ def test_pictures_that_are_not_aligned_are_pointed_to_what_aligns_them(tmp_path)
     touch(tmp_path, "a.jpg")
     Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "b.jpg")
     (tmp_path / "list").write_text("a.jpg b.jpg 0\n")
-    told = refused(lambda: write_verification_bin(read_pair_list(tmp_path / "list", tmp_path), tmp_path / "x.bin"))
-    assert "if their faces are aligned, give --reencode" in told and told.endswith(f"if not, {HOW_TO_ALIGN}.")
+    message = refused(lambda: write_verification_bin(read_pair_list(tmp_path / "list", tmp_path), tmp_path / "x.bin"))
+    assert "if their faces are aligned, give --reencode" in message and message.endswith(f"if not, {HOW_TO_ALIGN}.")
 
 
 CONFIGS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}

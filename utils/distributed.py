@@ -14,24 +14,24 @@ from torch import Tensor
 
 from meta import UserError
 
-# Groups of gloo stay until the process ends (`leave`). To let go of one waits, with the interpreter locked, for its
-# thread, which may need the interpreter to let go of a tensor: the process would hang (seen with torch 2.6).
+# Groups of gloo are kept until the process ends (`leave`). Destroying one waits, holding the GIL, for its thread, which
+# may need the GIL to free a tensor: a deadlock (seen with torch 2.6).
 JOINED: list[dist.ProcessGroup] = []
 
-# How long a process of the CPU group waits for the others: one may list five million pictures, look at each of them on
-# a slow network disk, or score a large benchmark. One that dies is noticed at once, by its closed connection.
+# Timeout of the CPU group: another process may be listing five million pictures on a slow network disk, or scoring a
+# large benchmark. A process that dies is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Process:
-    """Who this process is among the ones that train together."""
+    """Rank and device of this process, and its place among the processes that work together."""
 
     rank: int
     world_size: int
     device: torch.device
-    cpu_group: dist.ProcessGroup | None = None  # for what lies on the CPU: small facts and results; None when alone
-    node: int = 0  # machine, of `num_nodes`, which all have as many processes
+    cpu_group: dist.ProcessGroup | None = None  # for data on the CPU, such as Python objects; None when alone
+    node: int = 0  # index of the machine among `num_nodes`, which all run the same number of processes
     num_nodes: int = 1
 
     @property
@@ -44,7 +44,7 @@ class Process:
 
     @property
     def local_rank(self) -> int:
-        """Its number among the processes of its machine."""
+        """Index among the processes of its machine."""
         return self.rank % self.processes_of_node
 
     @property
@@ -56,7 +56,7 @@ def start_process(device: str = "auto") -> Process:
     """Joins the group that torchrun started (NCCL on GPUs, gloo on CPUs), or stands alone without torchrun.
 
     Raises:
-        UserError: a device that this machine has not.
+        UserError: a device that this machine does not have.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -68,15 +68,15 @@ def start_process(device: str = "auto") -> Process:
         join_group("nccl" if chosen.type == "cuda" else "gloo")
     cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if chosen.type == "cuda" else dist.group.WORLD
     JOINED.append(cpu_group)
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun gives every machine as many
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun starts the same number on each
     return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node)
 
 
 def join_group(backend: str) -> None:
-    """Meets the other processes of this attempt.
+    """Joins the process group of this attempt.
 
-    Between restarts torchrun may keep the store in which processes leave their addresses (it does unless it was given
-    --standalone or --rdzv-backend c10d), so each attempt has names of its own: the dead are not called again.
+    torchrun may keep the store of the processes' addresses between restarts (unless --standalone or --rdzv-backend
+    c10d was given), so each attempt prefixes its keys: processes that died are not contacted again.
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -88,7 +88,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """`auto` -> the process's GPU where there is one, else the CPU; other names as torch spells them.
 
     Raises:
-        UserError: a device that this machine has not.
+        UserError: a device that this machine does not have.
     """
     has_cuda = torch.cuda.is_available()
     if device == "auto":
@@ -118,11 +118,11 @@ def stop_process(process: Process) -> None:
 def leave(status: int) -> NoReturn:
     """Ends this process with an exit status.
 
-    One of several ends without taking the interpreter down piece by piece: gloo's threads may still hold tensors then,
-    and to let go of one without an interpreter ends the process with SIGABRT (pytorch issue 190489).
+    One of several processes skips the interpreter's teardown: gloo's threads may still hold tensors, and freeing one
+    without an interpreter aborts the process with SIGABRT (pytorch issue 190489).
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        atexit._run_exitfuncs()  # data workers are ended there
+        atexit._run_exitfuncs()  # ends data workers
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -154,12 +154,12 @@ def sum_rows(array: np.ndarray, process: Process) -> None:
 
 
 def wait_for_all(process: Process) -> None:
-    """Waits for the others, for hours if need be (on GPUs the group of NCCL would give up after ten minutes)."""
+    """Waits for the other processes, on the CPU group: NCCL's would time out after ten minutes."""
     if process.world_size > 1:
         dist.barrier(group=process.cpu_group)
 
 
 def tell(process: Process, sentence: str) -> None:
-    """Prints a sentence once, not once a process."""
+    """Prints on rank 0 only."""
     if process.is_first:
         print(sentence, flush=True)

@@ -19,7 +19,7 @@ MAX_LINE_LENGTH = 10_000  # characters: two of the longest paths that Linux take
 
 
 def no_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """A Progress that says nothing."""
+    """A Progress that prints nothing."""
     yield from items
 
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line every 20 seconds elsewhere."""
 
 import sys
 import time
@@ -16,13 +16,14 @@ def progress(
     total: int,
     what: str,
     start: int = 0,
+    *,
     enabled: bool = True,
     silent_below: float = 0.0,
     note: Callable[[], str] | None = None,
 ) -> Iterator[Item]:
     """Passes `items` on, with a bar on a terminal and a plain line now and then elsewhere.
 
-    There is no line about what takes fewer seconds than `silent_below`. `note` is asked for the end of a line.
+    Work of fewer seconds than `silent_below` prints no line. `note()` is appended to each line.
     """
     if not enabled:
         yield from items
@@ -33,18 +34,18 @@ def progress(
             if note:
                 bar.set_postfix_str(note(), refresh=False)
     else:
-        told = began = time.monotonic()
+        printed = began = time.monotonic()
         for count, item in enumerate(items, start + 1):
             yield item
             now = time.monotonic()
-            if (count == total and now - began >= silent_below) or now - told >= SECONDS_BETWEEN_LINES:
-                told = now
+            if (count == total and now - began >= silent_below) or now - printed >= SECONDS_BETWEEN_LINES:
+                printed = now
                 ending = f", {note()}" if note and note() else ""
                 print(f"{what}: {count}/{total} ({now - began:.0f} s){ending}", file=sys.stderr, flush=True)
 
 
 def counted(batches: Iterable, num_images: int, what: str, enabled: bool = True, silent_below: float = 0.0) -> Iterable:
-    """The batches, with progress told in batches of the first one's size."""
+    """Passes the batches on, with progress counted in batches of the first one's size."""
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
