@@ -158,6 +158,7 @@ def training_loader(
     index: Faces,
     batch_size: int,
     seed: int,
+    *,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
@@ -186,6 +187,7 @@ def evaluation_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    *,
     indices: Sequence[int] | None = None,
     on_bad_image: OnBadImage = "error",
 ) -> DataLoader:
