@@ -308,7 +308,7 @@ class WeightsModel:
         config, process = self.config, self.process
         pin_memory = process.device.type == "cuda"
         return evaluation_loader(
-            faces, config.batch_size, config.workers, pin_memory, process.rank, process.world_size, rows
+            faces, config.batch_size, config.workers, pin_memory, process.rank, process.world_size, indices=rows
         )
 
 

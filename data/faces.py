@@ -217,6 +217,7 @@ def index_identity_folders(
     pattern: FilenamePattern | None,
     min_identities: int = 1,
     what: str = "images",
+    *,
     how_to_get: str = "",
     progress: Progress = no_progress,
     align_command: str = "",

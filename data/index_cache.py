@@ -50,6 +50,7 @@ def open_index(
     pattern: FilenamePattern | None,
     min_identities: int = 1,
     what: str = "images",
+    *,
     how_to_get: str = "",
     cache: bool = True,
     cache_folder: str | Path | None = None,

@@ -138,6 +138,7 @@ def write_embeddings(
     path: str | Path,
     names: Sequence[str],
     embeddings: np.ndarray,
+    *,
     mirror: np.ndarray | None = None,
     age_probabilities: np.ndarray | None = None,
     force: bool = False,

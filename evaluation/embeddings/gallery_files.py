@@ -60,7 +60,7 @@ def write_gallery(
     if path.suffix.lower() == PARQUET:
         _write_parquet(path, names, embeddings, age_probabilities, made_by)
     else:
-        write_embeddings(path, names, embeddings, None, age_probabilities, force, made_by)
+        write_embeddings(path, names, embeddings, age_probabilities=age_probabilities, force=force, made_by=made_by)
 
 
 def read_gallery(path: Path, made_by: dict[str, Any]) -> Features:

@@ -66,7 +66,7 @@ def refused(read, *arguments, **flags):
 def test_what_is_written_is_read_again_and_the_same_content_gives_the_same_bytes(tmp_path):
     mirror, ages = embeddings(seed=1).astype(np.float16), np.full((3, 8), 0.125, np.float32)
     for name in ("one.npz", "two.npz"):
-        write_embeddings(tmp_path / name, NAMES, embeddings(), mirror, ages)
+        write_embeddings(tmp_path / name, NAMES, embeddings(), mirror=mirror, age_probabilities=ages)
     features = read_features(tmp_path / "one.npz")
     assert features.names.tolist() == NAMES and len(features) == 3 and features.not_read == ()
     for found, expected in ((features.embeddings, embeddings()), (features.mirror, mirror),
