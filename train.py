@@ -58,7 +58,7 @@ from training.state import (
     validate,
 )
 from training.validation import check_best_metric, figures_of, open_benchmarks
-from utils.cli import as_plain, parse_config, run_script
+from utils.cli import as_plain, compare_settings, parse_config, run_script
 from utils.distributed import Process, start_process, stop_process, tell, wait_for_all
 from utils.files import write_json
 from utils.progress import progress
@@ -336,6 +336,7 @@ def train(config: TrainConfig) -> int:
     """
     setup.check_flags(config)
     process = start_process(config.device)
+    compare_settings(config, process, setup.OF_A_MACHINE)
     make_repeatable(config)
     check_accumulation(config.batch_size, config.accumulation, process)
     check_run_folder(config, process)

@@ -37,6 +37,11 @@ from utils.progress import progress
 IDENTITY_STAGE_PREFIXES = ("backbone_id.", "margin_fc.", "clubmi.", "critic.")
 
 
+# Settings that may differ between machines: places and how a machine is used.
+OF_A_MACHINE = {"train_data", "ages", "age_weights", "init_from", "run_folder", "cache_folder", "face_dataset",
+                "device", "workers"}  # fmt: skip
+
+
 def check_flags(config: TrainConfig) -> None:
     """Checks the flags by themselves, before anything is read.
 

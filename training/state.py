@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import json
 import math
+import secrets
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +43,10 @@ from training.stopping import StopRequest
 from training.validation import Validation, figures_of
 from utils.cli import as_plain, flag
 from utils.device_errors import first_line
-from utils.distributed import Process, gather_lists, tell
+from utils.distributed import Process, gather_lists, tell, wait_for_all
 from utils.files import write_json
+
+SECONDS_UNTIL_SEEN = 30.0  # that a network disk may take to show one machine's new file to another
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,11 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
     """Compares the settings with those of the run in the folder.
 
     Raises:
-        UserError: there are checkpoints made with other settings, and --override-config was not given.
+        UserError: there are checkpoints made with other settings, and --override-config was not given; or machines see
+        folders of their own.
     """
+    if process.num_nodes > 1:
+        check_is_shared(config.run_folder, process)
     path = config.run_folder / "config.json"
     if not path.is_file() or not list_checkpoints(config.run_folder / "checkpoints"):
         return
@@ -139,6 +146,25 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
     elif changed:
         raise UserError(f"{config.run_folder} holds a run with other settings ({changed}): give the same to resume it, "
                         f"--override-config to insist, or another --run-folder.")  # fmt: skip
+
+
+def check_is_shared(folder: Path, process: Process) -> None:
+    """Raises UserError on all processes unless all of them see a file that the first one writes into the folder."""
+    (name,) = gather_lists([f".seen_by_all_{secrets.token_hex(8)}"] if process.is_first else [], process)
+    marker = folder / name
+    if process.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    wait_for_all(process)
+    deadline = time.monotonic() + SECONDS_UNTIL_SEEN
+    while not (is_seen := marker.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    everyones = gather_lists([is_seen], process)
+    if process.is_first:
+        marker.unlink(missing_ok=True)
+    if not all(everyones):
+        raise UserError(f"--run-folder {folder} is not the same folder for process 0 and process "
+                        f"{everyones.index(False)}: give one on storage that all machines share.")  # fmt: skip
 
 
 def load_run(

@@ -15,14 +15,14 @@ import sys
 import typing
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import tyro
 
 from meta import UserError
-from utils.distributed import leave
+from utils.distributed import Process, gather_lists, leave
 
 Config = TypeVar("Config")
 MAX_ARGUMENT_CHARACTERS = 100_000  # of an argument file; what is longer is some other file
@@ -303,6 +303,21 @@ def _find_flags(config_class: type, words: Sequence[str], sources: Sequence[str 
 
 
 # ----------------------------------------------------------------------------------------------------- JSON and text
+
+
+def compare_settings(config: Any, process: Process, may_differ: Collection[str]) -> None:
+    """Compares the settings of all processes: with others they would work apart, or wait for each other for hours.
+
+    Raises:
+        UserError: on all processes, naming the first flag that differs and is not in `may_differ`.
+    """
+    own = {name: value for name, value in as_plain(config).items() if name not in may_differ}
+    first, *others = gather_lists([own], process)
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(f"{flag(name)} is {value} in process 0 and {other[name]} in process {rank}: start all "
+                                f"processes with the same flags.")  # fmt: skip
 
 
 def as_plain(config: Any) -> dict[str, Any]:

@@ -21,6 +21,8 @@ JOINED: list[dist.ProcessGroup] = []
 # Timeout of the CPU group: another process may be listing five million pictures on a slow network disk, or scoring a
 # large benchmark. A process that dies is noticed at once, by its closed connection.
 PATIENCE = timedelta(hours=24)
+# How long one waits for the others to start, and in a step: a process whose flags are wrong never joins.
+JOINING = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def start_process(device: str = "auto") -> Process:
         return Process(rank, world_size, chosen)
     if not dist.is_initialized():
         join_group("nccl" if chosen.type == "cuda" else "gloo")
-    cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if chosen.type == "cuda" else dist.group.WORLD
+    cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
     JOINED.append(cpu_group)
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun starts the same number on each
     return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node)
@@ -80,8 +82,7 @@ def join_group(backend: str) -> None:
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    timeout = PATIENCE if backend == "gloo" else None  # NCCL's own, ten minutes, for what takes milliseconds
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=JOINING)
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:

@@ -22,7 +22,6 @@ SAMPLE = 200  # pictures whose headers say whether a set is one of photographs
 MAX_ODD_SHARE = 0.1  # of pictures that may be unlike the others
 NUM_SHOWN = 3  # sizes, in a message
 MAX_STRETCH = 1.1  # longer to shorter side; a face crop that is less oblong is hardly squashed
-NUM_COMMON_SIZES = 2  # aligned pictures have the size that a program gave them; two such sets may have been joined
 
 
 class ImageScan(NamedTuple):
@@ -121,7 +120,7 @@ def check_shapes(faces: Faces, report: Callable[[str], object]) -> None:
 def are_photographs(sizes: Counter[tuple[int, int]]) -> bool:
     """Whether pictures of these (width, height) are as no program writes aligned faces: oblong and of many sizes."""
     oblong = Counter({size: count for size, count in sizes.items() if max(size) > MAX_STRETCH * min(size)})
-    common = sum(count for _, count in oblong.most_common(NUM_COMMON_SIZES))
+    ((_, common),) = oblong.most_common(1) or [(None, 0)]  # aligned pictures have the size that a program gave them
     return oblong.total() > MAX_ODD_SHARE * sizes.total() and oblong.total() - common > MAX_ODD_SHARE * oblong.total()
 
 

@@ -24,7 +24,7 @@ from test_train import training_set
 from data.age_cache import DATA, AgeCache, prepare_cache
 from data.faces import index_identity_folders
 from data.loaders import batches
-from training import setup
+from training import setup, state
 from training.age_feature_cache import fill_age_cache, open_age_cache
 from training.config import TrainConfig
 from training.state import Run
@@ -143,7 +143,7 @@ def test_a_machine_without_room_has_all_go_on_without_a_cache(flags, tmp_path):
     ended = in_processes(2, fill_on_a_machine, tmp_path, flags)
     assert ended.statuses == [0, 0], ended.err[-3000:]
     assert ended.out.count("training goes on without; --cache-folder gives a place") == 1
-    assert "on every machine" in ended.out
+    assert "for not every machine can" in ended.out
     assert not list(tmp_path.glob("computed_*"))
 
 
@@ -170,6 +170,37 @@ def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tm
     assert counts[0] == NUM_PICTURES < counts[1] and any(size < 3 for size in computed)
 
 
+# ----------------------------------------------------------------------------------------- what machines must share
+
+
+def train_on_a_machine(flags: list[str], of_each: list[list[str]]) -> None:
+    """train.py on a machine of its own, with flags of its own."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    train, state.SECONDS_UNTIL_SEEN = load_script("train"), 0.5
+    sys.argv = ["train.py", *flags, *of_each[int(os.environ["RANK"])]]
+    run_script(lambda: train.train(parse_config(train.TrainConfig)))
+
+
+@pytest.mark.parametrize(
+    ("of_each", "words"),
+    [([["--seed", "1"], ["--seed", "2"]], "--seed is 1 in process 0 and 2 in process 1"),
+     ([["--age-cache", "ahead"], ["--age-cache", "off"]], "--age-cache is ahead in process 0 and off in process 1"),
+     ([["--epochs", "2"], []], "--epochs is 2 in process 0")],
+)  # fmt: skip
+def test_machines_with_other_flags_end_with_one_sentence(flags, of_each, words):
+    """1b, 2: they trained apart in silence, or waited for each other for hours."""
+    ended = in_processes(2, train_on_a_machine, flags, of_each)
+    assert ended.statuses == [2, 2] and ended.err.count(words) == 2, ended.err[-3000:]
+
+
+def test_a_run_folder_that_machines_do_not_share_is_found_at_the_start(flags, tmp_path):
+    """2b: it was found at the first checkpoint, or only when the run was resumed."""
+    each = [["--run-folder", str(tmp_path / f"run_{rank}")] for rank in range(2)]
+    ended = in_processes(2, train_on_a_machine, flags, each)
+    assert ended.statuses == [2, 2] and ended.err.count("is not the same folder for process 0 and process 1") == 2
+    assert not list(tmp_path.glob("run_*/*"))
+
+
 # ------------------------------------------------------------------------------------------------------------- waits
 
 
@@ -187,7 +218,7 @@ def test_waits_of_unknown_length_go_through_the_group_of_the_cpu_which_has_hours
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     process = start_process("cuda")
-    assert made == {"nccl": None, "gloo": timedelta(hours=24)}
+    assert made == {"nccl": timedelta(minutes=10), "gloo": timedelta(hours=24)}
     wait_for_all(process)
     with pytest.raises(TypeError):  # nobody filled the lists
         gather_lists([1], process)
@@ -200,7 +231,7 @@ def tell_timeout() -> None:
     distributed.leave(0)
 
 
-def test_on_cpus_alone_that_group_is_the_only_one():
+def test_on_cpus_that_group_has_hours_too():
     """2c: gloo's own default is half an hour."""
     ended = in_processes(2, tell_timeout)
     assert ended.statuses == [0, 0] and ended.out.count("hours: 24.0") == 2, ended.err[-3000:]
