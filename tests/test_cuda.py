@@ -58,7 +58,9 @@ def make_batch(number: int, device: torch.device, dtype: torch.dtype = torch.flo
 def run_steps(stage, count: int = 3, dtype: torch.dtype = torch.float32, device: torch.device = CUDA):
     """(count, losses) on the CPU in float64."""
     told = [stage.step(make_batch(number, device, dtype)) for number in range(count)]
-    return torch.stack([torch.stack([each[name].double() for name in stage.logged_metrics(stage.config)]) for each in told]).cpu()
+    return torch.stack(
+        [torch.stack([each[name].double() for name in stage.logged_metrics(stage.config)]) for each in told]
+    ).cpu()
 
 
 def same_state(a: torch.nn.Module, b: torch.nn.Module, **tolerance) -> None:
