@@ -206,7 +206,7 @@ class Measured:
     num_images: int  # of a step, on this process
     step: StepTime
     peak_bytes: int  # of a GPU's memory in the second step; on a CPU of the process's resident memory up to now
-    growth_bytes: int = 0  # by the steps
+    growth_bytes: int  # by the steps
 
     def whole_batch(self, share: int) -> StepTime:
         """The time of a step with `share` images on each process."""
@@ -220,20 +220,25 @@ def measure(run: Run, state: TrainState, prepare: Prepare) -> Measured:
         UserError: they do not fit into the memory of the GPU.
     """
     config, process = run.config, run.process
-    num_images = config.batch_size // process.world_size
+    num_images, workers = config.batch_size // process.world_size, config.workers
     before = peak_bytes(process.device)
     try:
         if process.device.type != "cuda":
             few = min(num_images, FEW_IMAGES * config.accumulation)
-            seconds = measure_steps(with_batch(run, few, workers=0), state, prepare).step.network
+            small = with_batch(run, few, workers=0)
+            seconds, _ = measure_steps(small, stream(small, state.epoch), state.step, prepare)
             sizes = gather_lists([images_to_measure(num_images, config.accumulation, seconds / few)], process)
             num_images = min(sizes)
-        measured = measure_steps(with_batch(run, num_images, config.workers), state, prepare)
+        sized = with_batch(run, num_images, workers)
+        loaded = stream(sized, state.epoch)
+        network, frozen = measure_steps(sized, loaded, state.step, prepare)
     except torch.OutOfMemoryError as error:
         raise UserError(f"a step of {num_images:,} images a process does not fit into the memory of {process.device} "
                         f"({size(device_bytes(process.device))}): raise --accumulation, lower --batch-size or take "
                         f"more processes.") from error  # fmt: skip
-    return dataclasses.replace(measured, growth_bytes=max(0, measured.peak_bytes - before))
+    peak = peak_bytes(process.device)
+    step = StepTime(seconds_a_batch(loaded, 2 * workers), network, frozen, workers)
+    return Measured(num_images, step, peak, peak - before)
 
 
 def with_batch(run: Run, num_images: int, workers: int) -> Run:
@@ -244,19 +249,17 @@ def with_batch(run: Run, num_images: int, workers: int) -> Run:
     return dataclasses.replace(run, config=config, sampler=sampler, loader=loader)
 
 
-def measure_steps(run: Run, state: TrainState, prepare: Prepare) -> Measured:
-    """One step to warm up and a measured one. The frozen branch's features are timed apart from the step."""
+def measure_steps(run: Run, loaded: Iterator[FaceBatch], number: int, prepare: Prepare) -> tuple[float, float]:
+    """Makes two steps, one to warm up; seconds of the second one, and of the frozen branch, which is timed apart."""
     stage, device, needs_features = run.stage, run.process.device, age_features_use(run) != "none"
     stage.model.train()
-    loaded = stream(run, state.epoch)
     for _ in range(2):
         faces = next(loaded)
         reset_peak(device)
-        batch, preparing = timed(device, prepare, run, faces, state.step)
+        batch, preparing = timed(device, prepare, run, faces, number)
         features, frozen = timed(device, stage.age_features, batch.images) if needs_features else (None, 0.0)
         _, stepping = timed(device, stage.step, dataclasses.replace(batch, age_features=features))
-    step = StepTime(seconds_a_batch(loaded, 2 * run.config.workers), preparing + stepping, frozen, run.config.workers)
-    return Measured(len(batch.images), step, peak_bytes(device))
+    return preparing + stepping, frozen
 
 
 def stream(run: Run, epoch: int) -> Iterator[FaceBatch]:

@@ -117,7 +117,7 @@ def test_a_run_resumed_with_fewer_batches_goes_on_with_the_next_epoch(resumed, m
     fewer = ("--batch-size", 10, "--override-config")
     sentence = "12 images of epoch 1 are done, and it has 10 now: the rest of epoch 1 is left out"
     with monkeypatch.context() as patch:
-        patch.setattr(dry_run, "measure", lambda *_: dry_run.Measured(10, dry_run.StepTime(0.1, 0.1, 0.1, 0), 10**9))
+        patch.setattr(dry_run, "measure", lambda *_: dry_run.Measured(10, dry_run.StepTime(0.1, 0.1, 0.1, 0), 10**9, 0))
         outcome = resumed(*fewer, "--dry-run")
     assert outcome.status == 0 and sentence in outcome.out and Path("run", "dry_run.png").exists(), outcome.err
     outcome = resumed(*fewer)
