@@ -88,7 +88,7 @@ def parse(line: str):
         ("embed a.jpg b.jpg --top 3", "--top does nothing without --gallery"),
         ("embed a.jpg --gallery g.npz --ages 3 4", "--ages does nothing with --gallery g.npz"),
         ("embed a.jpg b.jpg --force", "--force does nothing without --output"),
-        ("export --check x.onnx --views one", "--views does nothing with --check x.onnx, for that file says itself"),
+        ("export --check x.onnx --views one", "--views does nothing with --check x.onnx, since the metadata of"),
         ("export -o x.onnx --calibration-count 5", "--calibration-count does nothing without --calibration-pictures"),
         ("export -o x.onnx --face-dataset x", "--face-dataset does nothing without --measure-on"),
         ("export -o x.onnx --workers 2", "--workers does nothing without --calibration-pictures or --measure-on"),
