@@ -41,11 +41,11 @@ from evaluation.comparison import (
     threshold_in_words,
     threshold_warnings,
 )
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.extraction import extract
 from evaluation.embeddings.feature_files import Features
 from evaluation.embeddings.gallery_files import check_gallery_path, read_gallery, write_gallery
 from evaluation.protocols import join_views
-from evaluation.scoring import ANALYSED_JOIN
 from meta import WEIGHT_FILES, UserError
 from models.iefp import IEFP
 from models.weights import load_for_embedding, model_fingerprint

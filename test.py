@@ -44,6 +44,7 @@ from data.transforms import to_network_input
 from data.verification_bins import find_verification_bins
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.cache import EmbeddingCache
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.extraction import Extracted, extract
 from evaluation.embeddings.feature_files import (
     Distractors,
@@ -56,11 +57,11 @@ from evaluation.protocols import join_views
 from evaluation.report.page import report_html
 from evaluation.report.tables import comparison_table, table
 from evaluation.scoring import (
-    ANALYSED_JOIN,
     Comparable,
     Options,
     Result,
     compare,
+    embedding_sets,
     make_rows,
     missing_figures,
     score,
@@ -409,7 +410,7 @@ def run_settings(config: TestConfig, settings: list[Setting], models: list[Model
                 options = Options(config.analysis, among, config.seed, model.mutual_information)
                 extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in benchmark.sides]
                 if process.is_first:
-                    result, comparable = score(benchmark, extracted, options)
+                    result, comparable = score(benchmark, embedding_sets(benchmark, extracted), options)
                     known = {"title": setting.title, "benchmark": setting.published_as}
                     ran.results[model.name][setting.name] = known | result
                     of_models.append((model, comparable))
