@@ -30,6 +30,7 @@ def label_ages(
     device: torch.device,
     part_path: str | Path,
     fingerprint: str,
+    *,
     flush_every: int = 50,
     tell: Tell = print,
 ) -> LabelledAges:
@@ -40,7 +41,7 @@ def label_ages(
     about pictures that could not be decoded, in whose place another one of the data set comes. One broken picture so
     does not end the work of hours.
     What is known so far stands in the file `part_path`, written every `flush_every` batches. It is thrown away, and
-    `tell` says so, where its `fingerprint` (of the weights, and of the pictures' names, sizes and times) is another.
+    `tell` reports it, where its `fingerprint` (of the weights, and of the pictures' names, sizes and times) is another.
     The caller removes it once the ages are stored.
 
     Raises:
@@ -50,7 +51,7 @@ def label_ages(
     waiting = np.flatnonzero(np.isnan(ages))
     if len(waiting) < num_images:
         tell(f"{num_images - len(waiting):,} of {num_images:,} ages are in {part_path} already: going on from there.")
-    failures: dict[str, None] = {}  # a set in order: a broken picture may be told of twice
+    failures: dict[str, None] = {}  # a set in order: a broken picture may be reported twice
     try:
         for count, batch in enumerate(counted(batches_of(waiting), len(waiting), "ages") if len(waiting) else (), 1):
             rows = batch.indices.numpy()

@@ -19,7 +19,9 @@ from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
+from evaluation import benchmark_run
 from evaluation.embeddings import cache as embedding_cache
+from evaluation.models_under_test import in_step
 from evaluation.report.blocks import Table
 from evaluation.report.reading import settings_of
 from evaluation.report.section_summary import published
@@ -170,30 +172,29 @@ def test_a_dangling_link_ends_its_benchmark_only(run_test, faces, keep):
 
 def test_a_dangling_link_among_distractors_ends_what_searches_among_them(run_test, faces, tiny_faces, tmp_path):
     """5a: the distractors are for FG-NET alone; CALFW has its figures."""
-    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "strangers")
-    link = a_dangling_link(tmp_path / "strangers")
-    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "strangers")
+    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "others")
+    link = a_dangling_link(tmp_path / "others")
+    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "others")
     outcome, results, why_not = run_test(faces, *flags)
     assert outcome.status == 2 and list(results) == ["calfw"] and str(link) in why_not["fgnet"]
 
 
 def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces, monkeypatch):
     """5a: an error of the disk while a benchmark is opened is a sentence of that benchmark."""
-    script = load_script("test")
-    opening = script.open_benchmark
+    opening = benchmark_run.open_benchmark
 
     def fails(setting, *args):
         if setting.name == "fgnet":
             raise OSError(errno.EIO, os.strerror(errno.EIO), "some/folder")
         return opening(setting, *args)
 
-    monkeypatch.setattr(script, "open_benchmark", fails)
+    monkeypatch.setattr(benchmark_run, "open_benchmark", fails)
     outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw")
     assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
 
 
 def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, tiny_faces, tmp_path, monkeypatch):
-    """5a: without room for the strangers' embeddings they are in memory, with the same figures, and it is said."""
+    """5a: without room for the distractors' embeddings they are in memory, with the same figures, and it is said."""
     flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2",
              "--cache-folder", tmp_path / "cache")  # fmt: skip
     _, kept, _ = run_test(faces, *flags)
@@ -212,8 +213,8 @@ def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, t
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody, not even root, may write into")
 def test_a_cache_that_nobody_may_write_costs_nothing(run_test, faces):
     """5a: where no cache can be made, all runs and nothing is kept."""
-    strangers = faces / "CALFW" / "processed_CALFW_2"
-    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", strangers)
+    others = faces / "CALFW" / "processed_CALFW_2"
+    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", others)
     outcome, results, _ = run_test(faces, *flags)
     assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not kept") == 1
 
@@ -255,6 +256,5 @@ def test_processes_agree_on_what_did_not_run(faces, weights, tmp_path):
 
 def test_what_a_file_system_raises_is_one_sentence(tmp_path):
     """5a: `in_step` gives it."""
-    script = load_script("test")
     with pytest.raises(UserError, match=r"a\.jpg.*check that path"):
-        script.in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)
+        in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)

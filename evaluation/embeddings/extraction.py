@@ -13,7 +13,7 @@ from meta import EMBEDDING_SIZE, IMAGE_SIZE, NUM_AGE_GROUPS, PIXEL_MEAN, PIXEL_S
 from utils.distributed import Process, gather_lists, sum_rows
 from utils.progress import counted
 
-GREY_SIDE = IMAGE_SIZE // 2  # the floor compares grey pictures of half the side: the same ranks, a quarter the memory
+GREY_SIDE = IMAGE_SIZE // 2  # the baseline compares grey pictures of half the side: same ranks, a quarter the memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green, blue (ITU-R BT.601)
 
 
@@ -45,6 +45,7 @@ def extract(
     process: Process,
     to_network_input: Callable[..., Tensor],
     with_age: bool = True,
+    *,
     what: str = "embedding",
     with_grey: bool = True,
     silent_below: float = 0.0,
@@ -52,8 +53,8 @@ def extract(
     """Embeds every image and its mirror image; each is decoded once and mirrored on the device.
 
     `batches` yields objects with `.images` uint8 (B, 3, 112, 112) and `.indices` (B,); over all processes each index
-    0..N-1 comes once. Every process gets the whole result. No progress is told of what takes fewer seconds than
-    `silent_below` where there is no terminal.
+    0..N-1 comes once. Every process gets the whole result. Without a terminal no progress is printed of
+    what takes fewer seconds than `silent_below`.
 
     Raises:
         UserError: in every process, for a picture that one of them can't read.
@@ -85,8 +86,8 @@ def extract(
     for array in (views, ages, grey, seen, age_features):
         sum_rows(array, process)
     assert (seen == 1).all(), "every image has to be embedded exactly once"
-    told_grey = grey if with_grey else None
-    of_age = (*ages, told_grey, age_features) if with_age else (None, None, told_grey, None)
+    grey = grey if with_grey else None
+    of_age = (*ages, grey, age_features) if with_age else (None, None, grey, None)
     return Extracted(views[0], views[1], *of_age)
 
 

@@ -11,6 +11,7 @@ from scripts import load_script
 from data.faces import index_identity_folders
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.gallery_files import write_gallery
+from evaluation.models_under_test import WeightsModel
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
 from utils.cli import parse_config
@@ -43,7 +44,8 @@ def test_kept_embeddings_are_not_those_of_the_same_file_with_another_unit(own_we
     def embed(*flags):
         flags = ("--weights", own_weights, "--workers", 0, *(flags or ("--cache-folder", tmp_path / "cache")))
         config = parse_config(script.TestConfig, list(map(str, flags)))
-        return script.WeightsModel(own_weights, "own", config, Process(0, 1, CPU)).embed(faces, "FG-NET").original
+        model = WeightsModel(own_weights, "own", script.extraction_of(config), Process(0, 1, CPU))
+        return model.embed(faces, "FG-NET").original
 
     first = embed()
     assert np.array_equal(embed(), first)
