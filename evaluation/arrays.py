@@ -54,7 +54,7 @@ class Units:
     def scores(self, rows: slice, first: int = 0) -> np.ndarray:
         """Read-only cosines (B,N - first) of a block of rows with all rows from `first` on.
 
-        Where one block holds them all (2,048 images) the product is made once and kept for every measure.
+        Where one block holds them all (2,048 images) the product is made once and cached for every measure.
         """
         if rows.stop - rows.start == len(self):
             return self._all_scores[:, first:]

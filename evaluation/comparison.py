@@ -16,7 +16,7 @@ from evaluation.verification import COSINE_DECIMALS
 from meta import AGE_GROUP_MIDDLES, AGE_GROUP_NAMES, UserError
 
 SAME_PICTURE = 1 - 1e-6  # cosines above: a picture and its copy
-FEW_IMPOSTORS = 10  # a threshold that rests on fewer is told so
+FEW_IMPOSTORS = 10  # a threshold that rests on fewer gets a warning
 
 
 class Face(NamedTuple):
@@ -48,7 +48,7 @@ class AgeGap(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether two pictures show one person, as far as a threshold tells."""
+    """Whether two pictures show one person, by a threshold."""
 
     names: tuple[str, str]
     cosine: float
@@ -60,35 +60,35 @@ class Answer:
 
     def as_plain(self) -> dict[str, Any]:
         """Ready for JSON."""
-        told: dict[str, Any] = {"names": list(self.names), "cosine": self.cosine, "same_person": self.passes}
+        entry: dict[str, Any] = {"names": list(self.names), "cosine": self.cosine, "same_person": self.passes}
         if self.point is not None:
-            told |= threshold_as_plain(self.benchmark, self.point)
+            entry |= threshold_as_plain(self.benchmark, self.point)
         if self.ages is not None:
-            told["age_groups"] = [{"group": age.group, "probability": age.probability} for age in self.ages]
+            entry["age_groups"] = [{"group": age.group, "probability": age.probability} for age in self.ages]
         if self.gap is not None:
-            told["age_gap"] = self.gap._asdict()
-        return told
+            entry["age_gap"] = self.gap._asdict()
+        return entry
 
     def sentences(self) -> list[str]:
         """The same for people."""
-        told = [f"{' and '.join(self._short_names())}: cosine {self.cosine:.3f}."]
+        sentences = [f"{' and '.join(self._short_names())}: cosine {self.cosine:.3f}."]
         if self.cosine >= SAME_PICTURE:
-            told.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
+            sentences.append("The two are the same picture, or a copy of it: that says nothing of two photographs.")
         if self.point is not None:
-            told.append(
+            sentences.append(
                 ("Taken for the same person" if self.passes else "Not taken for the same person") + self._by_threshold()
             )
-            told += threshold_warnings(self.point)
+            sentences += threshold_warnings(self.point)
         if self.ages is not None:
-            looks = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
+            guesses = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
                      for name, age in zip(self._short_names(), self.ages, strict=True)]  # fmt: skip
-            told.append(f"{', '.join(looks)}.")
+            sentences.append(f"{', '.join(guesses)}.")
         if self.gap is not None:
-            told.append(self._on_gap())
-        return told
+            sentences.append(self._on_gap())
+        return sentences
 
     def _short_names(self) -> tuple[str, str]:
-        """Without folders, where that tells the two apart."""
+        """Without folders, where the two differ without them."""
         a, b = (name.rpartition("/")[2] for name in self.names)
         return self.names if a == b else (a, b)
 

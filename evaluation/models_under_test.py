@@ -104,7 +104,7 @@ class WeightsModel:
         if any(gather_lists([cached is not None], process)):
             return cached
         if cache is not None:
-            place = cache.keep_array(describes, shape)
+            place = cache.new_array(describes, shape)
         else:
             place = contextlib.nullcontext(np.empty(shape, np.float32) if process.is_first else None)
         with place as joined:

@@ -1,4 +1,4 @@
-"""How much of the age an identity embedding gives away, and how much of the identity an age embedding does.
+"""Linear probes: how much of the age an identity embedding reveals, and how much of the identity an age embedding.
 
 The probes are linear: what a network could read, they may miss. Embeddings are L2-normalised, as they are compared;
 every feature is then standardised by the training folds. No person stands in two folds. How strongly a probe is
@@ -49,9 +49,10 @@ def age_probe(embeddings: Embeddings, ages: Array, identities: Array, seed: int 
     """How well linear probes read the age of people they have never seen.
 
     `embeddings` (N,D), `ages` (N,) whole years or -1, `identities` (N,) whole numbers or strings. Multinomial logistic
-    regression gives the age group: accuracy and balanced accuracy (mean over the groups of the share that is right) in
-    percent, mean absolute error in groups. Ridge regression gives the years: mean absolute error, R2 over all pictures.
-    `chance_*` is what the training folds give without the embedding: their most frequent group and their mean age.
+    regression predicts the age group: accuracy and balanced accuracy (mean over the groups of the share that is right)
+    in percent, mean absolute error in groups. Ridge regression predicts the years: mean absolute error, R2 over all
+    pictures.
+    `chance_*` is predicted from the training folds without the embedding: their most frequent group and their mean age.
     `permuted_*` is the whole procedure with the ages randomly permuted. Five folds, three with three people.
 
     Raises: UserError for wrong shapes, values that are not finite floats, ages outside 0 to 120 other than -1, fewer
@@ -198,7 +199,7 @@ def identity_in_age_embedding(age_embeddings: Embeddings, identities: Array) -> 
     """Rank 1 of leave-one-out identification by the age embedding, in percent, and what random scores would give.
 
     `age_embeddings` (N,D), `identities` (N,). Pictures of one photo session are of one age, so that figures somewhat
-    above chance need not be a leak of identity.
+    above chance need not come from the identity.
 
     Raises: UserError for wrong shapes, values that are not finite floats, no two images of one identity.
     """
@@ -227,8 +228,8 @@ def club_estimate(
 ) -> dict[str, float | int]:
     """The sampled CLUB estimate of the mutual information in nats, on one permutation of all pictures drawn by `seed`.
 
-    `mutual_information(age, identity, permutation)` takes NumPy arrays (B,D), (B,E), (B,) int64 and gives the mean over
-    its rows; it has to be in evaluation mode. `age_features` (N,D) and `identity_features` (N,E) are before L2
+    `mutual_information(age, identity, permutation)` takes NumPy arrays (B,D), (B,E), (B,) int64 and returns the mean
+    over its rows; it has to be in evaluation mode. `age_features` (N,D) and `identity_features` (N,E) are before L2
     normalisation. The same seed gives the same figure, whatever the batch size. `shuffled_club_nats` is the estimate
     where each age stands beside another picture's identity: near 0, and how near says what to trust. CLUB is an upper
     bound only as far as its network predicts well; it may come out below 0.

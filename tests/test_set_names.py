@@ -44,7 +44,7 @@ def faces(tiny_faces, tmp_path) -> Path:
 
 @pytest.fixture
 def run_test(run_main, weights, tmp_path):
-    """Runs test.py; gives what came of it, and the results and failures by setting."""
+    """Runs test.py; returns what came of it, and the results and failures by setting."""
 
     def run(faces: Path, *flags: object):
         outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces,
     assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
 
 
-def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, tiny_faces, tmp_path, monkeypatch):
+def test_a_full_disk_only_means_that_distractors_are_not_cached(run_test, faces, tiny_faces, tmp_path, monkeypatch):
     """5a: without room for the distractors' embeddings they are in memory, with the same figures, and it is said."""
     flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2",
              "--cache-folder", tmp_path / "cache")  # fmt: skip
@@ -206,26 +206,26 @@ def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, t
 
     monkeypatch.setattr(embedding_cache.os, "posix_fallocate", full)
     outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and "embeddings are not kept" in outcome.out and "No space left" in outcome.out
+    assert outcome.status == 0 and "embeddings are not cached" in outcome.out and "No space left" in outcome.out
     assert results == kept and not list((tmp_path / "cache").glob("distractors_*"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody, not even root, may write into")
 def test_a_cache_that_nobody_may_write_costs_nothing(run_test, faces):
-    """5a: where no cache can be made, all runs and nothing is kept."""
+    """5a: where no cache can be made, all runs and nothing is cached."""
     others = faces / "CALFW" / "processed_CALFW_2"
     flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", others)
     outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not kept") == 1
+    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not cached") == 1
 
 
 def test_a_filled_array_is_kept_and_an_unfilled_one_goes(tmp_path):
-    """5a: keep_array leaves nothing half made, and two runs do not write into one file."""
+    """5a: new_array leaves nothing half made, and two runs do not write into one file."""
     cache = embedding_cache.EmbeddingCache(tmp_path, print)
-    with pytest.raises(UserError), cache.keep_array({"of": 1}, (2, 3)) as array:
+    with pytest.raises(UserError), cache.new_array({"of": 1}, (2, 3)) as array:
         raise UserError("a picture is broken")
     assert not list(tmp_path.iterdir()) and cache.load_array({"of": 1}) is None
-    with cache.keep_array({"of": 1}, (2, 3)) as array:
+    with cache.new_array({"of": 1}, (2, 3)) as array:
         (part,) = tmp_path.iterdir()
         assert str(os.getpid()) in part.name
         array[:] = 7

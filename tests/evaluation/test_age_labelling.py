@@ -92,8 +92,8 @@ def test_stopped_and_started_again_it_asks_only_for_what_is_missing(images, tmp_
     assert said == []
     again = Batches(images)
     ages = label(again, path, said=said)
-    told = [f"{3 * stopped_after} of 11 ages"] if stopped_after else []
-    assert [sentence.split(" are in ")[0] for sentence in said] == told
+    expected = [f"{3 * stopped_after} of 11 ages"] if stopped_after else []
+    assert [sentence.split(" are in ")[0] for sentence in said] == expected
     assert again.asked == [list(range(3 * stopped_after, NUM_IMAGES))]
     assert ages.tolist() == label(Batches(images), tmp_path / "other").tolist()
     third = Batches(images)
@@ -186,7 +186,7 @@ def test_an_error_among_the_batches_is_passed_on_and_what_came_before_is_kept(im
     assert again.asked == [list(range(6, NUM_IMAGES))]
 
 
-def test_broken_pictures_end_nothing_and_are_told_of(images, tmp_path):
+def test_broken_pictures_end_nothing_and_are_reported(images, tmp_path):
     said = []
     for _ in range(2):  # the second time they alone are tried, and replaced again
         batches = Batches(images, broken=(4, 10))
