@@ -30,10 +30,10 @@ from data.alignment.landmarks import landmarks_help, read_point_table
 from data.alignment.photos import Aligner, list_pictures
 from evaluation.calibration import Calibration, check_far, find_calibration, read_calibration
 from evaluation.comparison import compare_faces, search_gallery
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.feature_files import Features
 from evaluation.embeddings.gallery_files import check_gallery_path, read_gallery, write_gallery
 from evaluation.embeddings.photos import WEIGHTS, Embedded, Embedder, embed, load, made_by
-from evaluation.scoring import ANALYSED_JOIN
 from meta import UserError
 from models.weights import check_weight_file
 from utils.cli import (

@@ -6,78 +6,48 @@
     python test.py --embeddings others.npz --benchmarks fgnet
     torchrun --nproc-per-node 2 test.py                     the same on two GPUs
 
-Every image is embedded once (original and mirror image); both joins of the two views are reported, and beside them
-what chance and raw grey pixels give. Writes results.json, results.md and report.html into --output, and the thresholds
+Every image is embedded once (original and mirror image); both joins of the two views are reported, beside two
+baselines: chance and raw grey pixels. Writes results.json, results.md and report.html into --output, and the thresholds
 by which embed.py answers, calibration.json. The exit status is 0 when everything asked for ran, 2 when something was
 missing or wrong; where nothing ran at all, the results of an earlier test stay.
 """
 
-import contextlib
 import datetime
-import functools
 import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from data.benchmarks import (
-    EvalSet,
-    EvalSpec,
-    open_eval_set,
-    short_names,
-    specs_of_benchmark,
-    specs_of_bins,
-    specs_of_folders,
-)
-from data.check.image_scan import check_shapes
+from data.benchmarks import EvalSpec, specs_of_benchmark, specs_of_bins, specs_of_folders
 from data.faces import Faces, index_pictures
 from data.index_cache import CACHE_FOLDER, find_record_file
-from data.loaders import batches, evaluation_loader
 from data.records import index_record_file
-from data.transforms import to_network_input
 from data.verification_bins import find_verification_bins
+from evaluation.benchmark_run import Ran, RunOptions, run_benchmarks
 from evaluation.calibration import write_calibrations
-from evaluation.embeddings.cache import EmbeddingCache
-from evaluation.embeddings.extraction import Extracted, extract
-from evaluation.embeddings.feature_files import (
-    Distractors,
-    holds_features,
-    match_names,
-    open_distractors,
-    read_features,
-)
-from evaluation.protocols import join_views
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
+from evaluation.embeddings.feature_files import Distractors, holds_features
+from evaluation.embeddings.feature_files import open_distractors as open_feature_file
+from evaluation.models_under_test import Extraction, Model, open_models
 from evaluation.report.page import report_html
 from evaluation.report.tables import comparison_table, table
-from evaluation.scoring import (
-    ANALYSED_JOIN,
-    Comparable,
-    Options,
-    Result,
-    compare,
-    make_rows,
-    missing_figures,
-    score,
-)
+from evaluation.scoring import make_rows, missing_figures
 from meta import (
     BENCHMARKS,
-    EMBEDDING_SIZE,
     FACE_DATASET_FOLDER,
     PUBLISHED_FIGURES,
     WEIGHT_FILES,
     UserError,
     benchmarks_by_protocol,
 )
-from models.iefp import IEFP
-from models.weights import check_weight_file, load_estimator, load_for_embedding, model_fingerprint
+from models.weights import check_weight_file
 from utils.cli import (
-    CHECK_PATH,
     Either,
     Needs,
     With,
@@ -85,14 +55,14 @@ from utils.cli import (
     as_plain,
     available_cores,
     bounded,
+    compare_settings,
     given,
     output_folder,
     parse_config,
-    printable,
     run_script,
 )
-from utils.distributed import Process, gather_lists, start_process, stop_process, tell
-from utils.files import sha256, write_json, write_text
+from utils.distributed import gather_lists, start_process, stop_process
+from utils.files import write_json, write_text
 
 EMBEDS_PICTURES = Either(With("weights"), Without("embeddings"))  # not files of embeddings alone
 
@@ -102,7 +72,7 @@ class TestConfig:
     """Test models on the four benchmarks by the published protocols and beyond."""
 
     weights: tuple[Path, ...] = ()
-    """The released IEFP file (taken unless told), InsightFace backbone.pth files, or what train.py writes; several are
+    """The released IEFP file (the default), InsightFace backbone.pth files, or what train.py writes; several are
     set side by side."""
     embeddings: tuple[Path, ...] = ()
     """Embeddings of other people's models, scored without their code: .npz with names and embeddings, .npy or .bin
@@ -124,11 +94,11 @@ class TestConfig:
     output: Path = output_folder(Path("results"))
     """Folder for results.json, results.md, report.html and calibration.json."""
     analysis: bool = True
-    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, leaks of age."""
+    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, linear probes of age."""
     pictures: bool = True
     """Show the worst errors as pictures in report.html; faces are personal data."""
     distractors: Path | None = None
-    """Strangers among whom FG-NET's people are searched too: a folder or record file of pictures, or features (.npz,
+    """Other people among whom FG-NET's are searched too: a folder or record file of pictures, or features (.npz,
     .npy, MegaFace's .bin, or a folder of these) as long as the joined embeddings, 1,024 numbers."""
     seed: int = bounded(0, low=0)
     """Of resampling and of splits into folds."""
@@ -137,9 +107,9 @@ class TestConfig:
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     keep_embeddings: bool = True
-    """Keep embeddings on disk, so that a second test of the same weights and data takes seconds."""
+    """Cache embeddings on disk, so that a second test of the same weights and data takes seconds."""
     cache_folder: Path | None = output_folder()
-    """Where embeddings are kept; .iefp_cache in --face-dataset unless given."""
+    """Where embeddings are cached; .iefp_cache in --face-dataset unless given."""
     batch_size: int = bounded(64, low=1)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -162,8 +132,9 @@ class TestConfig:
     }
 
 
-T = TypeVar("T")
-DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
+# Settings that may differ between machines: places and how a machine is used.
+OF_A_MACHINE = {"weights", "embeddings", "face_dataset", "bins", "identity_folders", "distractors", "output",
+                "cache_folder", "device", "workers"}  # fmt: skip
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
@@ -187,171 +158,36 @@ def settings_of(config: TestConfig) -> list[EvalSpec]:
     return settings
 
 
-def open_strangers(config: TestConfig) -> Distractors | Faces | None:
-    """The distractors: features, or pictures that each model has to embed."""
+def open_distractors(config: TestConfig) -> Distractors | Faces | None:
+    """Features, or pictures that each model has to embed."""
     path = config.distractors
     if path is None or holds_features(path) or not path.exists():
-        return None if path is None else open_distractors(path)
+        return None if path is None else open_feature_file(path)
     if find_record_file(path) is not None:
         return index_record_file(find_record_file(path), what="distractors")
     return index_pictures(path, "distractors")
 
 
-def in_step(work: Callable[[], T], process: Process) -> T:
-    """What `work` gives; where it fails in one process, all of them raise its error: none waits for another one.
-
-    Raises:
-        UserError: also for a file that can't be read.
-    """
-    result, failures = None, []
-    try:
-        result = work()
-    except BrokenPipeError:  # the reader of our output has gone
-        raise
-    except UserError as error:
-        failures.append(str(error))
-    except OSError as error:
-        failures.append(f"{error}: {CHECK_PATH}")
-    failures = gather_lists(failures, process)
-    if failures:
-        raise UserError(failures[0])
-    return result
-
-
-def nothing() -> None:
-    """What a process does that has no part in a step."""
-
-
-# ----------------------------------------------------------------------------------------------------- the models
-
-
-class WeightsModel:
-    """A weight file: embeds pictures, or takes what was kept of them."""
-
-    def __init__(self, path: Path, name: str, config: TestConfig, process: Process):
-        self.name, self.config, self.process = name, config, process
-        self.model, self.has_age_branch = load_for_embedding(path)
-        has_estimator = self.has_age_branch and load_estimator(self.model, path)
-        self.model.to(process.device)
-        if not self.has_age_branch:
-            tell(process, f"{path} holds no age branch: age errors are left out")
-        self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
-        digest = sha256(path)
-        self.description = {
-            "weights": str(path),
-            "sha256": digest,
-            "model_fingerprint": model_fingerprint(digest, self.model),
-            "backbone": self.model.backbone_id.backbone,
-            "purification": self.model.backbone_id.purification,
-        }
-        self.of_model = {  # what embeddings depend on beside the pictures
-            "model": self.description["model_fingerprint"],
-            "device": process.device.type,
-            "torch": torch.__version__,
-        }
-        folder = config.cache_folder or config.face_dataset / CACHE_FOLDER
-        self.cache = EmbeddingCache(folder, lambda text: tell(process, text)) if config.keep_embeddings else None
-
-    def embed(self, faces: Faces, what: str) -> Extracted | None:
-        """The embeddings; None in processes that need none, when the first one has kept ones."""
-        process, cache = self.process, self.cache if self.process.is_first else None
-        pictures = in_step(faces.state if cache else nothing, process)
-        kept = None if cache is None else cache.load(self.of_model, pictures, len(faces))
-        if any(gather_lists([kept is not None], process)):
-            return kept
-        extracted = extract(
-            self.model,
-            batches(self._loader(faces)),
-            len(faces),
-            process,
-            to_network_input,
-            self.has_age_branch,
-            what,
-        )
-        if cache is not None:
-            cache.save(self.of_model, pictures, extracted)
-        return extracted
-
-    def embed_distractors(self, faces: Faces) -> np.ndarray | None:
-        """Joined embeddings (M, 1024) of strangers' pictures, piece by piece into a file where embeddings are kept.
-
-        None in the processes beside the first, which do not score.
-        """
-        process, cache = self.process, self.cache if self.process.is_first else None
-        if not self.config.assume_aligned:
-            in_step(lambda: check_shapes(faces, functools.partial(tell, process)), process)
-        shape, what = (len(faces), 2 * EMBEDDING_SIZE), f"distractors, {self.name}"
-        pictures = in_step(faces.state if cache else nothing, process)
-        describes = self.of_model | {"pictures": pictures, "join": ANALYSED_JOIN}
-        kept = None if cache is None else cache.load_array(describes)
-        if any(gather_lists([kept is not None], process)):
-            return kept
-        if cache is not None:
-            place = cache.keep_array(describes, shape)
-        else:
-            place = contextlib.nullcontext(np.empty(shape, np.float32) if process.is_first else None)
-        with place as joined:
-            self._fill(joined, faces, what)
-        return joined
-
-    def _fill(self, joined: np.ndarray | None, faces: Faces, what: str) -> None:
-        for start in range(0, len(faces), DISTRACTORS_A_PIECE):
-            rows = range(start, min(start + DISTRACTORS_A_PIECE, len(faces)))
-            of_piece = (batch._replace(indices=batch.indices - start) for batch in batches(self._loader(faces, rows)))
-            extracted = extract(
-                self.model, of_piece, len(rows), self.process, to_network_input, False, what, with_grey=False
-            )
-            if joined is not None:
-                joined[rows.start : rows.stop] = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
-
-    def _loader(self, faces: Faces, rows: range | None = None) -> torch.utils.data.DataLoader:
-        config, process = self.config, self.process
-        pin_memory = process.device.type == "cuda"
-        return evaluation_loader(
-            faces, config.batch_size, config.workers, pin_memory, process.rank, process.world_size, indices=rows
-        )
-
-
-def estimator_of(model: IEFP, device: torch.device) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:
-    """The model's CLUB for arrays: age and identity features (B, 512) and a permutation (B,) -> the estimate."""
-
-    @torch.inference_mode()
-    def mutual_information(age: np.ndarray, identity: np.ndarray, permutation: np.ndarray) -> float:
-        arrays = (age.astype(np.float32), identity.astype(np.float32), permutation)
-        return float(model.clubmi.mutual_information(*(torch.from_numpy(array).to(device) for array in arrays)))
-
-    return mutual_information
-
-
-class FeaturesModel:
-    """A file of another model's embeddings: nothing of that model runs here."""
-
-    mutual_information = None
-
-    def __init__(self, path: Path, name: str, process: Process):
-        self.name, self.path, self.process = name, path, process
-        self.features = read_features(path)
-        self.description = {"embeddings": str(path)}
-        if path.is_file():
-            self.description["sha256"] = sha256(path)
-        if self.features.not_read:
-            tell(process, f"{path}: not read: {', '.join(self.features.not_read)}")
-
-    def embed(self, faces: Faces, what: str) -> Extracted:
-        features, matched = self.features, match_names(self.features.names, faces, str(self.path))
-        if matched.num_by_base_name:
-            tell(self.process, f"{what}: {matched.num_by_base_name:,} pictures found in {self.path} by base name alone")
-        original = np.asarray(features.embeddings[matched.rows], np.float32)
-        # Without a mirror image both joins of a view with itself have the cosines of the view.
-        mirror = original if features.mirror is None else np.asarray(features.mirror[matched.rows], np.float32)
-        ages = None if features.age_probabilities is None else features.age_probabilities[matched.rows]
-        return Extracted(original, mirror, ages, ages, grey_pixels=None)
-
-    def embed_distractors(self, faces: Faces) -> np.ndarray:
-        raise UserError(f"--distractors holds pictures, which {self.path} can't embed: give their features.")
-
-
-Model = WeightsModel | FeaturesModel
+def test(config: TestConfig) -> int:
+    """Runs every benchmark asked for that has its data; the exit status says whether all did."""
+    process = start_process(config.device)
+    compare_settings(config, process, OF_A_MACHINE)
+    weights, settings = weights_of(config), settings_of(config)
+    check_files(config)
+    models = open_models(weights, config.embeddings, extraction_of(config), process)
+    options = RunOptions(
+        config.analysis,
+        config.seed,
+        config.allow_missing,
+        check_shapes=bool(weights) and not config.assume_aligned,
+        distractors=open_distractors(config),
+    )
+    ran = run_benchmarks(settings, models, process, options, lambda why: print(f"test.py: {why}", file=sys.stderr))
+    if process.is_first:
+        write_report(config, models, ran)
+    status = max(gather_lists([2 if any(ran.failures.values()) else 0], process))
+    stop_process(process)
+    return status
 
 
 def weights_of(config: TestConfig) -> tuple[Path, ...]:
@@ -368,108 +204,9 @@ def check_files(config: TestConfig) -> None:
             raise UserError(f"--{name} {path} does not exist: check its path.")
 
 
-def open_models(config: TestConfig, process: Process) -> list[Model]:
-    weights = weights_of(config)
-    names = short_names((*weights, *config.embeddings))
-    models: list[Model] = [
-        WeightsModel(path, name, config, process) for path, name in zip(weights, names, strict=False)
-    ]
-    return models + [
-        FeaturesModel(path, name, process) for path, name in zip(config.embeddings, names[len(weights) :], strict=True)
-    ]
-
-
-# --------------------------------------------------------------------------------------------------------- the run
-
-
-@dataclass
-class Ran:
-    """What came of all settings and models."""
-
-    results: dict[str, dict[str, Result]]  # model -> setting -> figures
-    failures: dict[str, dict[str, str]]  # model -> setting -> why not
-    comparisons: list[dict[str, Any]]
-    opened: dict[str, EvalSet]  # by setting
-
-
-def test(config: TestConfig) -> int:
-    """Runs every benchmark asked for that has its data; the exit status says whether all did."""
-    process = start_process(config.device)
-    settings = settings_of(config)
-    check_files(config)
-    models = open_models(config, process)
-    ran = run_settings(config, settings, models, process)
-    if process.is_first:
-        write_report(config, models, ran)
-    status = max(gather_lists([2 if any(ran.failures.values()) else 0], process))
-    stop_process(process)
-    return status
-
-
-def run_settings(config: TestConfig, settings: list[EvalSpec], models: list[Model], process: Process) -> Ran:
-    """Results of the settings that ran, and a sentence for each that did not.
-
-    Under torchrun all processes embed, each its share; the first one scores and reports.
-    """
-    ran = Ran({model.name: {} for model in models}, {model.name: {} for model in models}, [], {})
-    distractors = open_strangers(config)
-    for setting in settings:
-        try:
-            benchmark = in_step(functools.partial(open_setting, config, setting, process), process)
-        except UserError as error:
-            failed(ran, setting, models, error, process)
-            continue
-        ran.opened[setting.name] = benchmark
-        of_models: list[tuple[Model, Comparable]] = []
-        for model in models:
-            try:
-                among = distractors if benchmark.protocol == "leave_one_out" else None
-                if among is not None and not isinstance(among, Distractors):
-                    among = model.embed_distractors(among)
-                options = Options(config.analysis, among, config.seed, model.mutual_information)
-                extracted = [model.embed(faces, what_of(model, models, what)) for faces, what in benchmark.sides]
-                if process.is_first:
-                    result, comparable = score(benchmark, extracted, options)
-                    known = {"title": setting.title, "benchmark": setting.published_as}
-                    ran.results[model.name][setting.name] = known | result
-                    of_models.append((model, comparable))
-            except UserError as error:
-                failed(ran, setting, [model], error, process)
-        if config.analysis:
-            ran.comparisons += compare_all(setting, of_models, config.seed)
-    return ran
-
-
-def open_setting(config: TestConfig, setting: EvalSpec, process: Process) -> EvalSet:
-    """The pictures of a setting; raises UserError, also for photographs (see `data.check.image_scan.check_shapes`)."""
-    report = functools.partial(tell, process)
-    benchmark = open_eval_set(setting, report, config.seed, config.allow_missing)
-    embeds = config.weights or not config.embeddings  # embeddings of others are not made from the pictures here
-    for faces, _ in benchmark.sides if embeds and not config.assume_aligned else ():
-        check_shapes(faces, report)
-    return benchmark
-
-
-def what_of(model: Model, models: list[Model], what: str) -> str:
-    return what if len(models) == 1 else f"{what}, {model.name}"
-
-
-def failed(ran: Ran, setting: EvalSpec, models: list[Model], error: UserError, process: Process) -> None:
-    for model in models:
-        ran.failures[model.name][setting.name] = str(error)
-    if process.is_first:
-        of = f" ({models[0].name})" if len(ran.failures) > len(models) else ""
-        print(f"test.py: {setting.title}{of} did not run: {printable(str(error))}", file=sys.stderr)
-
-
-def compare_all(setting: EvalSpec, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
-    """Every model that ran against the first one."""
-    (first, of_first), *others = of_models or [(None, None)]
-    return [
-        {"setting": setting.name, "title": setting.title, "a": model.name, "b": first.name}
-        | compare(of_model, of_first, seed)
-        for model, of_model in others
-    ]
+def extraction_of(config: TestConfig) -> Extraction:
+    folder = (config.cache_folder or config.face_dataset / CACHE_FOLDER) if config.keep_embeddings else None
+    return Extraction(config.batch_size, config.workers, folder, config.assume_aligned)
 
 
 # ------------------------------------------------------------------------------------------------------ the report
@@ -514,7 +251,7 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
 
 
 def picture_reader(ran: Ran) -> Callable[[str, str], bytes | None]:
-    """Gives the JPEG of a picture by setting and name, None where it can't be read."""
+    """Returns the JPEG of a picture by setting and name, None where it can't be read."""
     places: dict[str, dict[str, tuple[Faces, int]]] = {}
 
     def read(setting: str, name: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/evaluation.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/evaluation.py --leaks          probes that read the age
+    python benchmarks/evaluation.py --probes         linear probes that read the age
     python benchmarks/evaluation.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
@@ -20,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # NumPy's library reads it once, as it is loaded: all cores for what stands alone, one where two take turns.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS") or str(
-    os.cpu_count() if any(flag.startswith(("--dist", "--leaks", "--whole", "--score")) for flag in sys.argv) else 1
+    os.cpu_count() if any(flag.startswith(("--dist", "--probes", "--whole", "--score")) for flag in sys.argv) else 1
 )
 
 import numpy as np
@@ -34,8 +35,8 @@ import torch
 from benchmarks import published_evaluation as published
 from benchmarks.loading import peak_megabytes
 from benchmarks.timing import machine, ratios, take_turns
-from evaluation import probes as leaks
 from evaluation import protocols
+from evaluation.probes import age_probe
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -94,17 +95,17 @@ def measure_protocols(rounds: int, full: bool) -> dict:
     for whose in ("published ", ""):
         both = zip(seconds[f"{whose}leave-one-out"], seconds[f"{whose}mates"], strict=True)
         seconds[f"{whose}FG-NET, both"] = [sum(each) for each in both]
-    told = {"benchmark": "evaluation", "rounds": rounds, "published_mates_in_full": full, **told_machine(),
+    measured = {"benchmark": "evaluation", "rounds": rounds, "published_mates_in_full": full, **machine_metadata(),
             "largest_difference": difference}  # fmt: skip
     print(f"{'':16}{'published ms':>14}{'ours ms':>10}   times as fast (middle half)")
     for name in ("leave-one-out", "mates", "FG-NET, both", "ten folds"):
         slow, fast = (1000 * float(np.median(seconds[whose + name])) for whose in ("published ", ""))
         ratio = ratios(seconds[f"published {name}"], seconds[name])
-        told[name] = {"published_ms": round(slow, 1), "ms": round(fast, 3), "times_as_fast": ratio}
+        measured[name] = {"published_ms": round(slow, 1), "ms": round(fast, 3), "times_as_fast": ratio}
         print(f"{name:16}{slow:14,.0f}{fast:10.2f}   {ratio['median']:.0f} ({ratio['low']:.0f} to {ratio['high']:.0f})")
     print(f"{len(faces):,} images of {NUM_IDENTITIES} people, {faces.shape[1]} numbers each; {NUM_PAIRS:,} pairs; "
           f"figures differ by {difference:.2g} points at most{'' if full else ', mates not compared'}")  # fmt: skip
-    return told
+    return measured
 
 
 def largest_difference(steps: dict[str, Callable], full: bool) -> float:
@@ -119,7 +120,7 @@ def largest_difference(steps: dict[str, Callable], full: bool) -> float:
     return max(float(np.abs(np.subtract(figures, list(result.values()))).max()) for figures, result in pairs)
 
 
-def told_machine() -> dict:
+def machine_metadata() -> dict:
     return machine(CPU) | {"numpy": np.__version__}
 
 
@@ -141,7 +142,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
 
 
 def measure_distractors(count: int, check: bool) -> dict:
-    told = {"benchmark": "evaluation, distractors", "distractors": count, **told_machine(), "ways": {}}
+    measured = {"benchmark": "evaluation, distractors", "distractors": count, **machine_metadata(), "ways": {}}
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "distractors.f32")
         draw = np.random.default_rng(1)
@@ -152,22 +153,22 @@ def measure_distractors(count: int, check: bool) -> dict:
         for way in WAYS:
             command = [sys.executable, __file__, "--score-file", str(path), "--way", way]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            told["ways"][way] = row
+            measured["ways"][way] = row
             print(f"{way:16}{row['seconds']:10.1f}{row['cpu_seconds']:10.1f}{row['peak_gb']:10.2f}"
                   f"{row['before_gb']:12.2f}")  # fmt: skip
-        results = [row["cmc"] for row in told["ways"].values()]
+        results = [row["cmc"] for row in measured["ways"].values()]
         if check:
             faces, identities = distractor_probes()
             began = time.perf_counter()
             results.append(published.counted_cmc(faces, identities, pieces_of(path)))
-            told["float64_seconds"] = round(time.perf_counter() - began, 1)
-            print(f"counted in float64, every score: {told['float64_seconds']} s")
-        told["published_hours"] = round(published_seconds(count) / 3600, 1)
-    told["same"] = all(np.allclose(cmc, results[0], rtol=1e-12) for cmc in results)
-    print(f"{'the same' if told['same'] else 'DIFFERENT'} figures from all: rank 1 {results[0][0]:.3f} %, "
+            measured["float64_seconds"] = round(time.perf_counter() - began, 1)
+            print(f"counted in float64, every score: {measured['float64_seconds']} s")
+        measured["published_hours"] = round(published_seconds(count) / 3600, 1)
+    measured["same"] = all(np.allclose(cmc, results[0], rtol=1e-12) for cmc in results)
+    print(f"{'the same' if measured['same'] else 'DIFFERENT'} figures from all: rank 1 {results[0][0]:.3f} %, "
           f"rank 10 {results[0][9]:.3f} %")  # fmt: skip
-    print(f"the published loop would take {told['published_hours']:,} hours (extrapolated: {SHARE_OF_PUBLISHED})")
-    return told
+    print(f"the published loop would take {measured['published_hours']:,} hours (extrapolated: {SHARE_OF_PUBLISHED})")
+    return measured
 
 
 def distractor_probes() -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +208,7 @@ def published_seconds(count: int) -> float:
 PLANTED = 6.0  # how far 20 years move an embedding, in standard deviations of one of its numbers
 
 
-def measure_leaks(rounds: int) -> dict:
+def measure_probes(rounds: int) -> dict:
     """Seconds of the whole `age_probe`, where no age is in the embeddings and where one is."""
     draw = np.random.default_rng(0)
     identities, ages = fgnet_identities(draw), draw.integers(0, 70, NUM_IMAGES)
@@ -216,7 +217,7 @@ def measure_leaks(rounds: int) -> dict:
     moved = PLANTED * ((ages - 35) / 20)[:, None] * direction / np.linalg.norm(direction)
     spread = np.linalg.norm(faces, axis=1).mean() / np.sqrt(faces.shape[1])
     steps = {
-        title: lambda rows=rows: leaks.age_probe(rows, ages, identities)
+        title: lambda rows=rows: age_probe(rows, ages, identities)
         for title, rows in (("random ages", faces), ("planted age", faces + spread * moved))
     }
     seconds = take_turns(steps, CPU, rounds, warm_up=0, steps_a_turn=1)
@@ -224,8 +225,8 @@ def measure_leaks(rounds: int) -> dict:
     for title, each in seconds.items():
         row = middle(each)
         print(f"  {title:26}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})")
-    told = {"benchmark": "evaluation, leaks", "rounds": rounds, **told_machine()}
-    return told | {"seconds": {title: middle(each) for title, each in seconds.items()}}
+    measured = {"benchmark": "evaluation, probes", "rounds": rounds, **machine_metadata()}
+    return measured | {"seconds": {title: middle(each) for title, each in seconds.items()}}
 
 
 def middle(values: list[float]) -> dict[str, float]:
@@ -243,10 +244,9 @@ COSTS = {
     "mirror images, pixels to floats": ("both_views",),
     "grey pixels": ("grey_pixels",),
     "joining views": ("join_views",),
-    "scoring": ("leave_one_out", "mates_against_rest", "probe_gallery", "pair_scores", "ten_fold_verification",
-                "exact_verification", "age_group_error"),
-    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery",
-                                     "leave_one_out_contest", "probe_gallery_contest", "all_pairs"),
+    "scoring": ("mates_against_rest", "pair_scores", "ten_fold_verification",
+                "pair_list_figures", "age_group_error", "search_set", "search_gallery"),
+    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery", "all_pairs"),
     "report": ("report_html",),
     "listing pictures": ("index_identity_folders", "read_pair_list", "make_pairs"),
 }  # fmt: skip
@@ -282,16 +282,16 @@ def measure_whole(percent: float) -> dict:
         profile = cProfile.Profile()
         status = profile.runcall(test.test, config)
     num_images = sum(counts.values()) - 4
-    told = {"benchmark": "evaluation, whole", "percent": percent, "images": num_images, "status": status,
-            **told_machine(), "drawing_seconds": round(drawn, 1), **shares(profile, num_images),
+    measured = {"benchmark": "evaluation, whole", "percent": percent, "images": num_images, "status": status,
+            **machine_metadata(), "drawing_seconds": round(drawn, 1), **shares(profile, num_images),
             "scoring_at_full_size": scoring_seconds()}  # fmt: skip
-    print(f"drawing {num_images:,} images took {drawn:.0f} s, test.py {told['seconds']:.0f} s, in one process")
+    print(f"drawing {num_images:,} images took {drawn:.0f} s, test.py {measured['seconds']:.0f} s, in one process")
     print(f"{'':34}{'seconds':>9}{'share %':>9}{'us an image':>13}")
-    for cost, row in told["costs"].items():
+    for cost, row in measured["costs"].items():
         print(f"{cost:34}{row['seconds']:9.2f}{row['percent']:9.1f}{row['us_an_image']:13.0f}")
-    print("scoring at the published sizes (beyond: what is not published), in seconds:")
-    print(", ".join(f"{title} {seconds}" for title, seconds in told["scoring_at_full_size"].items()))
-    return told
+    print("scoring at the published sizes, in seconds:")
+    print(", ".join(f"{title} {seconds}" for title, seconds in measured["scoring_at_full_size"].items()))
+    return measured
 
 
 def shares(profile: cProfile.Profile, num_images: int) -> dict:
@@ -315,52 +315,40 @@ def shares(profile: cProfile.Profile, num_images: int) -> dict:
 
 
 def scoring_seconds() -> dict[str, float]:
-    """All protocols on random embeddings of the published sizes, both joins and grey pixels, and the analysis of one
-    join: scoring grows faster than the number of images, so a tenth of them does not say what it takes."""
-    from evaluation.analysis import analyse_identities, analyse_pairs, analyse_probe_gallery
+    """All protocols on random embeddings of the published sizes, both joins and grey pixels, without and with what lies
+    beyond the published figures: scoring grows faster than the number of images, so a tenth of them does not say what
+    it takes."""
+    from evaluation.embeddings.embedding_set import EmbeddingSet
     from evaluation.embeddings.extraction import GREY_SIDE, Extracted
-    from evaluation.scoring import Options, Picture, score_identities, score_pair_list, score_probe_gallery
+    from evaluation.scoring import Options, score_identities, score_pair_list, score_probe_gallery
 
-    draw, plain = np.random.default_rng(2), Options(analysis=False)
+    draw, seconds = np.random.default_rng(2), {}
 
-    def extracted(identities: np.ndarray) -> Extracted:
-        grey = draw.standard_normal((len(identities), GREY_SIDE**2), np.float32) + 1.5  # all faces look alike in grey
-        return Extracted(embeddings_of(draw, identities), embeddings_of(draw, identities), None, None, grey)
+    def faces(people: np.ndarray, with_age: bool = False) -> EmbeddingSet:
+        grey = draw.standard_normal((len(people), GREY_SIDE**2), np.float32) + 1.5  # all faces look alike in grey
+        views = embeddings_of(draw, people), embeddings_of(draw, people)
+        extracted = Extracted(*views, None, None, grey, embeddings_of(draw, people) if with_age else None)
+        return EmbeddingSet(extracted, str, people, draw.integers(0, 70, len(people)), np.zeros(len(people), np.int64))
 
-    def timed(score: Callable) -> float:
-        began = time.perf_counter()
-        score()
-        return round(time.perf_counter() - began, 2)
+    def timed(title: str, score: Callable[[Options], object]) -> None:
+        for words, options in ((title, Options(analysis=False)), (f"{title}, with all beyond", Options())):
+            began = time.perf_counter()
+            score(options)
+            seconds[words] = round(time.perf_counter() - began, 2)
 
-    def joined(of: Extracted) -> np.ndarray:
-        return protocols.join_views(of.original, of.mirror, "concatenate")
+    def again(face_set: EmbeddingSet) -> EmbeddingSet:
+        return replace(face_set)  # nothing normalised or multiplied yet
 
-    def known(people: np.ndarray) -> Picture:
-        return Picture(people, draw.integers(0, 70, len(people)), np.zeros(len(people), np.int64), str)
-
-    told = {}
-    faces, who = extracted(identities := fgnet_identities(draw)), known(identities)
-    told["FG-NET"] = timed(lambda: score_identities(faces, who, plain))
-    of_age = embeddings_of(draw, identities)
-    told["FG-NET, beyond"] = timed(lambda: analyse_identities(joined(faces), identities, who.ages, of_age, str))
+    fgnet = faces(fgnet_identities(draw), with_age=True)
+    timed("FG-NET", lambda options: score_identities(again(fgnet), options))
     for count in (3_000, 10_000):
-        sides, both = [extracted(np.arange(count)) for _ in range(2)], [known(np.arange(count)) for _ in range(2)]
-        told[f"MORPH2 {count:,}"] = timed(lambda sides=sides, both=both: score_probe_gallery(sides, both, plain))
-        told[f"MORPH2 {count:,}, beyond"] = timed(
-            lambda sides=sides, both=both: analyse_probe_gallery(
-                joined(sides[0]), joined(sides[1]), (both[0].people, both[1].people), (both[0].ages, both[1].ages),
-                (str, str),
-            )
-        )  # fmt: skip
+        sides = faces(np.arange(count)), faces(np.arange(count))
+        timed(f"MORPH2 {count:,}", lambda options, sides=sides: score_probe_gallery(*map(again, sides), options))
     for title, count in (("CACD-VS", 4_000), ("CALFW", 6_000)):
-        of, genuine = extracted(np.arange(2 * count)), np.arange(count) % 2 == 0
-        rows = np.arange(0, 2 * count, 2), np.arange(1, 2 * count, 2)
-        told[title] = timed(lambda of=of, rows=rows, genuine=genuine: score_pair_list(of, *rows, genuine, str, plain))
-        scores = draw.normal(0, 0.2, count)
-        told[f"{title}, beyond"] = timed(
-            lambda scores=scores, genuine=genuine, rows=rows: analyse_pairs(scores, genuine, *rows, str)
-        )
-    return told
+        of, genuine = faces(np.arange(2 * count)), np.arange(count) % 2 == 0
+        listed = np.arange(0, 2 * count, 2), np.arange(1, 2 * count, 2), genuine
+        timed(title, lambda options, of=of, listed=listed: score_pair_list(again(of), *listed, options))
+    return seconds
 
 
 def main() -> None:
@@ -371,7 +359,7 @@ def main() -> None:
         help="the published loop over mates on every probe",
     )  # fmt: skip
     parser.add_argument("--distractors", type=int, metavar="N", help="FG-NET's protocol with N distractors instead")
-    parser.add_argument("--leaks", action="store_true", help="the probes that read the age instead")
+    parser.add_argument("--probes", action="store_true", help="the probes that read the age instead")
     parser.add_argument("--check", action="store_true", help="with --distractors: count every rank in float64 too")
     parser.add_argument(
         "--whole", type=float, nargs="?", const=10.0, metavar="PERCENT", help="profile of test.py instead"
@@ -381,8 +369,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.score_file:
         score_file(flags.score_file, flags.way)
-    elif flags.leaks:
-        print(json.dumps(measure_leaks(flags.rounds)))
+    elif flags.probes:
+        print(json.dumps(measure_probes(flags.rounds)))
     elif flags.whole:
         print(json.dumps(measure_whole(flags.whole)))
     elif flags.distractors:

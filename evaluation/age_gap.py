@@ -30,12 +30,12 @@ from evaluation.metrics import enough_impostors
 from evaluation.verification import (
     PairCounts,
     Result,
-    Tally,
+    RocAccumulator,
     auc,
-    directions,
     genuine_positions,
     impostor_blocks,
-    pair_cosines,
+    labelled_units,
+    rounded,
     tar,
     threshold_at,
     too_few_impostors,
@@ -43,7 +43,7 @@ from evaluation.verification import (
 from meta import MAX_AGE, MIN_AGE, MIN_FALSE_ACCEPTS, UserError
 
 if TYPE_CHECKING:
-    from evaluation.arrays import Array
+    from evaluation.arrays import Array, Embeddings
     from evaluation.verification import Progress
 
 GAP_LOWER_EDGES = (0, 2, 6, 11, 21, 31)  # years between the two pictures
@@ -68,7 +68,7 @@ def bin_names(lower_edges: Sequence[int]) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def by_age_gap(embeddings: Array, identities: Array, ages: Array, progress: Progress | None = None) -> Result:
+def by_age_gap(embeddings: Embeddings, identities: Array, ages: Array, progress: Progress | None = None) -> Result:
     """Verification over all pairs of pictures, in bins of the years between them: 0-1, 2-5, 6-10, 11-20, 21-30, 31+.
 
     `embeddings` (N,D), `identities` (N,) whole numbers or strings, `ages` (N,) whole years, -1 where unknown. Gives
@@ -85,13 +85,13 @@ def by_age_gap(embeddings: Array, identities: Array, ages: Array, progress: Prog
     return _picture_tables(embeddings, identities, ages, (BY_GAP,), progress)[0]
 
 
-def by_younger_age(embeddings: Array, identities: Array, ages: Array, progress: Progress | None = None) -> Result:
+def by_younger_age(embeddings: Embeddings, identities: Array, ages: Array, progress: Progress | None = None) -> Result:
     """The same in bins of the age in the younger picture: 0-3, 4-10, 11-17, 18-30, 31-50, 51+. See `by_age_gap`."""
     return _picture_tables(embeddings, identities, ages, (BY_YOUNGER,), progress)[0]
 
 
 def by_age_gap_and_younger_age(
-    embeddings: Array, identities: Array, ages: Array, progress: Progress | None = None
+    embeddings: Embeddings, identities: Array, ages: Array, progress: Progress | None = None
 ) -> tuple[Result, Result]:
     """Both tables from one pass over the pairs."""
     return tuple(_picture_tables(embeddings, identities, ages, (BY_GAP, BY_YOUNGER), progress))
@@ -112,22 +112,30 @@ BY_GAP, BY_YOUNGER = _Axis(GAP_LOWER_EDGES, _gap), _Axis(YOUNGER_LOWER_EDGES, np
 
 
 def _picture_tables(embeddings, identities, ages, axes: Sequence[_Axis], progress) -> list[Result]:
-    units, codes = directions(embeddings, identities)
-    years = _checked_ages(ages, "ages", len(units))
+    units, codes = labelled_units(embeddings, identities)
+    years = _checked_ages(ages, "ages", len(units)).astype(np.int16)  # of 18 million pairs: small
     known = years != UNKNOWN
-    units, codes, years = units[known], codes[known], years[known].astype(np.int16)  # of 18 million pairs: small
-    first, second = genuine_positions(codes)
-    genuine_scores = pair_cosines(units, first, second)
+    first, second = _of_known(known, *genuine_positions(codes))
+    genuine_scores = rounded(units.pair_scores(first, second))
     tables = [
         _Table(axis.lower_edges, genuine_scores, axis.years_of_pair(years[first], years[second])) for axis in axes
     ]
-    for scores, one, other in impostor_blocks(units, codes, progress):
+    for block in impostor_blocks(units, codes, progress):
+        one, other, scores = _of_known(known, block[1], block[2], block[0])
         order = np.argsort(scores)
         scores, one, other = scores[order], years[one[order]], years[other[order]]
         for table, axis in zip(tables, axes, strict=True):
             table.add(scores, axis.years_of_pair(one, other))
     counts = {"num_pictures": len(known), "num_pictures_without_age": int(np.count_nonzero(~known))}
     return [counts | table.result() for table in tables]
+
+
+def _of_known(known: np.ndarray, first: np.ndarray, second: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """The pairs whose two ages are known, `known` (N,)."""
+    if known.all():
+        return [first, second, *others]
+    kept = known[first] & known[second]
+    return [values[kept] for values in (first, second, *others)]
 
 
 # ----------------------------------------------------------------------------------------------------- lists of pairs
@@ -170,7 +178,7 @@ def _pair_table(scores, genuine, first_ages, second_ages, axis: _Axis) -> Result
 
 
 def rank1_by_mate_distance(
-    embeddings: Array, identities: Array, ages: Array, years: Sequence[int] = MATE_YEARS
+    embeddings: Embeddings, identities: Array, ages: Array, years: Sequence[int] = MATE_YEARS
 ) -> dict[str, Result]:
     """Leave-one-out rank-1 with only those mates that are at least so many years older or younger than the probe.
 
@@ -181,13 +189,13 @@ def rank1_by_mate_distance(
 
     Raises: UserError for wrong shapes, embeddings with NaN, infinity or no length, ages that are none, negative years.
     """
-    units, codes = directions(embeddings, identities)
+    units, codes = labelled_units(embeddings, identities)
     ages_row = _checked_ages(ages, "ages", len(units))
     if any(least < 0 for least in years):
         raise UserError(f"years holds {min(years)}, it must hold whole numbers of 0 or more.")
     sums = np.zeros((len(years), 3))  # probes, hits, expected hits by chance
     for rows in blocks(len(units), len(units)):
-        scores = units[rows] @ units.T
+        scores = units.scores(rows).copy()
         is_mate = codes[rows, None] == codes
         is_mate[self_positions(rows)] = False
         scores[self_positions(rows)] = -np.inf
@@ -235,20 +243,20 @@ class _Table:
         self.bin_of_year = (np.searchsorted(lower_edges, np.arange(MAX_AGE + 1), side="right") - 1).astype(np.uint8)
         by_year = _split(genuine_scores, genuine_years, MAX_AGE + 1)
         self.of_bin = _split(genuine_scores, self.bin_of_year[genuine_years], len(lower_edges))
-        self.same_years = [Tally(scores) for scores in by_year]
-        self.matched, self.random = ([Tally(scores) for scores in self.of_bin] for _ in range(2))
-        self.random_all = Tally(genuine_scores)
+        self.same_years = [RocAccumulator(scores) for scores in by_year]
+        self.matched, self.random = ([RocAccumulator(scores) for scores in self.of_bin] for _ in range(2))
+        self.random_all = RocAccumulator(genuine_scores)
 
     def add(self, impostor_scores: np.ndarray, years: np.ndarray) -> None:
         """Counts more impostors: their scores (I,), sorted, lowest first, and years (I,)."""
         # Parted by numbers of one byte, which NumPy sorts by counting; each part stays sorted by score.
-        for tally, scores in zip(self.same_years, _split(impostor_scores, years, MAX_AGE + 1), strict=True):
-            tally.add(scores)
+        for roc, scores in zip(self.same_years, _split(impostor_scores, years, MAX_AGE + 1), strict=True):
+            roc.add(scores)
         bins = self.bin_of_year[years]
-        for tally, scores in zip(self.matched, _split(impostor_scores, bins, len(self.lower_edges)), strict=True):
-            tally.add(scores)
-        for tally in (*self.random, self.random_all):
-            tally.add(impostor_scores)
+        for roc, scores in zip(self.matched, _split(impostor_scores, bins, len(self.lower_edges)), strict=True):
+            roc.add(scores)
+        for roc in (*self.random, self.random_all):
+            roc.add(impostor_scores)
 
     def result(self) -> Result:
         """What was counted so far: "common_thresholds", and "bins" with a row a bin and one for all."""
@@ -301,7 +309,9 @@ def _split(scores: np.ndarray, parts: np.ndarray, num_parts: int) -> list[np.nda
     return np.split(scores[np.argsort(parts, kind="stable")], np.cumsum(np.bincount(parts, minlength=num_parts))[:-1])
 
 
-def _row(genuine_scores: np.ndarray, random: Tally, matched: Tally, same_years: Sequence[Tally]) -> Result:
+def _row(
+    genuine_scores: np.ndarray, random: RocAccumulator, matched: RocAccumulator, same_years: Sequence[RocAccumulator]
+) -> Result:
     reasons = _shortages(len(genuine_scores), random.num_impostor, "random")
     # The matched ones are among the random ones: where those are too few, these are, and one reason will do.
     reasons = reasons or _shortages(len(genuine_scores), matched.num_impostor, "matched")
@@ -317,9 +327,9 @@ def _row(genuine_scores: np.ndarray, random: Tally, matched: Tally, same_years: 
     }
 
 
-def _same_years_auc(tallies: Sequence[Tally]) -> float | None:
+def _same_years_auc(accumulators: Sequence[RocAccumulator]) -> float | None:
     """Mean AUC in percent of the years that have impostors, each weighted by its genuine pairs."""
-    having = [tally.counts() for tally in tallies if tally.num_genuine and tally.num_impostor]
+    having = [roc.counts() for roc in accumulators if roc.num_genuine and roc.num_impostor]
     num_genuine = sum(counts.num_genuine for counts in having)
     if num_genuine < MIN_PAIRS or sum(counts.num_impostor for counts in having) < MIN_PAIRS:
         return None
@@ -328,12 +338,12 @@ def _same_years_auc(tallies: Sequence[Tally]) -> float | None:
 
 def _row_of_all(
     genuine_scores: np.ndarray,
-    random: Tally,
-    matched: Sequence[Tally],
-    same_years: Sequence[Tally],
+    random: RocAccumulator,
+    matched: Sequence[RocAccumulator],
+    same_years: Sequence[RocAccumulator],
     rows: Sequence[Result],
 ) -> Result:
-    num_genuine, num_matched = len(genuine_scores), sum(tally.num_impostor for tally in matched)
+    num_genuine, num_matched = len(genuine_scores), sum(roc.num_impostor for roc in matched)
     figures, reasons = {}, _shortages(num_genuine, random.num_impostor, "random")
     for figure in FIGURES:
         key = f"{figure}_matched_impostors_percent"
@@ -399,8 +409,8 @@ def _mean_genuine(scores: np.ndarray) -> float | None:
     return float(scores.mean()) if len(scores) >= MIN_PAIRS else None
 
 
-def _mean_impostor(tally: Tally) -> float | None:
-    return tally.mean_impostor if tally.num_impostor >= MIN_PAIRS else None
+def _mean_impostor(roc: RocAccumulator) -> float | None:
+    return roc.mean_impostor if roc.num_impostor >= MIN_PAIRS else None
 
 
 # ------------------------------------------------------------------------------------------------------- at the door

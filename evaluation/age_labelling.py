@@ -159,7 +159,7 @@ def open_part_file(
     path = Path(path)
     header = (MAGIC + hashlib.sha256(f"{num_images} {fingerprint}".encode()).hexdigest().encode()).ljust(HEADER_BYTES)
     if path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder, where unfinished ages are to be kept: move it away.")
+        raise UserError(f"{str(path)!r} is a folder, where unfinished ages are to be written: move it away.")
     if path.exists():
         with open(path, "rb") as file:
             found = file.read(HEADER_BYTES)

@@ -1,146 +1,146 @@
-"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, leaks of age.
+"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, linear probes.
 
-Each function takes the embeddings of one model on one benchmark and gives JSON-ready dicts, for results.json and the
+Each function takes the embeddings of one model on one benchmark and returns JSON-ready dicts, for results.json and the
 report.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from evaluation.age_gap import UNKNOWN, by_age_gap_and_younger_age, rank1_by_mate_distance
+from evaluation.arrays import Units
 from evaluation.identification import (
-    Contest,
-    leave_one_out_cmc,
+    SearchResult,
+    cmc_of,
     leave_one_out_cmc_chance,
-    leave_one_out_contest,
     open_set_identification,
     open_set_split,
-    probe_gallery_cmc,
     probe_gallery_cmc_chance,
-    probe_gallery_contest,
 )
 from evaluation.intervals import share_interval, verification_intervals
-from evaluation.probes import MEANING, age_probe, identity_in_age_embedding
-from evaluation.verification import all_pairs, all_pairs_verification, verification
+from evaluation.probes import MEANING, age_probe, club_estimate, identity_in_age_embedding
+from evaluation.verification import AllPairs, all_pairs_verification, verification
 from meta import UserError
 
-MAX_IMAGES_OF_ALL_PAIRS = 2_000  # beyond, the bootstrap over all pairs would take minutes
+if TYPE_CHECKING:
+    from evaluation.embeddings.embedding_set import EmbeddingSet
+    from evaluation.probes import MutualInformation
+
 MAX_SUBJECTS_BY_AGE = 3_000  # of probes and gallery: pairs grow with the square, 18 million of them take seconds
 NUM_ERRORS_NAMED = 12
-Analysis = dict[str, Any]
+Analysis: TypeAlias = dict[str, Any]
 
 
-def analyse_identities(
-    embeddings: np.ndarray,
-    identities: np.ndarray,
-    ages: np.ndarray | None,
-    age_embeddings: np.ndarray | None,
-    names: Callable[[int], str],
-    distractors: Iterable[np.ndarray] | None = None,
-    seed: int = 0,
-    club: Callable[[], dict[str, Any]] | None = None,
-    contest: tuple[Contest, np.ndarray] | None = None,
-) -> Analysis:
-    """A set with several images of each identity (FG-NET): embeddings (N, D), identities (N,), ages (N,) in years.
+@dataclass(frozen=True)
+class Options:
+    """What to measure beyond the published figures."""
 
-    `club` gives the model's own estimate of what its two branches share, where it has one; `contest` is that of
-    `leave_one_out_contest`, where it is known already.
+    analysis: bool = True
+    distractors: Iterable[np.ndarray] | None = None
+    seed: int = 0
+    mutual_information: MutualInformation | None = None  # of the model's own CLUB
+
+
+def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPairs | None, options: Options) -> Analysis:
+    """A set with several images of each identity (FG-NET).
+
+    `search` is that of each of the N images among the others, `pairs` are all pairs where they are few enough.
     """
-    contest, probes = contest or leave_one_out_contest(embeddings, identities)
-    analysis: Analysis = {"verification": all_pairs_verification(embeddings, identities)}
-    if len(embeddings) <= MAX_IMAGES_OF_ALL_PAIRS:
-        pairs = all_pairs(embeddings, identities)
-        of_pairs = identities[pairs.first], identities[pairs.second]
-        analysis["intervals"] = verification_intervals(pairs.scores, pairs.genuine, *of_pairs, seed=seed)
-        analysis["errors"] = worst_errors(pairs.scores, pairs.genuine, pairs.first, pairs.second, names, ages)
-    analysis["cmc"] = leave_one_out_cmc(embeddings, identities, distractors, contest=contest)
-    num_distractors = analysis["cmc"]["num_distractors"]
-    analysis["cmc"]["chance"] = leave_one_out_cmc_chance(identities, num_distractors)
-    analysis["rank1"] = share_interval(contest.hits, identities[probes], "rank1_percent", seed=seed)
-    analysis["open_set"] = told_or_reason(lambda: open_set(embeddings, identities, seed))
+    embeddings, identities, ages, seed = faces.embeddings, faces.identities, faces.ages, options.seed
+    probes = np.flatnonzero(np.isfinite(search.best_mate))
+    search = search.of(probes)
+    analysis: Analysis = {}
+    if pairs is None:
+        analysis["verification"] = all_pairs_verification(embeddings, identities)
+    else:
+        sides = identities[pairs.first], identities[pairs.second]
+        analysis["verification"] = verification(pairs.scores, pairs.genuine)
+        analysis["intervals"] = verification_intervals(pairs.scores, pairs.genuine, *sides, seed=seed)
+        analysis["errors"] = worst_errors(*pairs, faces.name, ages)
+    analysis["cmc"] = cmc_of(search, embeddings[probes], len(faces) - 1, options.distractors)
+    analysis["cmc"]["num_probes_without_mate"] = len(faces) - len(probes)
+    analysis["cmc"]["chance"] = leave_one_out_cmc_chance(identities, analysis["cmc"]["num_distractors"])
+    analysis["rank1"] = share_interval(search.hits, identities[probes], "rank1_percent", seed=seed)
+    analysis["open_set"] = figures_or_reason(lambda: open_set(embeddings, identities, seed))
     if ages is not None:
         analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(embeddings, identities, ages)
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
-        analysis["leaks"] = leaks(embeddings, identities, ages, age_embeddings, seed)
-        if club is not None:
-            analysis["leaks"]["club"] = told_or_reason(club)
+        analysis["leaks"] = linear_probes(faces, seed)
+        if options.mutual_information is not None and faces.extracted.age_features is not None:
+            features = faces.extracted.age_features, faces.extracted.original
+            analysis["leaks"]["club"] = figures_or_reason(
+                lambda: club_estimate(options.mutual_information, *features, seed)
+            )
     return analysis
 
 
-def open_set(embeddings: np.ndarray, identities: np.ndarray, seed: int) -> dict[str, Any]:
-    """Half of the people are known, by one image each; the others are strangers."""
+def open_set(embeddings: Units, identities: np.ndarray, seed: int) -> dict[str, Any]:
+    """Half of the people are in the gallery, by one image each; probes of the others are non-mated."""
     gallery, probe = open_set_split(identities, seed)
     return open_set_identification(embeddings[probe], identities[probe], embeddings[gallery], identities[gallery])
 
 
-def leaks(
-    embeddings: np.ndarray, identities: np.ndarray, ages: np.ndarray, age_embeddings: np.ndarray | None, seed: int
-) -> dict[str, Any]:
-    """How well a probe reads the age from either embedding, and identity from that of age."""
-    told = {
+def linear_probes(faces: EmbeddingSet, seed: int) -> dict[str, Any]:
+    """How well a linear probe reads the age from either embedding, and identity from that of age."""
+    ages, identities = faces.ages, faces.identities
+    figures = {
         "meaning": MEANING,
-        "age_in_identity": told_or_reason(lambda: age_probe(embeddings, ages, identities, seed)),
+        "age_in_identity": figures_or_reason(lambda: age_probe(faces.embeddings, ages, identities, seed)),
     }
-    if age_embeddings is not None:
-        told["age_in_age"] = told_or_reason(lambda: age_probe(age_embeddings, ages, identities, seed))
-        told["identity_in_age"] = told_or_reason(lambda: identity_in_age_embedding(age_embeddings, identities))
-    return told
+    if faces.extracted.age_features is not None:
+        figures["age_in_age"] = figures_or_reason(lambda: age_probe(faces.age_embeddings, ages, identities, seed))
+        figures["identity_in_age"] = figures_or_reason(
+            lambda: identity_in_age_embedding(faces.age_embeddings, identities)
+        )
+    return figures
 
 
 def analyse_probe_gallery(
-    probe: np.ndarray,
-    gallery: np.ndarray,
-    people: tuple[np.ndarray, np.ndarray],
-    ages: tuple[np.ndarray | None, np.ndarray | None],
-    names: tuple[Callable[[int], str], Callable[[int], str]],
-    seed: int = 0,
-    contest: Contest | None = None,
+    probe: EmbeddingSet, gallery: EmbeddingSet, search: SearchResult, options: Options
 ) -> Analysis:
-    """Probes (P, D) against a gallery (G, D) (MORPH2): ranks to 100, age gaps over all images of both sides together.
+    """Probes against a gallery (MORPH2): ranks to 100, age gaps over all images of both sides together.
 
-    `people`, `ages` in years and `names` are those of the two sides; `contest` is that of `probe_gallery_contest`,
-    where it is known already.
+    `search` is that of the probes in the gallery.
     """
-    sides = probe, people[0], gallery, people[1]
-    contest = probe_gallery_contest(*sides) if contest is None else contest
-    analysis: Analysis = {"cmc": probe_gallery_cmc(*sides, contest=contest)}
-    analysis["cmc"]["chance"] = probe_gallery_cmc_chance(*people)
-    analysis["rank1"] = share_interval(contest.hits, people[0], "rank1_percent", seed=seed)
-    analysis["errors"] = worst_searches(contest, ages, names)
-    if ages[0] is not None and ages[1] is not None:
-        subjects = np.unique(people[0])
-        drawn = np.random.default_rng(seed).permutation(subjects)[:MAX_SUBJECTS_BY_AGE]
-        kept = [np.isin(side, drawn) for side in people]
-        both = [
-            np.concatenate([values[keep] for values, keep in zip(sides, kept, strict=True)])
-            for sides in ((probe, gallery), people, ages)
-        ]
-        analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(*both)
+    analysis: Analysis = {"cmc": cmc_of(search, probe.embeddings, len(gallery))}
+    analysis["cmc"]["chance"] = probe_gallery_cmc_chance(probe.identities, gallery.identities)
+    analysis["rank1"] = share_interval(search.hits, probe.identities, "rank1_percent", seed=options.seed)
+    analysis["errors"] = worst_searches(search, (probe.ages, gallery.ages), (probe.name, gallery.name))
+    if probe.ages is not None and gallery.ages is not None:
+        subjects = np.unique(probe.identities)
+        drawn = np.random.default_rng(options.seed).permutation(subjects)[:MAX_SUBJECTS_BY_AGE]
+        kept = [(side, np.isin(side.identities, drawn)) for side in (probe, gallery)]
+        rows = Units(np.concatenate([side.embeddings.rows[keep] for side, keep in kept]))
+        people = np.concatenate([side.identities[keep] for side, keep in kept])
+        ages = np.concatenate([side.ages[keep] for side, keep in kept])
+        analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(rows, people, ages)
         analysis["age_gap"] |= {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
     return analysis
 
 
 def worst_searches(
-    contest: Contest,
+    search: SearchResult,
     ages: tuple[np.ndarray | None, np.ndarray | None],
     names: tuple[Callable[[int], str], Callable[[int], str]],
 ) -> dict[str, list[dict[str, Any]]]:
     """The gallery images of others that look most like a probe, and the probes least like their own image."""
 
     def named(worst_first: np.ndarray, places: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        told = []
-        for a in worst_first[:NUM_ERRORS_NAMED].tolist():
-            b = int(places[a])
-            told.append(_named(names[0](a), names[1](b), scores[a], _age(ages[0], a), _age(ages[1], b)))
-        return told
+        return [
+            _named(names[0](a), names[1](b), scores[a], _age(ages[0], a), _age(ages[1], b))
+            for a, b in ((a, int(places[a])) for a in worst_first[:NUM_ERRORS_NAMED].tolist())
+        ]
 
-    searched = np.flatnonzero(np.isfinite(contest.best_other))
-    most_alike_first = searched[np.argsort(-contest.best_other[searched], kind="stable")]
+    searched = np.flatnonzero(np.isfinite(search.best_other))
+    most_alike_first = searched[np.argsort(-search.best_other[searched], kind="stable")]
     return {
-        "false_matches": named(most_alike_first, contest.other, contest.best_other),
-        "false_non_matches": named(np.argsort(contest.best_mate, kind="stable"), contest.mate, contest.best_mate),
+        "false_matches": named(most_alike_first, search.other, search.best_other),
+        "false_non_matches": named(np.argsort(search.best_mate, kind="stable"), search.mate, search.best_mate),
     }
 
 
@@ -148,7 +148,7 @@ def analyse_pairs(
     scores: np.ndarray, genuine: np.ndarray, first: np.ndarray, second: np.ndarray, names: Callable[[int], str],
     seed: int = 0,
 ) -> Analysis:  # fmt: skip
-    """A list of pairs (CACD-VS, CALFW, .bin): nobody says who the people are, so intervals are over pairs."""
+    """A list of pairs (CACD-VS, CALFW, .bin): who the people are is unknown, so intervals are over pairs."""
     return {
         "verification": verification(scores, genuine),
         "intervals": verification_intervals(scores, genuine, seed=seed),
@@ -167,11 +167,10 @@ def worst_errors(
     """The impostor pairs that look most alike and the genuine pairs that look least alike, with names and ages."""
 
     def named(rows: Sequence[int]) -> list[dict[str, Any]]:
-        told = []
-        for row in rows:
-            a, b = int(first[row]), int(second[row])
-            told.append(_named(names(a), names(b), scores[row], _age(ages, a), _age(ages, b)))
-        return told
+        return [
+            _named(names(a), names(b), scores[row], _age(ages, a), _age(ages, b))
+            for row, a, b in ((row, int(first[row]), int(second[row])) for row in rows)
+        ]
 
     impostors, mates = np.flatnonzero(~genuine), np.flatnonzero(genuine)
     return {
@@ -191,7 +190,7 @@ def _age(ages: np.ndarray | None, i: int) -> int | None:
     return None if ages is None or ages[i] == UNKNOWN else int(ages[i])
 
 
-def told_or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def figures_or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The figures, or why there are none: a set that is too small for one figure has the others all the same."""
     try:
         return measure()

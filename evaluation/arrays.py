@@ -1,12 +1,15 @@
-"""Arrays at the door of every measure, and blocks of scores: what all measures of embeddings share.
+"""Checked, L2-normalised embeddings (`Units`), blocks of scores, and the checks of every measure's arguments.
 
-What comes in may be NumPy or torch, on any device; what is wrong with it is a UserError that names the argument.
+Arguments may be NumPy or torch, on any device; what is wrong with them is a UserError that names the argument.
+Embeddings that are `Units` already pass through: nothing is checked, copied or normalised again.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -17,12 +20,58 @@ if TYPE_CHECKING:
     import torch
 
     Array: TypeAlias = np.ndarray | torch.Tensor
+    Embeddings: TypeAlias = "Array | Units"
 
 SCORES_PER_BLOCK = 2**22  # 32 MiB of float64; with its temporaries a block stays below 400 MiB
 SAME_SCORE = 1e-12  # cosines closer than this differ by the order of summation only: they are a tie
 
 
-# ----------------------------------------------------------------------------------------------------- blocks of scores
+# ---------------------------------------------------------------------------------------------- embeddings and scores
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """N embeddings, checked and L2-normalised: measures trust them."""
+
+    rows: np.ndarray  # (N,D) float64, of length 1; an all-zero embedding stays zero
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: np.ndarray) -> Units:
+        return Units(self.rows[rows])
+
+    @property
+    def size(self) -> int:
+        """Numbers per image."""
+        return self.rows.shape[1]
+
+    @cached_property
+    def lacks_direction(self) -> np.ndarray:
+        """(N,) bool: zeros, or numbers that were too small or too large to square."""
+        return np.abs(np.linalg.norm(self.rows, axis=1) - 1) > 1e-6
+
+    def scores(self, rows: slice, first: int = 0) -> np.ndarray:
+        """Read-only cosines (B,N - first) of a block of rows with all rows from `first` on.
+
+        Where one block holds them all (2,048 images) the product is made once and cached for every measure.
+        """
+        if rows.stop - rows.start == len(self):
+            return self._all_scores[:, first:]
+        return self.rows[rows] @ self.rows[first:].T
+
+    @cached_property
+    def _all_scores(self) -> np.ndarray:
+        scores = self.rows @ self.rows.T  # BLAS computes one half of it
+        scores.flags.writeable = False
+        return scores
+
+    def pair_scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Cosines (P,) of the rows `first` and `second`, (P,) each."""
+        scores = np.empty(len(first))
+        for pairs in blocks(len(first), self.size):
+            scores[pairs] = np.einsum("pd,pd->p", self.rows[first[pairs]], self.rows[second[pairs]])
+        return scores
 
 
 def blocks(num_rows: int, scores_per_row: int) -> Iterator[slice]:
@@ -35,7 +84,8 @@ def blocks(num_rows: int, scores_per_row: int) -> Iterator[slice]:
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """L2-normalised float64 copy of `rows` (N,D); all-zero rows stay zero."""
     units = np.array(rows, dtype=np.float64)
-    lengths = np.linalg.norm(units, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # numbers too large to square: the row becomes zero
+        lengths = np.linalg.norm(units, axis=1, keepdims=True)
     units /= np.where(lengths > 0, lengths, 1.0)
     return units
 
@@ -50,20 +100,20 @@ def first_highest(scores: np.ndarray) -> np.ndarray:
     return np.argmax(scores >= scores.max(axis=1, keepdims=True) - SAME_SCORE, axis=1)
 
 
-def distractor_units(units: np.ndarray, distractors: Array | Iterable[Array]) -> Iterator[np.ndarray]:
+def distractor_units(units: Units, distractors: Array | Iterable[Array]) -> Iterator[np.ndarray]:
     """L2-normalised float64 rows of the distractors, a block at a time; raises UserError."""
     in_pieces, num_pieces = is_in_pieces(distractors), 0
     for piece in distractors if in_pieces else (distractors,):
         num_pieces += 1
         name = f"piece {num_pieces} of distractors" if in_pieces else "distractors"
         rows = shaped_rows(piece, name)
-        check_same_size(units, rows, "embeddings", name)
+        check_same_size(units.size, rows.shape[1], "embeddings", name)
         for block in blocks(*rows.shape):
             if not np.isfinite(rows[block]).all():
                 check_finite(rows, name)  # counts them, which would take a second pass over a good file
             yield unit_rows(rows[block])
     if num_pieces == 0:
-        raise UserError("distractors gives no piece: pass arrays (images, numbers per image), or None for none.")
+        raise UserError("distractors holds no piece: pass arrays (images, numbers per image), or None for none.")
 
 
 def is_in_pieces(distractors: Array | Iterable[Array]) -> bool:
@@ -75,7 +125,28 @@ def is_in_pieces(distractors: Array | Iterable[Array]) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------- at the door
+# ----------------------------------------------------------------------------------------------- checks of arguments
+
+
+def units_of(value: Embeddings, name: str) -> Units:
+    """`value` as Units; raises UserError for anything but a (N,D) array of finite floating point numbers."""
+    return value if isinstance(value, Units) else Units(unit_rows(embedding_rows(value, name)))
+
+
+def directed_units(value: Embeddings, name: str) -> Units:
+    """`units_of`; raises UserError for an embedding without direction too."""
+    units = units_of(value, name)
+    check_direction(units, name)
+    return units
+
+
+def check_direction(units: Units, name: str) -> None:
+    without = units.lacks_direction
+    if without.any():
+        raise UserError(
+            f"{name} has no direction in {np.count_nonzero(without)} of {len(units)} rows, the first is row "
+            f"{np.argmax(without)} (all zero, or too small or large to normalise): check that image and the weights."
+        )
 
 
 def is_tensor(value: object) -> bool:
@@ -123,16 +194,20 @@ def check_finite(rows: np.ndarray, name: str) -> None:
         )
 
 
-def check_same_size(a: np.ndarray, b: np.ndarray, a_name: str, b_name: str) -> None:
-    if a.shape[1] != b.shape[1]:
+def check_same_size(a: int, b: int, a_name: str, b_name: str) -> None:
+    if a != b:
         raise UserError(
-            f"{a_name} has {a.shape[1]} numbers per image and {b_name} has {b.shape[1]}: "
+            f"{a_name} has {a} numbers per image and {b_name} has {b}: "
             "extract both with the same weights and the same join."
         )
 
 
-def aligned_embeddings(a: Array, b: Array, a_name: str, b_name: str) -> tuple[np.ndarray, np.ndarray]:
-    a_rows, b_rows = embedding_rows(a, a_name), embedding_rows(b, b_name)
+def aligned_embeddings(a: Embeddings, b: Embeddings, a_name: str, b_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,D) of both; raises UserError where they don't belong together."""
+    a_rows, b_rows = (
+        value.rows if isinstance(value, Units) else embedding_rows(value, name)
+        for value, name in ((a, a_name), (b, b_name))
+    )
     if a_rows.shape != b_rows.shape:
         raise UserError(
             f"{a_name} has shape {a_rows.shape} and {b_name} {b_rows.shape}: pass arrays whose rows belong together."
@@ -160,13 +235,6 @@ def identity_codes(identities: Array, num_images: int | None = None) -> np.ndarr
     if len(labels) < 2:
         raise UserError("identities names one image, there is nothing to compare it with: pass two images or more.")
     return np.unique(labels, return_inverse=True)[1]
-
-
-def labelled_units(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.ndarray]:
-    """L2-normalised float64 embeddings (N,D) and identities as 0..K-1 (N,)."""
-    rows = embedding_rows(embeddings, "embeddings")
-    codes = identity_codes(identities, len(rows))
-    return unit_rows(rows), codes
 
 
 def shared_codes(probe_labels: np.ndarray, gallery_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -103,10 +103,10 @@ def check_far(far: float) -> None:
 
 
 def write_calibrations(folder: Path, models: list[dict[str, Any]], join: str) -> Path | None:
-    """Writes calibration.json, of the models that embed pictures and have an analysis, into a folder; gives its path.
+    """Writes calibration.json, of the models that embed pictures and have an analysis, into a folder; returns its path.
 
     `models` are those of results.json, with name, weights, sha256, model_fingerprint and results; `join` is that of
-    their analysis. With nothing to write a file that is there already stays, and None is given.
+    their analysis. With nothing to write a file that is there already stays, and None is returned.
     """
     calibrations = []
     for model in models:
@@ -180,7 +180,7 @@ def _row_of_figures(figures: dict[str, Any], rate: str) -> dict[str, Any]:
 def find_calibration(weights: Path, fingerprint: str, join: str, report: Callable[[str], None]) -> Calibration | None:
     """The calibration beside the weights, or else in results/, of the model of this fingerprint; None without any.
 
-    A file there that is about other models is told to `report` and passed over.
+    A file there that is about other models is reported by `report` and ignored.
 
     Raises:
         UserError: for a file there that can't be read.
@@ -237,20 +237,20 @@ def _read_models(path: Path) -> list[dict[str, Any]]:
             text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"it has more than {MAX_CHARACTERS:,} characters")
-        told = json.loads(text)
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # the last for brackets in brackets in brackets
         reason = getattr(error, "strerror", None) or f"it is no JSON ({error})"
         raise UserError(f"The calibration {path} can't be read, {reason}: {MADE_BY}.") from None
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
-        schema = told.get("schema") if isinstance(told, dict) else None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        schema = content.get("schema") if isinstance(content, dict) else None
         raise UserError(f"{path} is no calibration of schema {SCHEMA} but {str(schema)[:20]}: {MADE_BY}.")
     try:
-        models = [(str(model["weights_sha256"]), str(model["join"])) for model in told["models"]]
+        models = [(str(model["weights_sha256"]), str(model["join"])) for model in content["models"]]
     except (KeyError, TypeError):
         models = []
     if not models:
         raise _damaged(path)
-    return told["models"]
+    return content["models"]
 
 
 def _lacks_fingerprints(models: list[dict[str, Any]]) -> bool:
@@ -260,7 +260,7 @@ def _lacks_fingerprints(models: list[dict[str, Any]]) -> bool:
 
 def _checked(path: Path, model: dict[str, Any]) -> Calibration:
     try:
-        benchmarks = {str(name): _read_benchmark(str(name), told) for name, told in model["benchmarks"].items()}
+        benchmarks = {str(name): _read_benchmark(str(name), entry) for name, entry in model["benchmarks"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise _damaged(path) from None
     if not benchmarks:
@@ -272,9 +272,9 @@ def _damaged(path: Path) -> UserError:
     return UserError(f"The calibration {path} is damaged, something is missing or of a wrong kind: {MADE_BY}.")
 
 
-def _read_benchmark(name: str, told: dict[str, Any]) -> BenchmarkCalibration:
-    """Raises KeyError, TypeError, ValueError for what is not as `calibrate` gives it."""
-    num_of_gap = {gap: _count(told["num_genuine_by_age_gap"][gap]) for gap in told["num_genuine_by_age_gap"]}
+def _read_benchmark(name: str, entry: dict[str, Any]) -> BenchmarkCalibration:
+    """Raises KeyError, TypeError, ValueError for what is not as `calibrate` writes it."""
+    num_of_gap = {gap: _count(entry["num_genuine_by_age_gap"][gap]) for gap in entry["num_genuine_by_age_gap"]}
     points = {
         rate: OperatingPoint(
             far=rate,
@@ -286,12 +286,12 @@ def _read_benchmark(name: str, told: dict[str, Any]) -> BenchmarkCalibration:
                 for gap, percent in row["tar_by_age_gap_percent"].items()
             },
         )
-        for rate, row in told["at_far"].items()
+        for rate, row in entry["at_far"].items()
         if rate in COMMON_RATES
     }
-    left_out = {str(rate): str(why) for rate, why in told["left_out"].items() if rate in COMMON_RATES}
-    counts = _count(told["num_genuine"]), _count(told["num_impostor"])
-    return BenchmarkCalibration(name, str(told["title"]), *counts, points, left_out)
+    left_out = {str(rate): str(why) for rate, why in entry["left_out"].items() if rate in COMMON_RATES}
+    counts = _count(entry["num_genuine"]), _count(entry["num_impostor"])
+    return BenchmarkCalibration(name, str(entry["title"]), *counts, points, left_out)
 
 
 def _number(value: object, low: float, high: float) -> float:

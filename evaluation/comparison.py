@@ -83,9 +83,9 @@ class Answer:
             sentences.append(decision + self._by_threshold())
             sentences += threshold_warnings(self.point)
         if self.ages is not None:
-            looks = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
+            guesses = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
                      for name, age in zip(self._short_names(), self.ages, strict=True)]  # fmt: skip
-            sentences.append(f"{', '.join(looks)}.")
+            sentences.append(f"{', '.join(guesses)}.")
         if self.gap is not None:
             sentences.append(self._on_gap())
         return sentences

@@ -81,6 +81,7 @@ def paired_differences(
     genuine: Array,
     first_identities: Array | None = None,
     second_identities: Array | None = None,
+    *,
     num_replicates: int = NUM_REPLICATES,
     seed: int = 0,
 ) -> Result:

@@ -2,7 +2,7 @@
 
 A pair is accepted where its score is at or above the threshold. A curve runs from the strictest threshold, where
 nothing is accepted, to the loosest, where everything is, so neither of its two rates ever falls.
-Rates here are fractions; percent begins in evaluation/protocols.py.
+Rates here are fractions.
 """
 
 import numpy as np
@@ -20,21 +20,11 @@ def accepted_counts(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
 
 
-def accepted_at_every_score(genuine_scores: np.ndarray, impostor_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accepted genuine and accepted impostor counts at every distinct score, strictest first: (1 + distinct,) each.
-
-    The first entry accepts nothing. Equal scores share a threshold, so they enter together.
-    """
-    every_score = np.unique(np.concatenate([genuine_scores, impostor_scores]))
-    thresholds = np.concatenate([[np.inf], every_score[::-1]])
-    return accepted_counts(genuine_scores, thresholds), accepted_counts(impostor_scores, thresholds)
-
-
 def area_under_curve(x: np.ndarray, y: np.ndarray) -> float:
     """Area under the straight lines through the points (x, y), x never falling.
 
-    On the counts of `accepted_at_every_score` it is the rank statistic: the number of (impostor, genuine) couples in
-    which the genuine score is higher, an equal score counting one half because one diagonal line joins equal scores.
+    On the counts of a ROC's corners it is the rank statistic: the number of (impostor, genuine) couples in which the
+    genuine score is higher, an equal score counting one half because one diagonal line joins equal scores.
     """
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
 
@@ -52,7 +42,7 @@ def equal_error_rate(false_positive_rate: np.ndarray, true_positive_rate: np.nda
 def tar_at_far(accepted_genuine: np.ndarray, accepted_impostor: np.ndarray, impostors_allowed: int) -> float:
     """Largest share of genuine pairs that any threshold accepts while it accepts `impostors_allowed` impostors at most.
 
-    Takes the counts of `accepted_at_every_score`.
+    Takes the counts at the corners of a ROC, see `evaluation.verification.roc_corners`.
     """
     loosest_allowed = np.searchsorted(accepted_impostor, impostors_allowed, side="right") - 1
     return float(accepted_genuine[loosest_allowed] / accepted_genuine[-1])

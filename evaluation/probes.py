@@ -1,4 +1,4 @@
-"""How much of the age an identity embedding gives away, and how much of the identity an age embedding does.
+"""Linear probes: how much of the age an identity embedding reveals, and how much of the identity an age embedding.
 
 The probes are linear: what a network could read, they may miss. Embeddings are L2-normalised, as they are compared;
 every feature is then standardised by the training folds. No person stands in two folds. How strongly a probe is
@@ -18,7 +18,7 @@ from evaluation.arrays import (
     as_numpy,
     embedding_rows,
     identity_labels,
-    unit_rows,
+    units_of,
 )
 from evaluation.identification import leave_one_out_cmc, leave_one_out_cmc_chance
 from meta import AGE_GROUP_NAMES, AGE_GROUP_UPPER_EDGES, MAX_AGE, MIN_AGE, UserError
@@ -26,7 +26,7 @@ from meta import AGE_GROUP_NAMES, AGE_GROUP_UPPER_EDGES, MAX_AGE, MIN_AGE, UserE
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-    from evaluation.arrays import Array
+    from evaluation.arrays import Array, Embeddings
 
 MEANING = (
     "A lower figure means that these estimators read less age from the embedding on these pictures; it does not mean "
@@ -34,7 +34,7 @@ MEANING = (
     "any better."
 )
 NUM_FOLDS = 5
-UNKNOWN = -1  # an age that nobody told us
+UNKNOWN = -1  # an age
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse strengths, strongest regularisation first
 RIDGE_ALPHA = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # strengths, strongest first
 CLUB_BATCH = 1024
@@ -45,29 +45,29 @@ MutualInformation = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 # --------------------------------------------------------------------------------------------------------- age probes
 
 
-def age_probe(embeddings: Array, ages: Array, identities: Array, seed: int = 0) -> dict[str, float | int]:
+def age_probe(embeddings: Embeddings, ages: Array, identities: Array, seed: int = 0) -> dict[str, float | int]:
     """How well linear probes read the age of people they have never seen.
 
     `embeddings` (N,D), `ages` (N,) whole years or -1, `identities` (N,) whole numbers or strings. Multinomial logistic
-    regression gives the age group: accuracy and balanced accuracy (mean over the groups of the share that is right) in
-    percent, mean absolute error in groups. Ridge regression gives the years: mean absolute error, R2 over all pictures.
-    `chance_*` is what the training folds give without the embedding: their most frequent group and their mean age.
-    `permuted_*` is the whole procedure with the ages dealt anew to the pictures. Five folds, three with three people.
+    regression predicts the age group: accuracy and balanced accuracy (mean over the groups of the share that is right)
+    in percent, mean absolute error in groups. Ridge regression predicts the years: mean absolute error, R2 over all
+    pictures.
+    `chance_*` is predicted from the training folds without the embedding: their most frequent group and their mean age.
+    `permuted_*` is the whole procedure with the ages randomly permuted. Five folds, three with three people.
 
     Raises: UserError for wrong shapes, values that are not finite floats, ages outside 0 to 120 other than -1, fewer
     than three people or a single age group among the pictures with an age.
     """
-    rows = embedding_rows(embeddings, "embeddings")
-    labels = identity_labels(identities, "identities", len(rows))
-    years = _ages(ages, len(rows))
-    units = unit_rows(rows)
+    units = units_of(embeddings, "embeddings").rows
+    labels = identity_labels(identities, "identities", len(units))
+    years = _ages(ages, len(units))
     has_age, has_length = years != UNKNOWN, units.any(axis=1)
     kept = has_age & has_length
     folds = person_folds(labels[kept], seed)
     units, years = units[kept], years[kept]
     groups = np.searchsorted(AGE_GROUP_UPPER_EDGES, years, side="left")  # upper edges are inclusive
     if len(np.unique(groups)) < 2:
-        raise UserError(f"ages are all of the group {AGE_GROUP_NAMES[groups[0]]} years, nothing is to be told apart: "
+        raise UserError(f"ages are all of the group {AGE_GROUP_NAMES[groups[0]]} years, there is nothing to classify: "
                         "pass pictures of several age groups.")  # fmt: skip
     order = np.random.default_rng((seed, 1)).permutation(len(years))
     both_years = np.stack([years, years[order]], axis=1).astype(np.float64)  # (N,2)
@@ -195,18 +195,18 @@ def _figures(
 # ------------------------------------------------------------------------------------------- identity, and both at once
 
 
-def identity_in_age_embedding(age_embeddings: Array, identities: Array) -> dict[str, float | int]:
+def identity_in_age_embedding(age_embeddings: Embeddings, identities: Array) -> dict[str, float | int]:
     """Rank 1 of leave-one-out identification by the age embedding, in percent, and what random scores would give.
 
     `age_embeddings` (N,D), `identities` (N,). Pictures of one photo session are of one age, so that figures somewhat
-    above chance need not be a leak of identity.
+    above chance need not come from the identity.
 
     Raises: UserError for wrong shapes, values that are not finite floats, no two images of one identity.
     """
-    rows = embedding_rows(age_embeddings, "age_embeddings")
-    labels = identity_labels(identities, "identities", len(rows))
-    has_length = np.any(rows != 0, axis=1)
-    found = leave_one_out_cmc(rows[has_length], labels[has_length], max_rank=1) if has_length.any() else None
+    units = units_of(age_embeddings, "age_embeddings")
+    labels = identity_labels(identities, "identities", len(units))
+    has_length = units.rows.any(axis=1)
+    found = leave_one_out_cmc(units[has_length], labels[has_length], max_rank=1) if has_length.any() else None
     if found is None:
         raise UserError("age_embeddings holds rows of length 0 only: check the weights of the age branch.")
     chance = leave_one_out_cmc_chance(labels[has_length], max_rank=1)
@@ -228,10 +228,10 @@ def club_estimate(
 ) -> dict[str, float | int]:
     """The sampled CLUB estimate of the mutual information in nats, on one permutation of all pictures drawn by `seed`.
 
-    `mutual_information(age, identity, permutation)` takes NumPy arrays (B,D), (B,E), (B,) int64 and gives the mean over
-    its rows; it has to be in evaluation mode. `age_features` (N,D) and `identity_features` (N,E) are before L2
+    `mutual_information(age, identity, permutation)` takes NumPy arrays (B,D), (B,E), (B,) int64 and returns the mean
+    over its rows; it has to be in evaluation mode. `age_features` (N,D) and `identity_features` (N,E) are before L2
     normalisation. The same seed gives the same figure, whatever the batch size. `shuffled_club_nats` is the estimate
-    where each age stands beside a stranger's identity: near 0, and how near says what to trust. CLUB is an upper
+    where each age stands beside another picture's identity: near 0, and how near says what to trust. CLUB is an upper
     bound only as far as its network predicts well; it may come out below 0.
 
     Raises: UserError for wrong shapes, values that are not finite floats, fewer than two pictures, an estimator that
@@ -245,7 +245,7 @@ def club_estimate(
                         "same two pictures or more.")  # fmt: skip
     _check_follows_permutation(mutual_information, age[:batch_size], identity[:batch_size])
     rng = np.random.default_rng(seed)
-    partner, stranger = rng.permutation(len(age)), rng.permutation(len(age))
+    partner, other = rng.permutation(len(age)), rng.permutation(len(age))
 
     def mean_over_all(own: np.ndarray) -> float:
         total = 0.0
@@ -260,7 +260,7 @@ def club_estimate(
             total += 2 * count * float(mutual_information(both_ages, both_identities, permutation))
         return total / len(age)
 
-    result = {"club_nats": mean_over_all(np.arange(len(age))), "shuffled_club_nats": mean_over_all(stranger)}
+    result = {"club_nats": mean_over_all(np.arange(len(age))), "shuffled_club_nats": mean_over_all(other)}
     if not np.isfinite(list(result.values())).all():
         raise UserError("the CLUB estimate is not finite: check the weights of the estimator.")
     return result | {"num_images": len(age)}

@@ -1,13 +1,11 @@
 """Evaluation protocols: pure functions from embeddings, scores and labels to a flat dict of floats, units in the keys.
 
 Everything takes NumPy arrays or torch tensors (on any device) and computes with NumPy on the CPU, one block of scores
-at a time. Embeddings are L2-normalised here once more, so that every score is a cosine whatever their length; an
-all-zero embedding stays zero and has cosine 0 with everything.
+at a time. Embeddings are checked and L2-normalised first, unless they are `evaluation.arrays.Units`, so that every
+score is a cosine whatever their length; an all-zero embedding stays zero and has cosine 0 with everything.
 
 Cosines are those of float64 whatever the dtype of the embeddings: products of float32 matrices differ in their last
-digits with block size and processor, and a rank must not. Where most scores cannot matter, float32 products say which
-might, by a bound on what rounding can do, and these alone are computed again in float64: the same ranks, sooner.
-The `_chance` functions give what random scores would.
+digits with block size and processor, and a rank must not. The `_chance` functions return what random scores would get.
 """
 
 from __future__ import annotations
@@ -20,39 +18,36 @@ import numpy as np
 
 from evaluation.arrays import (
     SAME_SCORE,
+    Units,
     aligned_embeddings,
     as_numpy,
     blocks,
     check_max_rank,
-    check_same_size,
     distractor_units,
-    embedding_rows,
-    first_highest,
     identity_codes,
     identity_labels,
     is_tensor,
-    labelled_units,
     scored_pairs,
     self_positions,
     shared_codes,
     unit_rows,
+    units_of,
 )
-from evaluation.metrics import accepted_at_every_score, accepted_counts, area_under_curve, equal_error_rate, tar_at_far
+from evaluation.identification import search_gallery, search_set, two_sides
+from evaluation.metrics import accepted_counts, area_under_curve, equal_error_rate
 from meta import UserError
 
 if TYPE_CHECKING:
-    from evaluation.arrays import Array
+    from evaluation.arrays import Array, Embeddings
 
-DENSE_SHARE = 32  # where more than one score in so many is wanted, computing all is no slower than picking them
 NUM_FOLDS = 10
 FOLD_THRESHOLDS = np.arange(-100, 101) / 100
-FALSE_ACCEPT_RATES = {"1e-2": 100, "1e-3": 1_000, "1e-4": 10_000}  # one impostor in this many: exact, unlike 1e-4 * n
 
 
 # ---------------------------------------------------------------------------------------------- two views, pair scores
 
 
-def join_views(original: Array, mirror: Array, how: str) -> Array:
+def join_views(original: Embeddings, mirror: Embeddings, how: str) -> Array:
     """Joined, L2-normalised embeddings of two views: (N,2D) for "concatenate", (N,D) for "add".
 
     `original` and `mirror` are (N,D) embeddings before L2 normalisation: each view is normalised, the two are joined,
@@ -66,10 +61,12 @@ def join_views(original: Array, mirror: Array, how: str) -> Array:
         raise UserError(f'The join {how!r} does not exist, use "concatenate" or "add".')
     original_rows, mirror_rows = aligned_embeddings(original, mirror, "original", "mirror")
     num_images, size = original_rows.shape
-    kept_dtype = np.float64 if original_rows.dtype == np.float64 else np.float32
+    are_units = isinstance(original, Units) and isinstance(mirror, Units)
+    kept_dtype = np.float64 if original_rows.dtype == np.float64 and not are_units else np.float32
     joined = np.empty((num_images, 2 * size if how == "concatenate" else size), dtype=kept_dtype)
     for rows in blocks(num_images, 2 * size):
-        views = unit_rows(original_rows[rows]), unit_rows(mirror_rows[rows])
+        views = original_rows[rows], mirror_rows[rows]
+        views = views if are_units else tuple(map(unit_rows, views))
         joined[rows] = unit_rows(np.concatenate(views, axis=1) if how == "concatenate" else views[0] + views[1])
     return sys.modules["torch"].from_numpy(joined).to(original.device) if is_tensor(original) else joined
 
@@ -82,14 +79,14 @@ def pair_scores(a: Array, b: Array) -> np.ndarray:
     a_rows, b_rows = aligned_embeddings(a, b, "a", "b")
     scores = np.empty(len(a_rows))
     for rows in blocks(*a_rows.shape):
-        scores[rows] = np.sum(unit_rows(a_rows[rows]) * unit_rows(b_rows[rows]), axis=1)
+        scores[rows] = np.einsum("nd,nd->n", unit_rows(a_rows[rows]), unit_rows(b_rows[rows]))
     return scores
 
 
 # ------------------------------------------------------------------------------------------------------ identification
 
 
-def leave_one_out(embeddings: Array, identities: Array) -> dict[str, float]:
+def leave_one_out(embeddings: Embeddings, identities: Array) -> dict[str, float]:
     """Rank-1 percent of leave-one-out identification: each image against all others, the nearest by cosine answers.
 
     `embeddings` (N,D), `identities` (N,) whole numbers or strings. An image never matches itself; on a tie the first in
@@ -98,17 +95,12 @@ def leave_one_out(embeddings: Array, identities: Array) -> dict[str, float]:
     Raises: UserError for wrong shapes, fewer than two images, values that are not finite floats.
     Source: FG-NET leave-one-out ("LOPO") as the IEFP paper reports it.
     """
-    units, codes = labelled_units(embeddings, identities)
-    num_hits = 0
-    for rows in blocks(len(units), len(units)):
-        scores = units[rows] @ units.T  # (P,N); of a matrix with itself BLAS computes one half, in float64 as cheaply
-        scores[self_positions(rows)] = -np.inf
-        num_hits += np.count_nonzero(codes[first_highest(scores)] == codes[rows])
-    return {"rank1_percent": float(100.0 * num_hits / len(units))}
+    units = units_of(embeddings, "embeddings")
+    return {"rank1_percent": search_set(units, identity_codes(identities, len(units))).rank1_percent}
 
 
 def mates_against_rest(
-    embeddings: Array, identities: Array, distractors: Array | Iterable[Array] | None = None, max_rank: int = 10
+    embeddings: Embeddings, identities: Array, distractors: Array | Iterable[Array] | None = None, max_rank: int = 10
 ) -> dict[str, float]:
     """CMC percent for ranks 1..max_rank: each mate against every image of other identities, MegaFace style.
 
@@ -122,23 +114,26 @@ def mates_against_rest(
     Source: FG-NET in MegaFace style (Kemelmacher-Shlizerman et al., CVPR 2016) as the IEFP paper reports it.
     """
     check_max_rank(max_rank)
-    units, codes = labelled_units(embeddings, identities)
+    units = units_of(embeddings, "embeddings")
+    codes = identity_codes(identities, len(units))
     num_pairs = _count_mate_pairs(codes)
     strongest = _strongest_distractors(units, distractors, max_rank)
     hits = np.zeros(max_rank, dtype=np.int64)
     for rows in blocks(len(units), len(units)):
-        scores = units[rows] @ units.T  # (P,N)
-        is_mate = codes[rows, None] == codes  # (P,N), self included until the rest has been taken out
+        scores = units.scores(rows)  # (P,N)
+        is_mate = codes[rows, None] == codes  # (P,N), self included until the non-mates have been taken out
         rest = _keep_strongest(strongest[rows], np.where(is_mate, -np.inf, scores))
         is_mate[self_positions(rows)] = False
         probe, mate = np.nonzero(is_mate)
         mate_scores = scores[probe, mate] + SAME_SCORE
-        # Rank <= k exactly where the k-th strongest of the rest is no stronger than the mate.
+        # Rank <= k exactly where the k-th strongest non-mate is no stronger than the mate.
         hits += [np.count_nonzero(mate_scores >= rest[probe, place]) for place in range(max_rank)]
     return {f"cmc_percent_{rank}": float(100.0 * hits[rank - 1] / num_pairs) for rank in range(1, max_rank + 1)}
 
 
-def probe_gallery(probe: Array, probe_identities: Array, gallery: Array, gallery_identities: Array) -> dict[str, float]:
+def probe_gallery(
+    probe: Embeddings, probe_identities: Array, gallery: Embeddings, gallery_identities: Array
+) -> dict[str, float]:
     """Rank-1 percent of the probes whose nearest gallery image by cosine is of their identity.
 
     `probe` (P,D), `gallery` (G,D), identities (P,) and (G,) whole numbers or strings. Identities are matched by value,
@@ -148,22 +143,9 @@ def probe_gallery(probe: Array, probe_identities: Array, gallery: Array, gallery
     gallery lacks.
     Source: MORPH2 with 3,000 and 10,000 subjects (gallery youngest, probe oldest image) as the IEFP paper reports it.
     """
-    probe_rows = embedding_rows(probe, "probe")
-    gallery_rows = embedding_rows(gallery, "gallery")
-    check_same_size(probe_rows, gallery_rows, "probe", "gallery")
-    probe_codes, gallery_codes = shared_codes(
-        identity_labels(probe_identities, "probe_identities", len(probe_rows)),
-        identity_labels(gallery_identities, "gallery_identities", len(gallery_rows)),
-    )
-    gallery_units = unit_rows(gallery_rows)
-    gallery_rounded = gallery_units.astype(np.float32)
-    num_hits = 0
-    for rows in blocks(len(probe_rows), len(gallery_rows)):
-        probe_units = unit_rows(probe_rows[rows])
-        nearby = probe_units.astype(np.float32) @ gallery_rounded.T  # (P,G)
-        nearest = _nearest(probe_units, gallery_units, nearby)
-        num_hits += np.count_nonzero(gallery_codes[nearest] == probe_codes[rows])
-    return {"rank1_percent": float(100.0 * num_hits / len(probe_rows))}
+    probe_units, gallery_units = units_of(probe, "probe"), units_of(gallery, "gallery")
+    codes = two_sides(probe_units, probe_identities, gallery_units, gallery_identities)
+    return {"rank1_percent": search_gallery(probe_units, gallery_units, *codes).rank1_percent}
 
 
 # -------------------------------------------------------------------------------------------------------- verification
@@ -180,7 +162,7 @@ def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
     of that average. The curve is closed at (0, 0) and (1, 1), where that of cosines in [-1, 1) ends anyway.
 
     Raises: UserError for wrong shapes, fewer than ten pairs, no genuine or no impostor pair, scores not finite.
-    Source: the published evaluation of CACD-VS and CALFW. `exact_verification` gives the same pairs' exact figures.
+    Source: the published evaluation of CACD-VS and CALFW. `evaluation.verification` has the same pairs' exact figures.
     """
     score_row, is_genuine = scored_pairs(scores, genuine)
     if len(score_row) < NUM_FOLDS:
@@ -201,34 +183,6 @@ def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
         "auc_percent": 100.0 * area_under_curve(false_positive_rate, true_positive_rate),
         "eer_percent": 100.0 * equal_error_rate(false_positive_rate, true_positive_rate),
     }
-
-
-def exact_verification(scores: Array, genuine: Array) -> dict[str, float]:
-    """AUC, EER and TAR at FAR 1e-2, 1e-3, 1e-4 in percent from one ROC over all pairs, with a point at every score.
-
-    `scores` (N,), higher is more alike, `genuine` (N,) bool or 0/1. AUC is the share of (genuine, impostor) couples in
-    which the genuine score is higher, a tie counting one half. TAR at FAR f is the largest of any threshold with
-    FAR <= f. `impostors_allowed_at_far_*` is how many of the `num_impostor` that FAR lets pass: where it is small the
-    TAR hangs on few pairs; where it is 0 the list is too short for that FAR and its TAR accepts no impostor at all.
-
-    Raises: UserError for wrong shapes, no genuine or no impostor pair, scores that are not finite.
-    """
-    score_row, is_genuine = scored_pairs(scores, genuine)
-    accepted_genuine, accepted_impostor = accepted_at_every_score(score_row[is_genuine], score_row[~is_genuine])
-    num_genuine, num_impostor = int(accepted_genuine[-1]), int(accepted_impostor[-1])
-    couples_won = area_under_curve(accepted_impostor, accepted_genuine)
-    error_rate = equal_error_rate(accepted_impostor / num_impostor, accepted_genuine / num_genuine)
-    result = {
-        "pooled_auc_percent": 100.0 * couples_won / (num_genuine * num_impostor),
-        "pooled_eer_percent": 100.0 * error_rate,
-    }
-    for rate, one_in in FALSE_ACCEPT_RATES.items():
-        impostors_allowed = num_impostor // one_in
-        result[f"tar_at_far_{rate}_percent"] = 100.0 * tar_at_far(
-            accepted_genuine, accepted_impostor, impostors_allowed
-        )
-        result[f"impostors_allowed_at_far_{rate}"] = float(impostors_allowed)
-    return result | {"num_genuine": float(num_genuine), "num_impostor": float(num_impostor)}
 
 
 # ----------------------------------------------------------------------------------------------------------------- age
@@ -316,47 +270,6 @@ def probe_gallery_chance(probe_identities: Array, gallery_identities: Array) -> 
 # ----------------------------------------------------------------------------------------------------- blocks of scores
 
 
-def _nearest(units: np.ndarray, others: np.ndarray, nearby: np.ndarray) -> np.ndarray:
-    """Position in `others` (G,D) with the highest cosine to each of `units` (P,D), the first on a tie: (P,).
-
-    `nearby` (P,G) are the float32 products of the two, -inf for what is not asked for.
-    """
-    # Both the highest and what is as high may be off, in opposite directions.
-    margin = 2 * _rounding(units.shape[1]) + SAME_SCORE
-    scores, places = _exact_scores(units, others, nearby >= nearby.max(axis=1, keepdims=True) - margin)
-    return places[np.arange(len(places)), first_highest(scores)]
-
-
-def _rounding(size: int) -> np.float32:
-    """Most by which a float32 product of two unit rows of `size` numbers is off, in whatever order it is summed.
-
-    With u = 2**-24: each sum of n products is off by n u at most and each rounded factor by u, where |a| |b| = 1 bounds
-    the sum of |a b|. The formula is twice that and has room for the terms in u squared.
-    """
-    return np.float32((size + 8) * 2.0**-23)
-
-
-def _exact_scores(units: np.ndarray, others: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The wanted ones, bool (P,M), of the cosines of `units` (P,D) and `others` (M,D), in float64: (P,W).
-
-    W is the most that any row wants. A row's cosines keep their order and move to the left; the rest is -inf. Beside
-    them their positions in `others`, (P,W).
-    """
-    row, place = np.nonzero(wanted)
-    if len(row) * DENSE_SHARE > wanted.size:
-        values = (units @ others.T)[row, place]
-    else:
-        values = np.empty(len(row))
-        for piece in blocks(len(row), units.shape[1]):
-            values[piece] = np.einsum("nd,nd->n", units[row[piece]], others[place[piece]])
-    counts = np.count_nonzero(wanted, axis=1)
-    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    scores = np.full((len(units), counts.max(initial=0)), -np.inf)
-    places = np.zeros(scores.shape, dtype=np.intp)
-    scores[row, column], places[row, column] = values, place
-    return scores, places
-
-
 def _keep_strongest(strongest: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The K highest of `strongest` (P,K) and `scores` (P,C) together, row by row, highest first: (P,K)."""
     count = strongest.shape[1]
@@ -364,28 +277,12 @@ def _keep_strongest(strongest: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.sort(np.partition(pool, -count, axis=1)[:, -count:], axis=1)[:, ::-1]
 
 
-def _strongest_distractors(units: np.ndarray, distractors: Array | Iterable[Array] | None, count: int) -> np.ndarray:
+def _strongest_distractors(units: Units, distractors: Array | Iterable[Array] | None, count: int) -> np.ndarray:
     """Each probe's `count` highest distractor scores, highest first, -inf where there are fewer: (N,count)."""
     strongest = np.full((len(units), count), -np.inf)
-    if distractors is None:
-        return strongest
-    rounded, rounding = units.astype(np.float32), _rounding(units.shape[1])
-    for others in distractor_units(units, distractors):
-        others_rounded = others.astype(np.float32)
+    for others in () if distractors is None else distractor_units(units, distractors):
         for rows in blocks(len(units), len(others)):
-            nearby = rounded[rows] @ others_rounded.T  # (P,M of this piece)
-            kept = strongest[rows]  # a view
-            # After the first pieces few probes find anything stronger, and only theirs needs a closer look.
-            changes = np.flatnonzero(nearby.max(axis=1) >= kept[:, -1] - rounding)
-            if len(changes):
-                nearby, floor = nearby[changes], kept[changes, -1:] - rounding
-                wanted = nearby >= floor
-                if np.count_nonzero(wanted) > 4 * count * len(changes):  # so it is in the first piece
-                    place = max(0, len(others) - count)
-                    weakest_kept = np.partition(nearby, place, axis=1)[:, place, None]
-                    wanted = nearby >= np.maximum(floor, weakest_kept - 2 * rounding)
-                scores, _ = _exact_scores(units[rows][changes], others, wanted)
-                kept[changes] = _keep_strongest(kept[changes], scores)
+            strongest[rows] = _keep_strongest(strongest[rows], units.rows[rows] @ others.T)
     return strongest
 
 
@@ -405,9 +302,6 @@ def _mean_rate_strictest_first(accepted: np.ndarray, totals: np.ndarray) -> np.n
     has_pairs = totals[:, 0] > 0
     rate = (accepted[has_pairs] / totals[has_pairs]).mean(axis=0)
     return np.concatenate([[0.0], rate[::-1], [1.0]])
-
-
-# ---------------------------------------------------------------------------------------------------------- at the door
 
 
 def _count_mate_pairs(codes: np.ndarray) -> int:

@@ -6,52 +6,33 @@ The published protocols for both joins of the two views and for the baselines, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from evaluation.analysis import MAX_IMAGES_OF_ALL_PAIRS, analyse_identities, analyse_pairs, analyse_probe_gallery
-from evaluation.identification import leave_one_out_contest, probe_gallery_contest
+from evaluation.analysis import Options, analyse_identities, analyse_pairs, analyse_probe_gallery
+from evaluation.arrays import Units, check_direction, identity_codes, units_of
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN, EmbeddingSet
+from evaluation.identification import SearchResult, search_gallery, search_set, two_sides
 from evaluation.intervals import paired_differences, paired_share_difference
-from evaluation.metrics import enough_impostors
-from evaluation.probes import club_estimate
-from evaluation.protocols import FALSE_ACCEPT_RATES as EXACT_RATES
 from evaluation.protocols import (
     age_group_error,
-    exact_verification,
-    join_views,
-    leave_one_out,
     leave_one_out_chance,
     mates_against_rest,
     mates_against_rest_chance,
-    pair_scores,
-    probe_gallery,
     probe_gallery_chance,
     ten_fold_verification,
 )
 from evaluation.report.tables import Row, rows_of
-from evaluation.verification import all_pairs, too_few_impostors
+from evaluation.verification import all_pairs, pair_list_figures
 
 if TYPE_CHECKING:
     from evaluation.embeddings.extraction import Extracted
-    from evaluation.probes import MutualInformation
 
-JOINS = ("concatenate", "add")
-ANALYSED_JOIN = "concatenate"  # of what lies beyond the published figures
-Result: TypeAlias = "dict[str, Any]"  # protocol -> column (a join or a floor) -> figures
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is known of N pictures beside their pixels."""
-
-    people: np.ndarray  # (N,) who is on them, numbers or names
-    ages: np.ndarray | None  # (N,) years, -1 where unknown
-    age_groups: np.ndarray  # (N,) 0..7, -1 where unknown
-    name: Callable[[int], str]
+MAX_IMAGES_OF_ALL_PAIRS = 2_000  # beyond, the bootstrap over all pairs would take minutes
+Result: TypeAlias = "dict[str, Any]"  # protocol -> column (a join or a baseline) -> figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +41,7 @@ class Comparable:
 
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None] | None = None  # scores, genuine, people
     hits: tuple[np.ndarray, np.ndarray] | None = None  # of rank 1, and the people they count by
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure beyond the published figures."""
-
-    analysis: bool = True
-    distractors: Iterable[np.ndarray] | None = None
-    seed: int = 0
-    mutual_information: MutualInformation | None = None  # of the model's own CLUB
+    search: SearchResult | None = None  # of the probes in the gallery
 
 
 class EvalSet(Protocol):
@@ -88,98 +60,93 @@ class EvalSet(Protocol):
     def name(self, faces: Any, i: int) -> str: ...
 
 
-def score(benchmark: EvalSet, extracted: list[Extracted], options: Options) -> tuple[Result, Comparable]:
-    """The benchmark's figures; `extracted` holds the embeddings of each of its sides."""
-    if benchmark.protocol == "ten_fold_verification":
-        pairs, sha256 = benchmark.pairs, benchmark.sha256
-        told = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({} if sha256 is None else {"sha256": sha256})
-        listed = pairs.first, pairs.second, pairs.genuine
-        result, comparable = score_pair_list(
-            extracted[0], *listed, pairs.images.key, options, with_sum=sha256 is not None
-        )
-        return told | result, comparable
+def embedding_sets(benchmark: EvalSet, extracted: list[Extracted]) -> list[EmbeddingSet]:
+    """The embeddings of each side of the benchmark with what is known of its pictures."""
+    if benchmark.pairs is not None:
+        return [EmbeddingSet(extracted[0], benchmark.pairs.images.key)]
+    sets = []
+    for of_side, (faces, _) in zip(extracted, benchmark.sides, strict=True):
+        identities = faces.identities
+        if len(benchmark.sides) > 1:  # matched by name: the sides may not hold the same people in the same order
+            identities = np.array(faces.identity_names)[identities]
+        sets.append(EmbeddingSet(of_side, partial(benchmark.name, faces), identities, faces.ages, faces.age_groups))
+    return sets
+
+
+def score(benchmark: EvalSet, sets: list[EmbeddingSet], options: Options) -> tuple[Result, Comparable]:
+    """The benchmark's figures; `sets` are those of `embedding_sets`."""
     if benchmark.protocol == "leave_one_out":
-        ((faces, _),) = benchmark.sides
-        known = Picture(faces.identities, faces.ages, faces.age_groups, partial(benchmark.name, faces))
-        return score_identities(extracted[0], known, options)
-    # Subjects are matched by folder name: the two sides may not hold the same ones in the same order.
-    probe, gallery = (
-        Picture(np.array(side.identity_names)[side.identities], side.ages, side.age_groups,
-                partial(benchmark.name, side))
-        for side, _ in benchmark.sides
-    )  # fmt: skip
-    return score_probe_gallery((extracted[0], extracted[1]), (probe, gallery), options)
+        return score_identities(sets[0], options)
+    if benchmark.protocol == "probe_gallery":
+        return score_probe_gallery(sets[0], sets[1], options)
+    pairs, sha256 = benchmark.pairs, benchmark.sha256
+    metadata = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({} if sha256 is None else {"sha256": sha256})
+    listed = pairs.first, pairs.second, pairs.genuine
+    result, comparable = score_pair_list(sets[0], *listed, options, with_sum=sha256 is not None)
+    return metadata | result, comparable
 
 
-def score_identities(extracted: Extracted, known: Picture, options: Options) -> tuple[Result, Comparable]:
+def score_identities(faces: EmbeddingSet, options: Options) -> tuple[Result, Comparable]:
     """FG-NET's protocols: leave-one-out, and every pair of mates against all images of other people."""
-    identities = known.people
+    identities, embeddings = faces.identities, faces.embeddings
+    codes = identity_codes(identities, len(faces))
+    columns = {
+        column: (search_set(units, codes), mates_against_rest(units, identities)) for column, units in faces.columns()
+    }
     result = {
         "num_images": len(identities),
         "num_identities": len(np.unique(identities)),
-        "leave_one_out": for_each_column(extracted, partial(leave_one_out, identities=identities))
+        "leave_one_out": {column: {"rank1_percent": search.rank1_percent} for column, (search, _) in columns.items()}
         | {"chance": leave_one_out_chance(identities)},
-        "mates_against_rest": for_each_column(extracted, partial(mates_against_rest, identities=identities))
+        "mates_against_rest": {column: cmc for column, (_, cmc) in columns.items()}
         | {"chance": mates_against_rest_chance(identities)},
-        **age_errors([(extracted, known)]),
+        **age_errors([faces]),
     }
-    embeddings = analysed(extracted)
+    check_direction(embeddings, "embeddings")
+    search, _ = columns[ANALYSED_JOIN]
     if options.distractors is not None:
         result["mates_among_distractors"] = {
             ANALYSED_JOIN: mates_against_rest(embeddings, identities, options.distractors)
         }
-    contest, probes = leave_one_out_contest(embeddings, identities)
-    if options.analysis:
-        result["analysis"] = analyse_identities(
-            embeddings,
-            identities,
-            known.ages,
-            extracted.age_features,
-            known.name,
-            options.distractors,
-            options.seed,
-            club_of(extracted, options),
-            (contest, probes),
-        )
-    pairs = None
-    if len(embeddings) <= MAX_IMAGES_OF_ALL_PAIRS:
-        of = all_pairs(embeddings, identities)
-        pairs = (of.scores, of.genuine, identities[of.first], identities[of.second])
-    return result, Comparable(pairs, (contest.hits, identities[probes]))
+    if not options.analysis:
+        return result, Comparable()
+    few = len(faces) <= MAX_IMAGES_OF_ALL_PAIRS
+    pairs = all_pairs(embeddings, identities) if few else None
+    result["analysis"] = analyse_identities(faces, search, pairs, options)
+    probes = np.flatnonzero(np.isfinite(search.best_mate))
+    return result, Comparable(
+        pairs=(pairs.scores, pairs.genuine, identities[pairs.first], identities[pairs.second]) if few else None,
+        hits=(search.hits[probes], identities[probes]),
+    )
 
 
-def score_probe_gallery(
-    sides: tuple[Extracted, Extracted], known: tuple[Picture, Picture], options: Options
-) -> tuple[Result, Comparable]:
+def score_probe_gallery(probe: EmbeddingSet, gallery: EmbeddingSet, options: Options) -> tuple[Result, Comparable]:
     """MORPH2's protocol: the probes in the gallery; people are matched by name."""
-    (of_probe, of_gallery), (probe, gallery) = sides, known
-    columns = zip(embedding_columns(of_probe), embedding_columns(of_gallery), strict=True)
-    result = {
-        "num_probes": len(probe.people),
-        "num_gallery": len(gallery.people),
-        "probe_gallery": {
-            column: probe_gallery(of_one, probe.people, of_other, gallery.people)
-            for (column, of_one), (_, of_other) in columns
-        }
-        | {"chance": probe_gallery_chance(probe.people, gallery.people)},
-        **age_errors([(of_probe, probe), (of_gallery, gallery)]),
+    people = probe.identities, gallery.identities
+    searches = {
+        column: search_gallery(of_probe, of_gallery, *two_sides(of_probe, people[0], of_gallery, people[1]))
+        for (column, of_probe), (_, of_gallery) in zip(probe.columns(), gallery.columns(), strict=True)
     }
-    embeddings = analysed(of_probe), analysed(of_gallery)
-    contest = probe_gallery_contest(embeddings[0], probe.people, embeddings[1], gallery.people)
+    result = {
+        "num_probes": len(probe),
+        "num_gallery": len(gallery),
+        "probe_gallery": {column: {"rank1_percent": search.rank1_percent} for column, search in searches.items()}
+        | {"chance": probe_gallery_chance(*people)},
+        **age_errors([probe, gallery]),
+    }
+    check_direction(probe.embeddings, "probe")
+    check_direction(gallery.embeddings, "gallery")
+    search = searches[ANALYSED_JOIN]
     if options.analysis:
-        result["analysis"] = analyse_probe_gallery(
-            *embeddings, (probe.people, gallery.people), (probe.ages, gallery.ages), (probe.name, gallery.name),
-            options.seed, contest,
-        )  # fmt: skip
-    return result, Comparable(hits=(contest.hits, probe.people))
+        result["analysis"] = analyse_probe_gallery(probe, gallery, search, options)
+    return result, Comparable(hits=(search.hits, people[0]), search=search)
 
 
 def score_pair_list(
-    extracted: Extracted,
+    faces: EmbeddingSet,
     first: np.ndarray,
     second: np.ndarray,
     genuine: np.ndarray,
-    names: Callable[[int], str],
     options: Options,
     with_sum: bool = False,
 ) -> tuple[Result, Comparable]:
@@ -188,31 +155,18 @@ def score_pair_list(
     `with_sum` adds InsightFace's way for .bin files: the views are added before they are normalised.
     """
 
-    def score_pairs(embeddings: np.ndarray) -> dict[str, float]:
-        scores = pair_scores(embeddings[first], embeddings[second])
-        return ten_fold_verification(scores, genuine) | with_enough_impostors(exact_verification(scores, genuine))
+    def figures(units: Units) -> Result:
+        scores = units.pair_scores(first, second)
+        return ten_fold_verification(scores, genuine) | pair_list_figures(scores, genuine)
 
-    embeddings = analysed(extracted)
-    scores = pair_scores(embeddings[first], embeddings[second])
-    result = {
-        "num_pairs": len(genuine),
-        "verification": for_each_column(extracted, score_pairs)
-        | ({"sum": score_pairs(extracted.original + extracted.mirror)} if with_sum else {})
-        | {"chance": VERIFICATION_CHANCE},
-    }
+    of_columns = {column: figures(units) for column, units in faces.columns()}
+    if with_sum:
+        of_columns["sum"] = figures(units_of(faces.extracted.original + faces.extracted.mirror, "embeddings"))
+    result = {"num_pairs": len(genuine), "verification": of_columns | {"chance": VERIFICATION_CHANCE}}
+    scores = faces.embeddings.pair_scores(first, second)
     if options.analysis:
-        result["analysis"] = analyse_pairs(scores, genuine, first, second, names, options.seed)
+        result["analysis"] = analyse_pairs(scores, genuine, first, second, faces.name, options.seed)
     return result, Comparable(pairs=(scores, genuine, None, None))
-
-
-def with_enough_impostors(figures: dict[str, float]) -> Result:
-    """`exact_verification` as it is reported: None, and a reason, for a TAR that would stand on too few impostors."""
-    reported, num_impostor = dict(figures), int(figures["num_impostor"])
-    for rate, one_in in EXACT_RATES.items():
-        if not enough_impostors(num_impostor, one_in):
-            reasons = {f"tar_at_far_{rate}_reason": too_few_impostors(rate, num_impostor)}
-            reported |= {f"tar_at_far_{rate}_percent": None} | reasons
-    return reported
 
 
 VERIFICATION_CHANCE = {
@@ -234,35 +188,13 @@ def compare(a: Comparable, b: Comparable, seed: int = 0) -> Result:
     return differences
 
 
-def for_each_column(extracted: Extracted, protocol: Callable[[np.ndarray], dict]) -> dict[str, dict[str, float]]:
-    """The protocol's figures for both joins and for raw grey pixels."""
-    return {column: protocol(embeddings) for column, embeddings in embedding_columns(extracted)}
-
-
-def embedding_columns(extracted: Extracted) -> list[tuple[str, np.ndarray]]:
-    joined = [(how, join_views(extracted.original, extracted.mirror, how)) for how in JOINS]
-    return joined if extracted.grey_pixels is None else [*joined, ("grey_pixels", extracted.grey_pixels)]
-
-
-def analysed(extracted: Extracted) -> np.ndarray:
-    """The joined embeddings that what lies beyond the published figures is measured on."""
-    return join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
-
-
-def club_of(extracted: Extracted, options: Options) -> Callable[[], Result] | None:
-    """The model's own estimate of the mutual information of its two branches, where it has both and an estimator."""
-    if options.mutual_information is None or extracted.age_features is None:
-        return None
-    return lambda: club_estimate(options.mutual_information, extracted.age_features, extracted.original, options.seed)
-
-
-def age_errors(sides: list[tuple[Extracted, Picture]]) -> dict[str, dict[str, float]]:
+def age_errors(sides: list[EmbeddingSet]) -> dict[str, dict[str, float]]:
     """Age-group error over the images of all sides; empty without an age branch or without ages."""
-    if any(of.age_probabilities_original is None or (known.age_groups < 0).any() for of, known in sides):
+    if any(side.extracted.age_probabilities_original is None or (side.age_groups < 0).any() for side in sides):
         return {}
-    original = np.concatenate([of.age_probabilities_original for of, _ in sides])
-    mirror = np.concatenate([of.age_probabilities_mirror for of, _ in sides])
-    return {"age": age_group_error(original, mirror, np.concatenate([known.age_groups for _, known in sides]))}
+    original = np.concatenate([side.extracted.age_probabilities_original for side in sides])
+    mirror = np.concatenate([side.extracted.age_probabilities_mirror for side in sides])
+    return {"age": age_group_error(original, mirror, np.concatenate([side.age_groups for side in sides]))}
 
 
 # ------------------------------------------------------------------------------------------------------ the table

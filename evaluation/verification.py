@@ -15,22 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from evaluation.arrays import (
-    blocks,
-    embedding_rows,
-    identity_codes,
-    scored_pairs,
-    unit_rows,
-)
+from evaluation.arrays import Units, blocks, directed_units, identity_codes, scored_pairs
 from evaluation.metrics import area_under_curve, enough_impostors, equal_error_rate, tar_at_far
 from meta import MIN_FALSE_ACCEPTS, UserError
 
 if TYPE_CHECKING:
-    from evaluation.arrays import Array
+    from evaluation.arrays import Array, Embeddings
 
     Progress: TypeAlias = Callable[[Iterable, int, str], Iterable]  # utils.progress.progress fits
 
 FALSE_ACCEPT_RATES = {f"1e-{digits}": 10**digits for digits in range(1, 7)}  # one impostor in this many
+PAIR_LIST_RATES = ("1e-2", "1e-3", "1e-4")  # reported beside the ten folds
 COSINE_DECIMALS = 12
 MAX_CURVE_POINTS = 400
 NUM_HISTOGRAM_BINS = 100  # of width 0.02 for cosines
@@ -53,15 +48,31 @@ def verification(scores: Array, genuine: Array, max_points: int = MAX_CURVE_POIN
     """
     score_row, is_genuine = scored_pairs(scores, genuine)
     genuine_scores, impostor_scores = np.sort(score_row[is_genuine]), np.sort(score_row[~is_genuine])
-    tally = Tally(genuine_scores)
-    tally.add(impostor_scores)
+    roc = RocAccumulator(genuine_scores)
+    roc.add(impostor_scores)
     edges = _bin_edges(score_row)
     histogram = _histogram(edges, _binned(genuine_scores, edges), _binned(impostor_scores, edges))
-    return _full_result(tally.counts(), histogram, max_points)
+    return _full_result(roc.counts(), histogram, max_points)
+
+
+def pair_list_figures(scores: Array, genuine: Array) -> Result:
+    """AUC, EER and TAR at FAR 1e-2, 1e-3 and 1e-4 of `verification_figures`: what results.json has of a pair list.
+
+    Raises: UserError as `verification`.
+    """
+    score_row, is_genuine = scored_pairs(scores, genuine)
+    roc = RocAccumulator(score_row[is_genuine])
+    roc.add(np.sort(score_row[~is_genuine]))
+    figures = verification_figures(roc.counts())
+    kept = ["pooled_auc_percent", "pooled_eer_percent", "num_genuine", "num_impostor"]
+    for rate in PAIR_LIST_RATES:
+        kept += [f"tar_at_far_{rate}_percent", f"impostors_allowed_at_far_{rate}"]
+        kept += [] if figures[f"tar_at_far_{rate}_reason"] is None else [f"tar_at_far_{rate}_reason"]
+    return {name: figures[name] for name in kept}
 
 
 def all_pairs_verification(
-    embeddings: Array, identities: Array, max_points: int = MAX_CURVE_POINTS, progress: Progress | None = None
+    embeddings: Embeddings, identities: Array, max_points: int = MAX_CURVE_POINTS, progress: Progress | None = None
 ) -> dict[str, Result]:
     """`verification` of every pair of different pictures of a set: one identity is genuine, two are impostors.
 
@@ -71,16 +82,16 @@ def all_pairs_verification(
     Raises: UserError for wrong shapes, embeddings with NaN, infinity or no length, no two pictures of one identity, one
     identity only, more than 8,388,608 genuine pairs.
     """
-    units, codes = directions(embeddings, identities)
+    units, codes = labelled_units(embeddings, identities)
     _check_both_kinds(codes)
-    genuine_scores = np.sort(pair_cosines(units, *genuine_positions(codes)))
-    tally, edges = Tally(genuine_scores), _bin_edges(genuine_scores)
+    genuine_scores = np.sort(rounded(units.pair_scores(*genuine_positions(codes))))
+    roc, edges = RocAccumulator(genuine_scores), _bin_edges(genuine_scores)
     binned = np.zeros(NUM_HISTOGRAM_BINS, dtype=np.int64)
     for block, _, _ in impostor_blocks(units, codes, progress):
         block.sort()
-        tally.add(block)
+        roc.add(block)
         binned += _binned(block, edges)
-    return _full_result(tally.counts(), _histogram(edges, _binned(genuine_scores, edges), binned), max_points)
+    return _full_result(roc.counts(), _histogram(edges, _binned(genuine_scores, edges), binned), max_points)
 
 
 class AllPairs(NamedTuple):
@@ -92,12 +103,12 @@ class AllPairs(NamedTuple):
     second: np.ndarray  # (P,) int64
 
 
-def all_pairs(embeddings: Array, identities: Array) -> AllPairs:
+def all_pairs(embeddings: Embeddings, identities: Array) -> AllPairs:
     """All pairs of `all_pairs_verification` one by one, for what needs them so (intervals, the worst pairs).
 
     Genuine pairs come first. Raises: as `all_pairs_verification`, and UserError for more than 8,388,608 pairs.
     """
-    units, codes = directions(embeddings, identities)
+    units, codes = labelled_units(embeddings, identities)
     _check_both_kinds(codes)
     num_pairs = len(codes) * (len(codes) - 1) // 2
     if num_pairs > MAX_PAIRS_KEPT:
@@ -106,7 +117,7 @@ def all_pairs(embeddings: Array, identities: Array) -> AllPairs:
             "kept one by one: pass fewer identities."
         )
     positions = genuine_positions(codes)
-    parts = [(pair_cosines(units, *positions), *positions), *impostor_blocks(units, codes)]
+    parts = [(rounded(units.pair_scores(*positions)), *positions), *impostor_blocks(units, codes)]
     scores, first, second = (np.concatenate(column) for column in zip(*parts, strict=True))
     return AllPairs(scores, np.arange(num_pairs) < len(positions[0]), first, second)
 
@@ -126,7 +137,7 @@ class PairCounts:
     num_impostor: int
 
 
-class Tally:
+class RocAccumulator:
     """Counts impostors at all scores of `genuine_scores` (G,) float64, block by block."""
 
     def __init__(self, genuine_scores: np.ndarray) -> None:
@@ -184,9 +195,11 @@ def roc_corners(counts: PairCounts) -> tuple[np.ndarray, np.ndarray]:
 def verification_figures(counts: PairCounts) -> Result:
     """AUC, EER and TAR at FAR 1e-1 ... 1e-6 in percent, from one ROC over all pairs.
 
-    AUC, EER and the TAR are those of `evaluation.protocols.exact_verification`. Where a FAR lets too few impostors pass
-    (meta.MIN_FALSE_ACCEPTS) its TAR is None, and `tar_at_far_*_reason` says how many impostors there are and how many
-    it needs. `threshold_at_far_*` is the highest score threshold of that TAR, None where it accepts no genuine pair.
+    AUC is the share of (genuine, impostor) couples in which the genuine score is higher, a tie counting one half. TAR
+    at FAR f is the largest of any threshold with FAR <= f. `impostors_allowed_at_far_*` is how many of the impostors
+    that FAR lets pass; where they are too few (meta.MIN_FALSE_ACCEPTS) the TAR is None, and `tar_at_far_*_reason` says
+    how many impostors there are and how many it needs. `threshold_at_far_*` is the highest score threshold of that TAR,
+    None where it accepts no genuine pair.
     """
     impostor, genuine = roc_corners(counts)
     error_rate = equal_error_rate(impostor / counts.num_impostor, genuine / counts.num_genuine)
@@ -312,22 +325,13 @@ def _full_result(counts: PairCounts, histogram: Result, max_points: int) -> dict
 # ----------------------------------------------------------------------------------------------------- pairs of a set
 
 
-def directions(embeddings: Array, identities: Array) -> tuple[np.ndarray, np.ndarray]:
-    """L2-normalised float64 embeddings (N,D) and identities as 0..K-1 (N,).
+def labelled_units(embeddings: Embeddings, identities: Array) -> tuple[Units, np.ndarray]:
+    """Embeddings (N,D) and identities as 0..K-1 (N,).
 
-    Raises: UserError for wrong shapes, fewer than two pictures, embeddings with NaN, infinity or no length.
+    Raises: UserError for wrong shapes, fewer than two pictures, embeddings with NaN, infinity or no direction.
     """
-    rows = embedding_rows(embeddings, "embeddings")
-    codes = identity_codes(identities, len(rows))
-    with np.errstate(over="ignore"):  # such a row is named below
-        units = unit_rows(rows)
-    has_none = np.abs(np.linalg.norm(units, axis=1) - 1) > 1e-6  # zeros, or numbers too small or large to square
-    if has_none.any():
-        raise UserError(
-            f"embeddings has no direction in {np.count_nonzero(has_none)} of {len(rows)} rows, the first is row "
-            f"{np.argmax(has_none)} (all zero, or too small or large to normalise): check that image and the weights."
-        )
-    return units, codes
+    units = directed_units(embeddings, "embeddings")
+    return units, identity_codes(identities, len(units))
 
 
 def genuine_positions(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -348,28 +352,21 @@ def genuine_positions(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[first], order[second]
 
 
-def pair_cosines(units: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosines (P,) of rows `first` and `second` (P,) of `units` (N,D), to 12 decimals."""
-    scores = np.empty(len(first))
-    for pairs in blocks(len(first), units.shape[1]):
-        scores[pairs] = np.einsum("pd,pd->p", units[first[pairs]], units[second[pairs]])
-    return _rounded(scores)
-
-
 def impostor_blocks(
-    units: np.ndarray, codes: np.ndarray, progress: Progress | None = None
+    units: Units, codes: np.ndarray, progress: Progress | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Cosines of all pairs of two identities and the pictures' positions, (I,) each with first < second, in blocks."""
     pieces = list(blocks(len(units), max(1, len(units))))
     for rows in pieces if progress is None else progress(pieces, len(pieces), "pairs of pictures"):
-        scores = units[rows] @ units[rows.start :].T
+        scores = units.scores(rows, first=rows.start)
         is_impostor = codes[rows, None] != codes[rows.start :]
         is_impostor &= np.arange(rows.start, len(units)) > np.arange(rows.start, rows.stop)[:, None]
         first, second = np.nonzero(is_impostor)
-        yield _rounded(scores[first, second]), first + rows.start, second + rows.start
+        yield rounded(scores[first, second]), first + rows.start, second + rows.start
 
 
-def _rounded(cosines: np.ndarray) -> np.ndarray:
+def rounded(cosines: np.ndarray) -> np.ndarray:
+    """Cosines to 12 decimals, within -1 to 1."""
     return np.clip(np.round(cosines, COSINE_DECIMALS), -1.0, 1.0)
 
 

@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from evaluation.embeddings.embedding_set import EmbeddingSet
 from evaluation.embeddings.extraction import Extracted
-from evaluation.scoring import Options, Picture, compare, score_identities, score_pair_list, score_probe_gallery
+from evaluation.scoring import Options, compare, score_identities, score_pair_list, score_probe_gallery
 from meta import PUBLISHED_FIGURES
 from utils.cli import as_plain
 
@@ -76,24 +77,26 @@ def picture(setting: str, name: str) -> bytes | None:
 def _identities(rng: np.random.Generator, people: np.ndarray, ages: np.ndarray, noise: float) -> dict:
     """Results and what comparing needs, by setting."""
     extracted = _extracted(rng, people, ages, noise)
-    known = Picture(people, ages, np.where(ages < 0, 0, ages // 10), lambda i: f"{people[i]}_{i}.jpg")
+    known = people, ages, np.where(ages < 0, 0, ages // 10)
+    faces = EmbeddingSet(extracted, lambda i: f"{people[i]}_{i}.jpg", *known)
     options = Options(mutual_information=_mutual_information)
     sides = [_extracted(rng, np.arange(30), np.full(30, 20 + 9 * side), noise) for side in (0, 1)]
-    pictures = [
-        Picture(
-            np.arange(30), np.full(30, 20 + 9 * side), np.full(30, 2 + side), lambda i, side=side: f"{side}/{i}.jpg"
+    sides = [
+        EmbeddingSet(
+            of_side, lambda i, side=side: f"{side}/{i}.jpg", np.arange(30), np.full(30, 20 + 9 * side),
+            np.full(30, 2 + side),
         )
-        for side in (0, 1)
-    ]
+        for side, of_side in enumerate(sides)
+    ]  # fmt: skip
     first = np.concatenate([np.arange(0, 112, 2), np.arange(0, 104, 2)])
     second = np.concatenate([np.arange(1, 112, 2), np.arange(0, 104, 2) + 8])
     genuine = people[first] == people[second]
     order = np.random.default_rng(0).permutation(100)
     pairs = first[order], second[order], genuine[order]
     return {
-        "fgnet": score_identities(extracted, known, options),
-        "morph2_10000": score_probe_gallery(tuple(sides), tuple(pictures), options),
-        "lfw.bin": score_pair_list(extracted, *pairs, lambda i: f"{HOSTILE}{i}", options, with_sum=True),
+        "fgnet": score_identities(faces, options),
+        "morph2_10000": score_probe_gallery(*sides, options),
+        "lfw.bin": score_pair_list(EmbeddingSet(extracted, lambda i: f"{HOSTILE}{i}"), *pairs, options, with_sum=True),
     }
 
 

@@ -111,7 +111,7 @@ def test_a_model_that_knows_people_by_pixels_gets_every_protocol_right(run_test,
         assert results["calfw"]["verification"][join]["pooled_auc_percent"] == 100
 
 
-def test_floors_stand_beside_identification_results(run_test, tiny_faces):
+def test_baselines_stand_beside_identification_results(run_test, tiny_faces):
     _, report = run_test(tiny_faces, "--benchmarks", "fgnet", "morph2")
     for result in (report["results"]["fgnet"]["leave_one_out"], report["results"]["morph2_3000"]["probe_gallery"]):
         assert set(result) == {"concatenate", "add", "grey_pixels", "chance"}
@@ -209,7 +209,7 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tin
     shutil.copytree(tiny_faces / "CALFW", root / "CALFW")
     folder = root / "CALFW" / "processed_CALFW_2"
     pairs = read_pair_list(root / "CALFW" / "txts" / "CALFW_img_pairs_labels.txt", folder)
-    told = write_verification_bin(pairs, tmp_path / "mine.bin")
+    written = write_verification_bin(pairs, tmp_path / "mine.bin")
     outcome = run_main(
         "test",
         "--weights",
@@ -227,10 +227,10 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_main, tin
         "--device",
         "cpu",
     )
-    assert outcome.status == 0 and told.sha256 in outcome.out
+    assert outcome.status == 0 and written.sha256 in outcome.out
     results = only_model(tmp_path / "out" / "results.json")["results"]
     of_bin, of_list = results["mine.bin"], results["calfw"]
-    assert of_bin["sha256"] == told.sha256
+    assert of_bin["sha256"] == written.sha256
     assert {key: of_bin["verification"][key] for key in of_list["verification"]} == of_list["verification"]
 
 
@@ -262,13 +262,13 @@ def test_beyond_the_published_figures_each_benchmark_has_its_analysis(run_main, 
     assert all("analysis" not in result for result in less.values())
 
 
-def test_strangers_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces, weights, tmp_path):
-    strangers = np.random.default_rng(0).normal(size=(50, 1024)).astype(np.float32)
-    np.save(tmp_path / "strangers.npy", strangers)
+def test_distractors_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces, weights, tmp_path):
+    distractors = np.random.default_rng(0).normal(size=(50, 1024)).astype(np.float32)
+    np.save(tmp_path / "distractors.npy", distractors)
     flags = ("--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu",
              "--benchmarks", "fgnet")  # fmt: skip
     cmc = {}
-    for name, more in (("alone", ()), ("among", ("--distractors", tmp_path / "strangers.npy"))):
+    for name, more in (("alone", ()), ("among", ("--distractors", tmp_path / "distractors.npy"))):
         assert run_main("test", *flags, "--output", tmp_path / name, *more).status == 0
         cmc[name] = only_model(tmp_path / name / "results.json")["results"]["fgnet"]["analysis"]["cmc"]
     assert (cmc["alone"]["num_distractors"], cmc["among"]["num_distractors"]) == (0, 50)
@@ -278,24 +278,24 @@ def test_strangers_among_fgnets_people_can_only_lower_ranks(run_main, tiny_faces
     model, _ = load_for_embedding(weights)
     paths = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))
     embeddings, people = np.stack([embed_by_hand(model, path) for path in paths]), [path.parent.name for path in paths]
-    assert among["concatenate"] == pytest.approx(mates_against_rest(embeddings, np.array(people), strangers))
+    assert among["concatenate"] == pytest.approx(mates_against_rest(embeddings, np.array(people), distractors))
     outcome = run_main("test", *flags, "--output", tmp_path / "x", "--distractors", tmp_path / "nowhere.npy")
     assert outcome.status == 2 and "nowhere.npy" in outcome.err
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "in memory"])
-def test_pictures_of_strangers_are_embedded_folder_and_records_alike(run_test, tiny_faces, run_main, tmp_path, kept):
-    """The strangers are FG-NET's own pictures: each probe then finds its double, and a mate is second at best."""
+def test_pictures_of_distractors_are_embedded_folder_and_records_alike(run_test, tiny_faces, run_main, tmp_path, kept):
+    """The distractors are FG-NET's own pictures: each probe then finds its double, and a mate is second at best."""
     folder, records = tiny_faces / "ID_processed_FGNET", tmp_path / "packed"
     assert run_main("prepare", "pack", "--data", folder, "--output", records / "train.rec").status == 0
-    told = []
+    results = []
     flags = ("--benchmarks", "fgnet", *(() if kept else ("--no-keep-embeddings",)))
-    for strangers in (folder, records, records / "train.rec") if kept else (folder,):
-        outcome, report = run_test(tiny_faces, *flags, "--distractors", strangers)
+    for distractors in (folder, records, records / "train.rec") if kept else (folder,):
+        outcome, report = run_test(tiny_faces, *flags, "--distractors", distractors)
         assert outcome.status == 0, outcome.err
-        told.append(report["results"]["fgnet"])
-    for one in told:
-        assert one["mates_among_distractors"] == told[0]["mates_among_distractors"]
+        results.append(report["results"]["fgnet"])
+    for one in results:
+        assert one["mates_among_distractors"] == results[0]["mates_among_distractors"]
         assert one["mates_among_distractors"]["concatenate"]["cmc_percent_1"] == 0
         assert one["analysis"]["cmc"]["num_distractors"] == one["num_images"]
 
@@ -323,12 +323,12 @@ def test_two_models_are_set_side_by_side_with_what_they_give_alone(
         assert run_main("test", "--weights", path, *flags, "--output", tmp_path / "one").status == 0
         alone = only_model(tmp_path / "one" / "results.json")
         assert model["results"] == alone["results"] and model["sha256"] == alone["sha256"]
-    told = {told["setting"]: told for told in both["comparisons"]}
-    assert told["fgnet"]["a"] == "other.pth" and told["fgnet"]["b"] == "iefp.pth"
+    compared = {one["setting"]: one for one in both["comparisons"]}
+    assert compared["fgnet"]["a"] == "other.pth" and compared["fgnet"]["b"] == "iefp.pth"
     rank1 = [model["results"]["fgnet"]["analysis"]["rank1"]["rank1_percent"] for model in both["models"]]
-    assert told["fgnet"]["rank1_difference_percentage_points"] == pytest.approx(rank1[1] - rank1[0])
+    assert compared["fgnet"]["rank1_difference_percentage_points"] == pytest.approx(rank1[1] - rank1[0])
     auc = [model["results"]["calfw"]["verification"]["concatenate"]["pooled_auc_percent"] for model in both["models"]]
-    assert told["calfw"]["pooled_auc_difference_percentage_points"] == pytest.approx(auc[1] - auc[0])
+    assert compared["calfw"]["pooled_auc_difference_percentage_points"] == pytest.approx(auc[1] - auc[0])
     assert "| other.pth less iefp.pth |" in outcome.out
 
 
@@ -366,7 +366,7 @@ def test_embeddings_without_a_picture_of_the_benchmark_are_named(run_main, tiny_
     assert outcome.status == 2 and "no embedding for 1 of" in outcome.err
 
 
-# --------------------------------------------------------------------------------------------- kept embeddings
+# -------------------------------------------------------------------------------------------- cached embeddings
 
 
 def test_a_second_test_takes_what_the_first_one_kept_and_notices_a_changed_picture(run_test, faces):
@@ -383,7 +383,7 @@ def test_a_second_test_takes_what_the_first_one_kept_and_notices_a_changed_pictu
     assert len(list((faces / ".iefp_cache").iterdir())) == 4
 
 
-def test_a_damaged_file_of_kept_embeddings_is_told_and_made_anew(run_test, faces):
+def test_a_damaged_file_of_cached_embeddings_is_reported_and_made_anew(run_test, faces):
     first = run_test(faces, "--benchmarks", "fgnet")
     path = next((faces / ".iefp_cache").glob("embeddings_*"))
     path.write_bytes(path.read_bytes()[:2000])
@@ -419,7 +419,7 @@ def test_a_folder_of_ones_own_is_tested_as_fgnet_is(run_test, tiny_faces):
 # --------------------------------------------------------------------------------------------------- the report
 
 
-def test_the_report_shows_pictures_unless_told_not_to(run_test, tiny_faces, tmp_path):
+def test_the_report_shows_pictures_unless_switched_off(run_test, tiny_faces, tmp_path):
     for flags, has_pictures in (((), True), (("--no-pictures",), False)):
         assert run_test(tiny_faces, "--benchmarks", "fgnet", "morph2", *flags)[0].status == 0
         page = (tmp_path / "results" / "report.html").read_text()

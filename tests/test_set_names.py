@@ -19,7 +19,9 @@ from data.loaders import batches, evaluation_loader
 from data.pairs import read_pair_list
 from data.transforms import to_network_input
 from data.verification_bins import write_verification_bin
+from evaluation import benchmark_run
 from evaluation.embeddings import cache as embedding_cache
+from evaluation.models_under_test import in_step
 from evaluation.report.blocks import Table
 from evaluation.report.reading import settings_of
 from evaluation.report.section_summary import published
@@ -42,7 +44,7 @@ def faces(tiny_faces, tmp_path) -> Path:
 
 @pytest.fixture
 def run_test(run_main, weights, tmp_path):
-    """Runs test.py; gives what came of it, and the results and failures by setting."""
+    """Runs test.py; returns what came of it, and the results and failures by setting."""
 
     def run(faces: Path, *flags: object):
         outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
@@ -170,30 +172,29 @@ def test_a_dangling_link_ends_its_benchmark_only(run_test, faces, keep):
 
 def test_a_dangling_link_among_distractors_ends_what_searches_among_them(run_test, faces, tiny_faces, tmp_path):
     """5a: the distractors are for FG-NET alone; CALFW has its figures."""
-    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "strangers")
-    link = a_dangling_link(tmp_path / "strangers")
-    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "strangers")
+    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "others")
+    link = a_dangling_link(tmp_path / "others")
+    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "others")
     outcome, results, why_not = run_test(faces, *flags)
     assert outcome.status == 2 and list(results) == ["calfw"] and str(link) in why_not["fgnet"]
 
 
 def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces, monkeypatch):
     """5a: an error of the disk while a benchmark is opened is a sentence of that benchmark."""
-    script = load_script("test")
-    opening = script.open_eval_set
+    opening = benchmark_run.open_eval_set
 
     def fails(setting, *args):
         if setting.name == "fgnet":
             raise OSError(errno.EIO, os.strerror(errno.EIO), "some/folder")
         return opening(setting, *args)
 
-    monkeypatch.setattr(script, "open_eval_set", fails)
+    monkeypatch.setattr(benchmark_run, "open_eval_set", fails)
     outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw")
     assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
 
 
-def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, tiny_faces, tmp_path, monkeypatch):
-    """5a: without room for the strangers' embeddings they are in memory, with the same figures, and it is said."""
+def test_a_full_disk_only_means_that_distractors_are_not_cached(run_test, faces, tiny_faces, tmp_path, monkeypatch):
+    """5a: without room for the distractors' embeddings they are in memory, with the same figures, and it is said."""
     flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2",
              "--cache-folder", tmp_path / "cache")  # fmt: skip
     _, kept, _ = run_test(faces, *flags)
@@ -205,26 +206,26 @@ def test_a_full_disk_only_means_that_distractors_are_not_kept(run_test, faces, t
 
     monkeypatch.setattr(embedding_cache.os, "posix_fallocate", full)
     outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and "embeddings are not kept" in outcome.out and "No space left" in outcome.out
+    assert outcome.status == 0 and "embeddings are not cached" in outcome.out and "No space left" in outcome.out
     assert results == kept and not list((tmp_path / "cache").glob("distractors_*"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody, not even root, may write into")
 def test_a_cache_that_nobody_may_write_costs_nothing(run_test, faces):
-    """5a: where no cache can be made, all runs and nothing is kept."""
-    strangers = faces / "CALFW" / "processed_CALFW_2"
-    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", strangers)
+    """5a: where no cache can be made, all runs and nothing is cached."""
+    others = faces / "CALFW" / "processed_CALFW_2"
+    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", others)
     outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not kept") == 1
+    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not cached") == 1
 
 
 def test_a_filled_array_is_kept_and_an_unfilled_one_goes(tmp_path):
-    """5a: keep_array leaves nothing half made, and two runs do not write into one file."""
+    """5a: new_array leaves nothing half made, and two runs do not write into one file."""
     cache = embedding_cache.EmbeddingCache(tmp_path, print)
-    with pytest.raises(UserError), cache.keep_array({"of": 1}, (2, 3)) as array:
+    with pytest.raises(UserError), cache.new_array({"of": 1}, (2, 3)) as array:
         raise UserError("a picture is broken")
     assert not list(tmp_path.iterdir()) and cache.load_array({"of": 1}) is None
-    with cache.keep_array({"of": 1}, (2, 3)) as array:
+    with cache.new_array({"of": 1}, (2, 3)) as array:
         (part,) = tmp_path.iterdir()
         assert str(os.getpid()) in part.name
         array[:] = 7
@@ -255,6 +256,5 @@ def test_processes_agree_on_what_did_not_run(faces, weights, tmp_path):
 
 def test_what_a_file_system_raises_is_one_sentence(tmp_path):
     """5a: `in_step` gives it."""
-    script = load_script("test")
     with pytest.raises(UserError, match=r"a\.jpg.*check that path"):
-        script.in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)
+        in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)

@@ -21,12 +21,21 @@ from data.faces import Faces
 from data.loaders import FaceBatch, batches, evaluation_loader
 from data.transforms import to_network_input
 from evaluation.age_gap import MATE_YEARS, rank1_by_mate_distance
-from evaluation.embeddings.extraction import Extracted, TwoBranches, extract
-from evaluation.identification import probe_gallery_cmc
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN, EmbeddingSet
+from evaluation.embeddings.extraction import TwoBranches, extract
+from evaluation.identification import cmc_of
 from evaluation.metrics import enough_impostors
-from evaluation.protocols import pair_scores
 from evaluation.report.validation_curves import Curves, Panel, draw_curves
-from evaluation.scoring import ANALYSED_JOIN, LABELS, LOWER_IS_BETTER, EvalSet, Options, Result, analysed, score
+from evaluation.scoring import (
+    LABELS,
+    LOWER_IS_BETTER,
+    Comparable,
+    EvalSet,
+    Options,
+    Result,
+    embedding_sets,
+    score,
+)
 from evaluation.verification import FALSE_ACCEPT_RATES, verification
 from meta import UserError
 from training.config import TrainConfig
@@ -118,8 +127,9 @@ class Validation:
         panels: list[Panel] = []
         if self.process.is_first:
             try:
-                result, _ = score(benchmark, extracted, PUBLISHED_ONLY)
-                panels = PANELS[benchmark.protocol](benchmark, extracted, result)
+                sets = embedding_sets(benchmark, extracted)
+                result, comparable = score(benchmark, sets, PUBLISHED_ONLY)
+                panels = PANELS[benchmark.protocol](sets, result, comparable)
                 outcome = [
                     {f"{name}_{figure}": result[part][ANALYSED_JOIN][figure] for part, figure in _figures_of(benchmark)}
                 ]
@@ -221,13 +231,13 @@ def _figures_of(benchmark: EvalSet) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
-def _panels_of_identities(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
+def _panels_of_identities(sets: list[EmbeddingSet], result: Result, comparable: Comparable) -> list[Panel]:
     ranks = range(1, MAX_RANK + 1)
     cmc = [result["mates_against_rest"][ANALYSED_JOIN][f"cmc_percent_{rank}"] for rank in ranks]
     panels = [Panel("Mates against rest", "rank", "% of pairs found by this rank", list(ranks), cmc)]
-    ((faces, _),) = benchmark.sides
+    (faces,) = sets
     if faces.ages is not None:
-        rows = rank1_by_mate_distance(analysed(extracted[0]), faces.identities, faces.ages, (0, *MATE_YEARS))
+        rows = rank1_by_mate_distance(faces.embeddings, faces.identities, faces.ages, (0, *MATE_YEARS))
         rank1 = [math.nan if row["rank1_percent"] is None else row["rank1_percent"] for row in rows.values()]
         ticks = [f"{'any' if years == '0+' else years}\n{row['num_probes']:,} probes" for years, row in rows.items()]
         label = "years between the probe and the mates that count"
@@ -235,18 +245,15 @@ def _panels_of_identities(benchmark: EvalSet, extracted: list[Extracted], result
     return panels
 
 
-def _panels_of_probe_gallery(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
-    sides = [
-        (analysed(of), np.array(faces.identity_names)[faces.identities])
-        for of, (faces, _) in zip(extracted, benchmark.sides, strict=True)
-    ]
-    cmc = probe_gallery_cmc(*sides[0], *sides[1], max_rank=MAX_RANK)["cmc_percent"]
+def _panels_of_probe_gallery(sets: list[EmbeddingSet], result: Result, comparable: Comparable) -> list[Panel]:
+    probe, gallery = sets
+    cmc = cmc_of(comparable.search, probe.embeddings, len(gallery), max_rank=MAX_RANK)["cmc_percent"]
     return [Panel("Probes in the gallery", "rank", "% of probes found by this rank", range(1, len(cmc) + 1), cmc)]
 
 
-def _panels_of_pairs(benchmark: EvalSet, extracted: list[Extracted], result: Result) -> list[Panel]:
-    embeddings, pairs = analysed(extracted[0]), benchmark.pairs
-    curve = verification(pair_scores(embeddings[pairs.first], embeddings[pairs.second]), pairs.genuine)["curve"]
+def _panels_of_pairs(sets: list[EmbeddingSet], result: Result, comparable: Comparable) -> list[Panel]:
+    scores, genuine, _, _ = comparable.pairs
+    curve = verification(scores, genuine)["curve"]
     labels = "false accept rate, %", "true accept rate, %"
     return [Panel("ROC, all pairs", *labels, curve["roc_far_percent"], curve["roc_tar_percent"], x_log=True)]
 

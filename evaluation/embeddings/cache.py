@@ -1,8 +1,8 @@
-"""Embeddings kept on disk, by what they are computed from: a second test of the same model and data costs seconds.
+"""Embeddings cached on disk, by what they are computed from: a second test of the same model and data takes seconds.
 
-A file holds what one model gives for the pictures of one index (`Extracted`). Its name is a digest of the model (see
-models.weights.model_fingerprint), the pictures' names, sizes and times, and of the machine's kind of arithmetic;
-anything else of these gives another file. Grey pixels, which depend on the pictures alone, are kept once for all
+A file holds the features of one model for the pictures of one index (`Extracted`). Its name is a digest of the model
+(see models.weights.model_fingerprint), the pictures' names, sizes and times, and of the machine's kind of arithmetic;
+anything else of these means another file. Grey pixels, which depend on the pictures alone, are cached once for all
 models.
 """
 
@@ -34,14 +34,14 @@ class EmbeddingCache:
         self._is_writable = True
 
     def load(self, of_model: dict[str, Any], pictures: str, num_images: int) -> Extracted | None:
-        """What `save` kept under the same description of model and pictures, or None."""
+        """What `save` wrote under the same description of model and pictures, or None."""
         parts = [self._read(path, names, num_images) for path, names in self._files(of_model, pictures)]
         if None in parts:
             return None
         return Extracted(**dict.fromkeys(OF_MODEL) | parts[0] | parts[1])
 
     def save(self, of_model: dict[str, Any], pictures: str, extracted: Extracted) -> None:
-        """Keeps `extracted`; each file is written beside and renamed into place."""
+        """Caches `extracted`; each file is written beside and renamed into place."""
         for path, names in self._files(of_model, pictures):
             arrays = {name: getattr(extracted, name) for name in names if getattr(extracted, name) is not None}
             if not self._is_writable:
@@ -54,17 +54,17 @@ class EmbeddingCache:
                 self._cannot_write(path, error)
 
     def load_array(self, describes: dict[str, Any]) -> np.ndarray | None:
-        """An array that `keep_array` kept under this description, mapped into memory, or None."""
+        """An array that `new_array` wrote under this description, mapped into memory, or None."""
         path = self._array_path(describes)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
         except (OSError, ValueError, EOFError) as error:
-            self.report(f"kept embeddings {path} can't be read ({error}): they are computed anew")
+            self.report(f"cached embeddings {path} can't be read ({error}): they are computed anew")
             return None
 
     @contextmanager
-    def keep_array(self, describes: dict[str, Any], shape: tuple[int, int]) -> Iterator[np.ndarray]:
-        """An array (N, D) float32 to be filled: in a file, kept when all went well, or in memory where none can be."""
+    def new_array(self, describes: dict[str, Any], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+        """An array (N, D) float32 to be filled: in a file that stays when all went well, or else in memory."""
         path = self._array_path(describes)
         beside = _beside(path)
         try:
@@ -96,7 +96,7 @@ class EmbeddingCache:
 
     def _cannot_write(self, path: Path, error: OSError) -> None:
         self._is_writable = False
-        self.report(f"embeddings are not kept: {path} can't be written ({error})")
+        self.report(f"embeddings are not cached: {path} can't be written ({error})")
 
     def _array_path(self, describes: dict[str, Any]) -> Path:
         return self.folder / f"distractors_{_digest(describes)}.npy"
@@ -115,7 +115,7 @@ class EmbeddingCache:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in names if name in file.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            self.report(f"kept embeddings {path} can't be read ({error}): they are computed anew")
+            self.report(f"cached embeddings {path} can't be read ({error}): they are computed anew")
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return None

@@ -13,7 +13,7 @@ from meta import EMBEDDING_SIZE, IMAGE_SIZE, NUM_AGE_GROUPS, PIXEL_MEAN, PIXEL_S
 from utils.distributed import Process, gather_lists, sum_rows
 from utils.progress import counted
 
-GREY_SIDE = IMAGE_SIZE // 2  # the floor compares grey pictures of half the side: the same ranks, a quarter the memory
+GREY_SIDE = IMAGE_SIZE // 2  # the baseline compares grey pictures of half the side: same ranks, a quarter the memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green, blue (ITU-R BT.601)
 
 
@@ -45,6 +45,7 @@ def extract(
     process: Process,
     to_network_input: Callable[..., Tensor],
     with_age: bool = True,
+    *,
     what: str = "embedding",
     with_grey: bool = True,
     silent_below: float = 0.0,
@@ -85,8 +86,8 @@ def extract(
     for array in (views, ages, grey, seen, age_features):
         sum_rows(array, process)
     assert (seen == 1).all(), "every image has to be embedded exactly once"
-    told_grey = grey if with_grey else None
-    of_age = (*ages, told_grey, age_features) if with_age else (None, None, told_grey, None)
+    grey = grey if with_grey else None
+    of_age = (*ages, grey, age_features) if with_age else (None, None, grey, None)
     return Extracted(views[0], views[1], *of_age)
 
 

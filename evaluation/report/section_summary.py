@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from evaluation.embeddings.embedding_set import JOINS
 from evaluation.report.blocks import Block, Cell, Heading, Table
 from evaluation.report.reading import (
     Tested,
@@ -18,7 +19,7 @@ from evaluation.report.reading import (
     words,
 )
 from evaluation.report.tables import DIFFERENCES
-from evaluation.scoring import JOINS, LABELS
+from evaluation.scoring import LABELS
 
 CONCATENATE = JOINS[0]
 COLUMNS = {"concatenate": "concatenate", "add": "add", "sum": "sum", "grey_pixels": "grey pixels", "chance": "chance"}

@@ -94,8 +94,8 @@ def test_stopped_and_started_again_it_asks_only_for_what_is_missing(images, tmp_
     assert said == []
     again = Batches(images)
     ages = label(again, path, said=said)
-    told = [f"{3 * stopped_after} of 11 ages"] if stopped_after else []
-    assert [sentence.split(" are in ")[0] for sentence in said] == told
+    expected = [f"{3 * stopped_after} of 11 ages"] if stopped_after else []
+    assert [sentence.split(" are in ")[0] for sentence in said] == expected
     assert again.asked == [list(range(3 * stopped_after, NUM_IMAGES))]
     assert ages.tolist() == label(Batches(images), tmp_path / "other").tolist()
     third = Batches(images)

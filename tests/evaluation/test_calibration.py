@@ -80,12 +80,12 @@ def calibrations(tmp_path):
 @pytest.mark.parametrize("seed", range(2))
 def test_thresholds_and_tar_by_gap_are_those_of_a_plain_loop_over_all_pairs(seed):
     embeddings, people, ages = life_pictures(seed)
-    pairs, told = plain_pairs(embeddings, people, ages), calibrate(result_of(seed))
+    pairs, calibrated = plain_pairs(embeddings, people, ages), calibrate(result_of(seed))
     num_genuine = sum(pair[1] for pair in pairs)
-    assert (told["num_genuine"], told["num_impostor"]) == (num_genuine, len(pairs) - num_genuine)
+    assert (calibrated["num_genuine"], calibrated["num_impostor"]) == (num_genuine, len(pairs) - num_genuine)
     edges = [*GAP_LOWER_EDGES, 1000]
     for rate in ("1e-1", "1e-2", "1e-3"):
-        row = told["at_far"][rate]
+        row = calibrated["at_far"][rate]
         threshold, allowed = plain_threshold(pairs, COMMON_RATES[rate])
         assert row["threshold"] == pytest.approx(threshold, abs=1e-11) and row["impostors_allowed"] == allowed
         genuine = [(score, years) for score, is_genuine, years in pairs if is_genuine]
@@ -94,10 +94,10 @@ def test_thresholds_and_tar_by_gap_are_those_of_a_plain_loop_over_all_pairs(seed
         for gap, low, end in zip(GAPS, edges, edges[1:], strict=False):
             of_gap = [score for score, years in genuine if low <= years < end]
             expected = share(of_gap, threshold - 1e-9)
-            assert told["num_genuine_by_age_gap"][gap] == len(of_gap)
+            assert calibrated["num_genuine_by_age_gap"][gap] == len(of_gap)
             expected = None if expected is None else pytest.approx(expected, rel=1e-12)
             assert row["tar_by_age_gap_percent"][gap] == expected
-    assert len({row["tar_by_age_gap_percent"]["31+"] for row in told["at_far"].values()}) > 1
+    assert len({row["tar_by_age_gap_percent"]["31+"] for row in calibrated["at_far"].values()}) > 1
 
 
 def test_where_all_ages_are_known_the_thresholds_are_those_of_all_pairs():
@@ -127,9 +127,9 @@ def test_a_far_without_enough_impostors_is_left_out_and_said():
     draw = np.random.default_rng(0)
     genuine = np.arange(600) < 100
     scores = draw.normal(size=600) / 4 + genuine
-    told = calibrate({"title": "x", "analysis": {"verification": verification(scores, genuine)}})
-    assert list(told["at_far"]) == ["1e-1", "1e-2"]
-    assert told["left_out"]["1e-3"] == "FAR 1e-3 needs 1,000 impostor pairs or more, there are 500"
+    calibrated = calibrate({"title": "x", "analysis": {"verification": verification(scores, genuine)}})
+    assert list(calibrated["at_far"]) == ["1e-1", "1e-2"]
+    assert calibrated["left_out"]["1e-3"] == "FAR 1e-3 needs 1,000 impostor pairs or more, there are 500"
 
 
 def test_a_benchmark_without_analysis_and_a_file_of_embeddings_have_no_calibration(tmp_path):
@@ -151,11 +151,11 @@ def test_years_fall_into_their_bin(years, gap):
 def test_the_benchmark_with_most_impostors_is_taken_unless_another_is_named(calibrations):
     calibration = read_calibration(calibrations, FINGERPRINT, "concatenate")
     benchmark, point = calibration.at(1e-2)
-    told = calibrate(result_of())
+    calibrated = calibrate(result_of())
     assert (benchmark.name, point.far) == ("fgnet", "1e-2")
-    assert point.threshold == told["at_far"]["1e-2"]["threshold"]
+    assert point.threshold == calibrated["at_far"]["1e-2"]["threshold"]
     assert point.tar_by_gap["2-5"] == (
-        told["num_genuine_by_age_gap"]["2-5"], told["at_far"]["1e-2"]["tar_by_age_gap_percent"]["2-5"]
+        calibrated["num_genuine_by_age_gap"]["2-5"], calibrated["at_far"]["1e-2"]["tar_by_age_gap_percent"]["2-5"]
     )  # fmt: skip
     assert calibration.at(0.1, "calfw")[0].num_impostor < benchmark.num_impostor
     assert calibration.benchmark_with("2-5") == "fgnet"
@@ -180,21 +180,21 @@ def test_a_calibration_of_another_model_or_another_join_is_refused(calibrations)
 
 def test_it_is_found_beside_the_weights_before_results(calibrations, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told, weights = [], tmp_path / "iefp.pth"
+    reports, weights = [], tmp_path / "iefp.pth"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / FILE_NAME).write_text(calibrations.read_text())
-    assert find_calibration(weights, FINGERPRINT, "concatenate", told.append).path == str(calibrations)
+    assert find_calibration(weights, FINGERPRINT, "concatenate", reports.append).path == str(calibrations)
     calibrations.write_text(calibrations.read_text().replace(FINGERPRINT, "cd" * 32))
-    assert find_calibration(weights, FINGERPRINT, "concatenate", told.append).path == f"results/{FILE_NAME}"
-    assert told and re.search("is not about .*iefp.pth", told[0])
-    assert find_calibration(weights, "ef" * 32, "concatenate", told.append) is None
+    assert find_calibration(weights, FINGERPRINT, "concatenate", reports.append).path == f"results/{FILE_NAME}"
+    assert reports and re.search("is not about .*iefp.pth", reports[0])
+    assert find_calibration(weights, "ef" * 32, "concatenate", reports.append) is None
 
 
 def broken(change):
     def write(text):
-        told = json.loads(text)
-        change(told["models"][0])
-        return json.dumps(told)
+        content = json.loads(text)
+        change(content["models"][0])
+        return json.dumps(content)
 
     return write
 

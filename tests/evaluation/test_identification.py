@@ -38,22 +38,22 @@ def plain_cmc(ranks, length):
 
 
 def plain_open_set(probe, probe_identities, gallery, gallery_identities, distractors, one_in):
-    """DIR in percent, found by trying every score that a stranger has as the threshold; None where strangers lack."""
-    strangers, known = [], []
+    """DIR in percent, by trying every score of a non-mated probe as the threshold; None where they are too few."""
+    non_mated, known = [], []
     for embedding, identity in zip(probe, probe_identities, strict=True):
         scores = [reference.cosine(embedding, row) for row in gallery]
         rest = [reference.cosine(embedding, row) for row in distractors]
         if identity not in gallery_identities:
-            strangers.append(max(scores + rest))
+            non_mated.append(max(scores + rest))
             continue
         best = max(s for s, name in zip(scores, gallery_identities, strict=True) if name == identity)
         rest += [s for s, name in zip(scores, gallery_identities, strict=True) if name != identity]
         known.append((best, all(best > other + TIE for other in rest)))
-    if len(strangers) < one_in:
+    if len(non_mated) < one_in:
         return None
     shares = []
-    for threshold in strangers:
-        if sum(score > threshold + TIE for score in strangers) * one_in <= len(strangers):
+    for threshold in non_mated:
+        if sum(score > threshold + TIE for score in non_mated) * one_in <= len(non_mated):
             shares.append(sum(first and best > threshold + TIE for best, first in known) / len(known))
     return 100 * max(shares)
 
@@ -137,19 +137,19 @@ def test_rank_one_is_that_of_the_published_protocol_where_nothing_ties():
 # ---------------------------------------------------------------------------------------------------- done by hand
 
 
-def test_a_threshold_lets_no_more_strangers_pass_than_allowed_and_a_tie_does_not_pass():
-    angle = np.linspace(0.1, 1.5, 20)  # cosines of twenty strangers to the one picture in the gallery
-    strangers = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    known = np.array([[1.0, 0.0], strangers[2], strangers[1] + [1e-9, 0], strangers[19]])
-    probe, names = np.concatenate([strangers, known]), ["x"] * 20 + ["a"] * 4
+def test_a_threshold_lets_no_more_non_mates_pass_than_allowed_and_a_tie_does_not_pass():
+    angle = np.linspace(0.1, 1.5, 20)  # cosines of twenty other people to the one picture in the gallery
+    others = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    known = np.array([[1.0, 0.0], others[2], others[1] + [1e-9, 0], others[19]])
+    probe, names = np.concatenate([others, known]), ["x"] * 20 + ["a"] * 4
     result = identification.open_set_identification(probe, names, np.array([[2.0, 0.0]]), ["a"])
     assert result["false_alarms_allowed_at_far_1e-1"] == 2
     assert result["threshold_at_far_1e-1_cosine"] == pytest.approx(math.cos(angle[2]), abs=1e-15)
-    assert result["dir_at_far_1e-1_percent"] == 50.0  # the second known probe ties with the third stranger
+    assert result["dir_at_far_1e-1_percent"] == 50.0  # the second known probe ties with the third of them
     assert result["rank1_percent"] == 100.0
 
 
-def test_a_rate_that_needs_more_strangers_than_there_are_gets_no_figure():
+def test_a_rate_that_needs_more_non_mates_than_there_are_gets_no_figure():
     rows, identities = faces(1, num_images=60, num_identities=12)
     gallery, probes = identification.open_set_split(identities, seed=4)
     result = identification.open_set_identification(
@@ -302,8 +302,12 @@ ZERO = ROWS * [[1], [1], [0], [1]]
 NOT_FINITE = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, ROWS)
 PEOPLE = [0, 0, 1, 1]
 ERRORS = {
-    "zero": (identification.leave_one_out_cmc, (ZERO, PEOPLE), "1 of 4 rows of length 0, the first is row 2"),
-    "zero in the gallery": (identification.probe_gallery_cmc, (ROWS, PEOPLE, ZERO, PEOPLE), "gallery has 1 of 4"),
+    "zero": (identification.leave_one_out_cmc, (ZERO, PEOPLE), "no direction in 1 of 4 rows, the first is row 2"),
+    "zero in the gallery": (
+        identification.probe_gallery_cmc,
+        (ROWS, PEOPLE, ZERO, PEOPLE),
+        "gallery has no direction in 1 of 4",
+    ),
     "NaN": (identification.leave_one_out_cmc, (NOT_FINITE, PEOPLE), "NaN or infinity in 1 of 4"),
     "NaN distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, NOT_FINITE), "distractors holds NaN"),
     "only zero distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, 0 * ROWS), "no embedding of a length"),
@@ -312,8 +316,12 @@ ERRORS = {
     "nobody has a mate": (identification.leave_one_out_cmc, (ROWS, [0, 1, 2, 3]), "no two images"),
     "rank 0": (identification.leave_one_out_cmc, (ROWS, PEOPLE, None, 0), "max_rank is 0"),
     "gallery lacks people": (identification.probe_gallery_cmc, (ROWS, [0, 7, 8, 9], ROWS, PEOPLE), "lacks 3"),
-    "no strangers": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, PEOPLE), "no strangers, whom"),
-    "nobody known": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, [5, 5, 6, 6]), "no people of"),
+    "no non-mates": (
+        identification.open_set_identification,
+        (ROWS, PEOPLE, ROWS, PEOPLE),
+        "no people whom the gallery",
+    ),
+    "no mates": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, [5, 5, 6, 6]), "no people of"),
     "numbers against names": (identification.open_set_identification, (ROWS, PEOPLE, ROWS, list("0011")), "same way"),
     "one person": (identification.known_rows, ([3, 3],), "names one person"),
     "a share beyond": (identification.known_rows, (PEOPLE, 0, 120), "known_percent is 120"),

@@ -13,6 +13,7 @@ from evaluation import age_labelling
 from evaluation.calibration import write_calibrations
 from evaluation.embeddings.gallery_files import write_gallery
 from evaluation.embeddings.photos import made_by as made_by_model
+from evaluation.models_under_test import WeightsModel
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
 from utils.cli import parse_config
@@ -45,7 +46,8 @@ def test_kept_embeddings_are_not_those_of_the_same_file_with_another_unit(own_we
     def embed(*flags):
         flags = ("--weights", own_weights, "--workers", 0, *(flags or ("--cache-folder", tmp_path / "cache")))
         config = parse_config(script.TestConfig, list(map(str, flags)))
-        return script.WeightsModel(own_weights, "own", config, Process(0, 1, CPU)).embed(faces, "FG-NET").original
+        model = WeightsModel(own_weights, "own", script.extraction_of(config), Process(0, 1, CPU))
+        return model.embed(faces, "FG-NET").original
 
     first = embed()
     assert np.array_equal(embed(), first)
@@ -88,11 +90,11 @@ def test_a_calibration_is_of_a_network_and_not_of_a_file(own_weights, run_main, 
     flags = (*pictures, "--weights", own_weights, "--device", "cpu", *(("--calibration", path) if is_given else ()))
     assert "at FAR 1e-3" in run_main("embed", *flags).out
     choose_another_unit(own_weights)
-    told = run_main("embed", *flags)
+    ended = run_main("embed", *flags)
     if is_given:
-        assert told.status == 2 and "another purification unit" in told.err and told.err.count("\n") == 1
+        assert ended.status == 2 and "another purification unit" in ended.err and ended.err.count("\n") == 1
     else:
-        assert told.status == 0 and "is not about" in told.err and "FAR" not in told.out
+        assert ended.status == 0 and "is not about" in ended.err and "FAR" not in ended.out
 
 
 def test_what_an_earlier_version_wrote_says_how_to_make_it_anew(own_weights, run_main, tiny_faces, tmp_path):
@@ -108,8 +110,10 @@ def test_what_an_earlier_version_wrote_says_how_to_make_it_anew(own_weights, run
     write_gallery(gallery, ("a",), np.ones((1, 1024), np.float32), None, made_by)
     pictures = sorted((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG"))[:2]
     for flags, advice in ((("--calibration", path), "run test.py"), (("--gallery", gallery), "embed its pictures")):
-        told = run_main("embed", *pictures, *flags, "--weights", own_weights, "--device", "cpu")
-        assert told.status == 2 and "earlier version" in told.err and advice in told.err and told.err.count("\n") == 1
+        ended = run_main("embed", *pictures, *flags, "--weights", own_weights, "--device", "cpu")
+        assert (
+            ended.status == 2 and "earlier version" in ended.err and advice in ended.err and ended.err.count("\n") == 1
+        )
 
 
 def test_a_gallery_is_of_a_network_and_not_of_a_file(own_weights, run_main, tiny_faces, tmp_path):
@@ -120,8 +124,8 @@ def test_a_gallery_is_of_a_network_and_not_of_a_file(own_weights, run_main, tiny
     search = ("embed", next(person.iterdir()), "--gallery", tmp_path / "faces.npz", *flags)
     assert run_main(*search).status == 0
     choose_another_unit(own_weights)
-    told = run_main(*search)
-    assert told.status == 2 and "another purification unit" in told.err and told.err.count("\n") == 1
+    ended = run_main(*search)
+    assert ended.status == 2 and "another purification unit" in ended.err and ended.err.count("\n") == 1
 
 
 def test_half_made_ages_are_of_the_network_that_made_them(run_main, tiny_faces, tmp_path, monkeypatch):
@@ -186,7 +190,7 @@ def test_another_method_does_not_take_the_club_of_the_weights_that_it_starts_fro
 
 
 def test_the_report_leaves_the_estimate_of_an_untrained_club_out(run_main, tiny_faces, tmp_path):
-    """3c: what test.py writes of such weights has the other leaks, and no CLUB."""
+    """3c: what test.py writes of such weights has the other probes, and no CLUB."""
     torch.save(iefp_file_tensors(trained(0)), tmp_path / "alone.pth")
     flags = ("--weights", tmp_path / "alone.pth", "--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--workers", 0,
              "--device", "cpu", "--output", tmp_path / "out", "--no-keep-embeddings", "--no-pictures")  # fmt: skip
@@ -205,10 +209,10 @@ def test_earlier_results_stay_where_nothing_ran(run_main, weights, tmp_path):
     (tmp_path / "out").mkdir()
     for name in names:
         (tmp_path / "out" / name).write_text(f"earlier {name}")
-    told = run_main("test", "--weights", weights, "--face-dataset", tmp_path / "tpyo", "--benchmarks", "fgnet", "calfw",
-                    "--output", tmp_path / "out", "--device", "cpu")  # fmt: skip
-    assert told.status == 2 and told.err.count("did not run") == 2
+    flags = ("--weights", weights, "--benchmarks", "fgnet", "calfw", "--output", tmp_path / "out", "--device", "cpu")
+    ended = run_main("test", *flags, "--face-dataset", tmp_path / "tpyo")
+    assert ended.status == 2 and ended.err.count("did not run") == 2
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
         name: f"earlier {name}" for name in names
     }
-    assert "report to look at" not in told.out and "written" not in told.out.replace("nothing is written", "")
+    assert "report to look at" not in ended.out and "written" not in ended.out.replace("nothing is written", "")

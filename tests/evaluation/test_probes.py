@@ -1,4 +1,4 @@
-"""evaluation/probes.py: a planted leak is found, a removed one is gone, and chance is chance."""
+"""evaluation/probes.py: a planted age is found, a removed one is gone, and chance is chance."""
 
 import json
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import probes as leaks
+from evaluation import probes
 from meta import AGE_GROUP_UPPER_EDGES, UserError
 from models.club import CLUB, SampledCLUB
 
@@ -81,11 +81,11 @@ def plain_age_probe(rows, ages, folds):
         x, held_out = scaled(~test & ~chosen_on, chosen_on)
         years, known = ages[~test & ~chosen_on], groups[~test & ~chosen_on]
         errors = []
-        for alpha in leaks.RIDGE_ALPHA:
+        for alpha in probes.RIDGE_ALPHA:
             weights, offset = plain_ridge(x, years, alpha)
             errors.append(np.mean((held_out @ weights + offset - ages[chosen_on]) ** 2))
         losses = []
-        for c in leaks.LOGISTIC_C:
+        for c in probes.LOGISTIC_C:
             classes, weights = plain_softmax_regression(x, known, c)
             logits = held_out @ weights[:-1] + weights[-1]
             log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -93,9 +93,9 @@ def plain_age_probe(rows, ages, folds):
                                     for row, group in zip(log_probabilities, groups[chosen_on], strict=True)
                                     if group in classes]))  # fmt: skip
         x, others = scaled(~test, test)
-        weights, offset = plain_ridge(x, ages[~test], leaks.RIDGE_ALPHA[int(np.argmin(errors))])
+        weights, offset = plain_ridge(x, ages[~test], probes.RIDGE_ALPHA[int(np.argmin(errors))])
         read_years[test] = others @ weights + offset
-        classes, weights = plain_softmax_regression(x, groups[~test], leaks.LOGISTIC_C[int(np.argmin(losses))])
+        classes, weights = plain_softmax_regression(x, groups[~test], probes.LOGISTIC_C[int(np.argmin(losses))])
         read_groups[test] = classes[np.argmax(others @ weights[:-1] + weights[-1], axis=1)]
     hits = read_groups == groups
     return {
@@ -111,11 +111,11 @@ def plain_age_probe(rows, ages, folds):
 
 
 def test_the_probe_is_the_plain_version(monkeypatch):
-    monkeypatch.setattr(leaks, "LOGISTIC_C", (1e-3, 1e-1))  # the plain one is slow
+    monkeypatch.setattr(probes, "LOGISTIC_C", (1e-3, 1e-1))  # the plain one is slow
     rows, ages, identities = (array[:120] for array in people())
     rows = planted(rows, ages)[:, :5]
-    result = leaks.age_probe(rows, ages, identities, seed=3)
-    expected = plain_age_probe(rows, ages, leaks.person_folds(identities, seed=3))
+    result = probes.age_probe(rows, ages, identities, seed=3)
+    expected = plain_age_probe(rows, ages, probes.person_folds(identities, seed=3))
     for key, value in expected.items():
         # The solver stops a little before the optimum: a picture or two may be classified differently.
         slack = {"age_r2": 1e-9, "age_mae_years": 1e-6}.get(key, 1.7)
@@ -140,7 +140,7 @@ def test_figures_are_those_of_the_version_before_scikit_learn(case):
     rng = np.random.default_rng((num_images, size))
     identities, ages = rng.integers(0, num_people, num_images), rng.choice(ages, num_images)
     rows = rng.normal(size=(num_people, size))[identities] + rng.normal(size=(num_images, size))
-    result = leaks.age_probe(planted(rows, ages, strength), ages, identities)
+    result = probes.age_probe(planted(rows, ages, strength), ages, identities)
     assert result["age_group_accuracy_percent"] == pytest.approx(accuracy, abs=0.5)
     assert result["age_group_balanced_accuracy_percent"] == pytest.approx(balanced, abs=0.5)
     assert result["age_group_mae"] == pytest.approx(group_error, abs=0.01)
@@ -157,7 +157,7 @@ def test_the_figures_are_those_of_scikit_learn():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # groups that were read and are not there
         balanced = balanced_accuracy_score(groups, read)
-    assert leaks._figures("x_", groups, years, read, read_years) == pytest.approx({
+    assert probes._figures("x_", groups, years, read, read_years) == pytest.approx({
         "x_age_group_accuracy_percent": 100 * np.mean(groups == read),
         "x_age_group_balanced_accuracy_percent": 100 * balanced,
         "x_age_group_mae": mean_absolute_error(groups, read),
@@ -168,12 +168,15 @@ def test_the_figures_are_those_of_scikit_learn():
 
 def test_a_planted_age_is_found_and_a_removed_one_is_gone():
     rows, ages, identities = people()
-    clean = leaks.age_probe(rows, ages, identities)
-    leaky = leaks.age_probe(planted(rows, ages), ages, identities)
-    removed = leaks.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities)
-    assert leaky["age_r2"] > 0.6 and leaky["age_mae_years"] < 0.65 * leaky["chance_age_mae_years"]
-    assert leaky["age_group_accuracy_percent"] > leaky["chance_age_group_accuracy_percent"] + 8
-    assert leaky["age_group_mae"] < leaky["chance_age_group_mae"] - 0.4
+    clean = probes.age_probe(rows, ages, identities)
+    planted_figures = probes.age_probe(planted(rows, ages), ages, identities)
+    removed = probes.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities)
+    assert (
+        planted_figures["age_r2"] > 0.6
+        and planted_figures["age_mae_years"] < 0.65 * planted_figures["chance_age_mae_years"]
+    )
+    assert planted_figures["age_group_accuracy_percent"] > planted_figures["chance_age_group_accuracy_percent"] + 8
+    assert planted_figures["age_group_mae"] < planted_figures["chance_age_group_mae"] - 0.4
     for nothing_there in (clean, removed):
         assert nothing_there["age_r2"] < 0.05
         assert nothing_there["age_mae_years"] > 0.95 * nothing_there["chance_age_mae_years"]
@@ -184,7 +187,7 @@ def test_a_planted_age_is_found_and_a_removed_one_is_gone():
 
 def test_permuted_ages_give_chance_even_where_the_age_is_planted():
     rows, ages, identities = people(1)
-    result = leaks.age_probe(planted(rows, ages), ages, identities)
+    result = probes.age_probe(planted(rows, ages), ages, identities)
     assert result["permuted_age_r2"] < 0.03
     assert result["permuted_age_mae_years"] == pytest.approx(result["chance_age_mae_years"], rel=0.04)
     assert result["permuted_age_group_accuracy_percent"] == pytest.approx(
@@ -198,25 +201,25 @@ def test_a_person_known_by_heart_gives_no_age_away():
     identities = np.repeat(np.arange(60), 8)
     ages = rng.integers(5, 80, 60)[identities]
     rows = rng.normal(size=(60, 40))[identities] + 0.01 * rng.normal(size=(480, 40))
-    assert leaks.age_probe(rows, ages, identities)["age_r2"] < 0.15
+    assert probes.age_probe(rows, ages, identities)["age_r2"] < 0.15
 
 
 def test_lengths_do_not_matter_and_a_seed_repeats():
     rows, ages, identities = (array[:120] for array in people(2))
-    first = leaks.age_probe(rows, ages, identities, seed=1)
-    assert leaks.age_probe(torch.tensor(rows), torch.tensor(ages), identities, seed=1) == first
-    scaled = leaks.age_probe(rows * np.linspace(0.5, 9, len(rows))[:, None], ages, [f"p{i:02}" for i in identities], 1)
+    first = probes.age_probe(rows, ages, identities, seed=1)
+    assert probes.age_probe(torch.tensor(rows), torch.tensor(ages), identities, seed=1) == first
+    scaled = probes.age_probe(rows * np.linspace(0.5, 9, len(rows))[:, None], ages, [f"p{i:02}" for i in identities], 1)
     assert scaled == pytest.approx(first, abs=0.9)
-    assert leaks.age_probe(rows, ages, identities, seed=2) != first
+    assert probes.age_probe(rows, ages, identities, seed=2) != first
 
 
 def test_unknown_ages_and_empty_embeddings_are_left_out_and_counted():
     rows, ages, identities = (array[:180] for array in people(3))
     more = np.concatenate([rows, rows[:7], np.zeros((2, SIZE))])
-    result = leaks.age_probe(more, np.concatenate([ages, [-1] * 7, [30, 40]]), np.concatenate([identities, [99] * 9]))
+    result = probes.age_probe(more, np.concatenate([ages, [-1] * 7, [30, 40]]), np.concatenate([identities, [99] * 9]))
     assert (result["num_images"], result["num_people"]) == (180, 15)
     assert (result["num_without_age"], result["num_of_length_zero"], result["num_folds"]) == (7, 2, 5)
-    for key, value in leaks.age_probe(rows, ages, identities).items():
+    for key, value in probes.age_probe(rows, ages, identities).items():
         assert result[key] == value or key in ("num_without_age", "num_of_length_zero")
 
 
@@ -224,20 +227,20 @@ def test_features_that_never_change_and_groups_that_a_fold_lacks_do_no_harm():
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.normal(size=(12, 3)), np.zeros(12)])
     ages = np.array([5] * 8 + [30, 30, 70, 70])  # two people, each alone in their group
-    result = leaks.age_probe(rows, ages, np.repeat([0, 1, 2], 4))
+    result = probes.age_probe(rows, ages, np.repeat([0, 1, 2], 4))
     assert result["num_folds"] == 3 and all(np.isfinite(value) for value in result.values())
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_person_is_in_two_folds_and_folds_are_about_equal(seed):
     identities = np.random.default_rng(seed).geometric(0.05, 400)
-    folds = leaks.person_folds(identities, seed)
+    folds = probes.person_folds(identities, seed)
     assert all(len(set(folds[identities == person])) == 1 for person in set(identities))
     sizes = np.bincount(folds)
     assert len(sizes) == 5 and sizes.max() - sizes.min() <= np.bincount(identities).max()
-    assert np.array_equal(folds, leaks.person_folds(identities, seed))
-    assert not np.array_equal(folds, leaks.person_folds(identities, seed + 1))
-    assert sorted(set(leaks.person_folds(["a", "b", "a", "c"]))) == [0, 1, 2]
+    assert np.array_equal(folds, probes.person_folds(identities, seed))
+    assert not np.array_equal(folds, probes.person_folds(identities, seed + 1))
+    assert sorted(set(probes.person_folds(["a", "b", "a", "c"]))) == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------- identity, and both at once
@@ -246,11 +249,11 @@ def test_no_person_is_in_two_folds_and_folds_are_about_equal(seed):
 def test_identity_in_an_age_embedding_is_found_where_it_is_and_else_chance():
     rows, ages, identities = people()
     only_age = planted(np.random.default_rng(7).normal(size=rows.shape), ages)
-    found, clean = (leaks.identity_in_age_embedding(e, identities) for e in (3 * rows + only_age, only_age))
+    found, clean = (probes.identity_in_age_embedding(e, identities) for e in (3 * rows + only_age, only_age))
     assert found["rank1_percent"] > 60
     assert clean["rank1_percent"] < 3 * clean["chance_rank1_percent"]
     assert clean["chance_rank1_percent"] == pytest.approx(100 * 11 / 479)
-    lone = leaks.identity_in_age_embedding(
+    lone = probes.identity_in_age_embedding(
         np.concatenate([rows, np.zeros((2, SIZE)), rows[:1] + 1]), [*identities, 0, 0, 99]
     )
     assert (lone["num_probes"], lone["num_probes_without_mate"], lone["num_of_length_zero"]) == (NUM_IMAGES, 1, 2)
@@ -278,15 +281,17 @@ def test_club_is_the_sum_written_out_whatever_the_batches_and_it_repeats():
         np.sum(((mu[n] - identity[partner[n]]) ** 2 - (mu[n] - identity[n]) ** 2) / np.exp(logvar[n])) / 2
         for n in range(53)
     ])  # fmt: skip
-    results = [leaks.club_estimate(club_of(club), age, identity, seed=4, batch_size=size) for size in (1024, 53, 10, 1)]
+    results = [
+        probes.club_estimate(club_of(club), age, identity, seed=4, batch_size=size) for size in (1024, 53, 10, 1)
+    ]
     for result in results:
         assert result["club_nats"] == pytest.approx(expected, rel=1e-12) and result["num_images"] == 53
         assert result == pytest.approx(results[0], rel=1e-9)
-    assert leaks.club_estimate(club_of(club), age, identity, seed=5)["club_nats"] != results[0]["club_nats"]
-    assert leaks.club_estimate(club_of(club), torch.tensor(age), torch.tensor(identity), 4) == results[0]
+    assert probes.club_estimate(club_of(club), age, identity, seed=5)["club_nats"] != results[0]["club_nats"]
+    assert probes.club_estimate(club_of(club), torch.tensor(age), torch.tensor(identity), 4) == results[0]
 
 
-def test_club_finds_what_is_shared_and_little_beside_strangers():
+def test_club_finds_what_is_shared_and_little_beside_other_people():
     rng = np.random.default_rng(0)
     age = rng.normal(size=(3000, 4)).astype(np.float32)
     identity = 0.8 * age + 0.6 * rng.normal(size=age.shape).astype(np.float32)
@@ -296,7 +301,7 @@ def test_club_finds_what_is_shared_and_little_beside_strangers():
         distances = (mu - identity[permutation]) ** 2 - (mu - identity) ** 2
         return distances.sum(axis=1).mean() / variance / 2
 
-    result = leaks.club_estimate(known, age, identity)
+    result = probes.club_estimate(known, age, identity)
     assert result["club_nats"] == pytest.approx(4 * 0.64 / 0.36, rel=0.1)  # 4 times rho^2 / (1 - rho^2)
     assert abs(result["shuffled_club_nats"]) < 0.1 * result["club_nats"]
 
@@ -309,13 +314,13 @@ def test_results_are_flat_and_ready_for_json_and_the_meaning_is_one_sentence():
     torch.manual_seed(0)
     club = club_of(SampledCLUB(SIZE).double())
     for result in (
-        leaks.age_probe(rows[:200], ages[:200], identities[:200]),
-        leaks.identity_in_age_embedding(rows, identities),
-        leaks.club_estimate(club, rows, rows),
+        probes.age_probe(rows[:200], ages[:200], identities[:200]),
+        probes.identity_in_age_embedding(rows, identities),
+        probes.club_estimate(club, rows, rows),
     ):
         assert json.loads(json.dumps(result)) == result
         assert all(type(value) in (int, float) for value in result.values())
-    assert leaks.MEANING.count(".") == 1 and leaks.MEANING.endswith(".") and "does not mean" in leaks.MEANING
+    assert probes.MEANING.count(".") == 1 and probes.MEANING.endswith(".") and "does not mean" in probes.MEANING
 
 
 ROWS, AGES, IDENTITIES = (
@@ -324,21 +329,21 @@ ROWS, AGES, IDENTITIES = (
     [0, 0, 1, 1, 2, 2],
 )
 ERRORS = {
-    "NaN": (leaks.age_probe, (ROWS * np.nan, AGES, IDENTITIES), "NaN or infinity in 6 of 6"),
-    "two people": (leaks.age_probe, (ROWS, AGES, [0, 0, 0, 1, 1, 1]), "2 people with an age"),
-    "no ages": (leaks.age_probe, (ROWS, AGES * 0 - 1, IDENTITIES), "0 people with an age"),
-    "one group": (leaks.age_probe, (ROWS, AGES * 0 + 30, IDENTITIES), "all of the group 26-35 years"),
-    "age 130": (leaks.age_probe, (ROWS, AGES + 90, IDENTITIES), "ages has 130 in row 2, outside 0 to 120"),
-    "age -2": (leaks.age_probe, (ROWS, -AGES, IDENTITIES), "ages has -5 in row 0"),
-    "broken years": (leaks.age_probe, (ROWS, AGES + 0.5, IDENTITIES), "whole years"),
-    "too few ages": (leaks.age_probe, (ROWS, AGES[:4], IDENTITIES), "each of the 6 images"),
-    "too few identities": (leaks.age_probe, (ROWS, AGES, [0, 1, 2]), "3 entries for 6 images"),
-    "nobody has a mate": (leaks.identity_in_age_embedding, (ROWS, list("abcdef")), "no two images"),
-    "empty age embeddings": (leaks.identity_in_age_embedding, (ROWS * 0, IDENTITIES), "rows of length 0 only"),
-    "rows that do not belong together": (leaks.club_estimate, (lambda *_: 0, ROWS, ROWS[:4]), "6 rows and .* 4"),
-    "one picture": (leaks.club_estimate, (lambda *_: 0, ROWS[:1], ROWS[:1]), "two pictures or more"),
-    "an unsampled estimator": (leaks.club_estimate, (club_of(CLUB(3).double()), ROWS, ROWS), "the sampled estimator"),
-    "no estimate": (leaks.club_estimate, (lambda *_: np.nan, ROWS, ROWS), "not finite"),
+    "NaN": (probes.age_probe, (ROWS * np.nan, AGES, IDENTITIES), "NaN or infinity in 6 of 6"),
+    "two people": (probes.age_probe, (ROWS, AGES, [0, 0, 0, 1, 1, 1]), "2 people with an age"),
+    "no ages": (probes.age_probe, (ROWS, AGES * 0 - 1, IDENTITIES), "0 people with an age"),
+    "one group": (probes.age_probe, (ROWS, AGES * 0 + 30, IDENTITIES), "all of the group 26-35 years"),
+    "age 130": (probes.age_probe, (ROWS, AGES + 90, IDENTITIES), "ages has 130 in row 2, outside 0 to 120"),
+    "age -2": (probes.age_probe, (ROWS, -AGES, IDENTITIES), "ages has -5 in row 0"),
+    "broken years": (probes.age_probe, (ROWS, AGES + 0.5, IDENTITIES), "whole years"),
+    "too few ages": (probes.age_probe, (ROWS, AGES[:4], IDENTITIES), "each of the 6 images"),
+    "too few identities": (probes.age_probe, (ROWS, AGES, [0, 1, 2]), "3 entries for 6 images"),
+    "nobody has a mate": (probes.identity_in_age_embedding, (ROWS, list("abcdef")), "no two images"),
+    "empty age embeddings": (probes.identity_in_age_embedding, (ROWS * 0, IDENTITIES), "rows of length 0 only"),
+    "rows that do not belong together": (probes.club_estimate, (lambda *_: 0, ROWS, ROWS[:4]), "6 rows and .* 4"),
+    "one picture": (probes.club_estimate, (lambda *_: 0, ROWS[:1], ROWS[:1]), "two pictures or more"),
+    "an unsampled estimator": (probes.club_estimate, (club_of(CLUB(3).double()), ROWS, ROWS), "the sampled estimator"),
+    "no estimate": (probes.club_estimate, (lambda *_: np.nan, ROWS, ROWS), "not finite"),
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from evaluation.analysis import worst_searches
 from evaluation.calibration import calibrate
+from evaluation.embeddings.embedding_set import EmbeddingSet
 from evaluation.embeddings.extraction import Extracted
-from evaluation.identification import leave_one_out_contest, probe_gallery_contest
+from evaluation.identification import leave_one_out_search, probe_gallery_search
 from evaluation.intervals import MIN_DRAWN, paired_share_difference, share_interval
 from evaluation.report.section_summary import main_rows, settings_of
 from evaluation.report.tables import table
@@ -36,8 +37,8 @@ def test_leave_one_out_hits_are_those_of_a_plain_loop(people):
     people = np.append(people, NUM_PEOPLE - 1 + 1)  # who has one picture is no probe
     embeddings = np.random.default_rng(0).normal(size=(len(people), 8))
     embeddings[:-1] = clustered(people[:-1], 1.5, 0)[:, :8]
-    contest, probes = leave_one_out_contest(embeddings, people)
-    hits = contest.hits
+    search, probes = leave_one_out_search(embeddings, people)
+    hits = search.hits
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     expected = []
     for probe in range(len(people)):
@@ -54,7 +55,7 @@ def test_probe_gallery_hits_are_those_of_a_plain_loop():
     order = np.random.default_rng(1).permutation(NUM_PEOPLE)
     probe = clustered(np.arange(NUM_PEOPLE), 1.5, 5)
     gallery = clustered(np.arange(NUM_PEOPLE), 1.5, 6)[order] + probe[order]
-    hits = probe_gallery_contest(probe, subjects, gallery, subjects[order]).hits
+    hits = probe_gallery_search(probe, subjects, gallery, subjects[order]).hits
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
     assert hits.tolist() == [subjects[order][np.argmax(unit[1] @ row)] == subjects[k] for k, row in enumerate(unit[0])]
     assert 0 < hits.mean() < 1
@@ -65,32 +66,32 @@ def test_probe_gallery_hits_are_those_of_a_plain_loop():
 
 def test_a_share_is_the_plain_share_and_its_interval_that_of_people_drawn_one_by_one(people):
     hits = np.random.default_rng(2).random(len(people)) < 0.4
-    told = share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
-    assert told["rank1_percent"] == pytest.approx(100 * hits.mean())
+    figures = share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
+    assert figures["rank1_percent"] == pytest.approx(100 * hits.mean())
     draw, shares = np.random.default_rng(9), []
     rows = [np.flatnonzero(people == k) for k in np.unique(people)]
     for _ in range(4000):
         drawn = np.concatenate([rows[k] for k in draw.integers(0, len(rows), len(rows))])
         shares.append(100 * hits[drawn].mean())
     expected = np.quantile(shares, [0.025, 0.975])
-    assert [told["rank1_percent_low"], told["rank1_percent_high"]] == pytest.approx(expected, abs=0.8)
-    assert told == share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
+    assert [figures["rank1_percent_low"], figures["rank1_percent_high"]] == pytest.approx(expected, abs=0.8)
+    assert figures == share_interval(hits, people, "rank1_percent", num_replicates=4000, seed=1)
 
 
 def test_pictures_of_one_person_hang_together_and_widen_the_interval():
     people = np.repeat(np.arange(40), 25)
     by_person = np.repeat(np.random.default_rng(0).random(40) < 0.5, 25)
-    told = share_interval(by_person, people, "r")
+    figures = share_interval(by_person, people, "r")
     single = share_interval(by_person, np.arange(len(people)), "r")
-    assert told["r_high"] - told["r_low"] > 3 * (single["r_high"] - single["r_low"])
+    assert figures["r_high"] - figures["r_low"] > 3 * (single["r_high"] - single["r_low"])
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     draw, covered = np.random.default_rng(4), 0
     for seed in range(200):
         rate = np.repeat(draw.beta(2, 3, 50), 4)  # people differ; the mean is 40 %
-        told = share_interval(draw.random(200) < rate, np.repeat(np.arange(50), 4), "r", 300, seed)
-        covered += told["r_low"] <= 40 <= told["r_high"]
+        figures = share_interval(draw.random(200) < rate, np.repeat(np.arange(50), 4), "r", 300, seed)
+        covered += figures["r_low"] <= 40 <= figures["r_high"]
     assert 0.89 <= covered / 200 <= 0.99
 
 
@@ -98,10 +99,10 @@ def test_two_models_are_drawn_alike_so_that_what_is_hard_for_both_drops_out(peop
     hard = np.random.default_rng(2).random(len(people)) < 0.4
     better = hard.copy()
     better[np.flatnonzero(~hard)[:6]] = True
-    told = paired_share_difference(better, hard, people, "rank1", seed=0)
+    figures = paired_share_difference(better, hard, people, "rank1", seed=0)
     alone = share_interval(hard, people, "r", seed=0)
-    assert told["rank1_difference_percentage_points"] == pytest.approx(100 * 6 / len(people))
-    width = told["rank1_difference_percentage_points_high"] - told["rank1_difference_percentage_points_low"]
+    assert figures["rank1_difference_percentage_points"] == pytest.approx(100 * 6 / len(people))
+    width = figures["rank1_difference_percentage_points_high"] - figures["rank1_difference_percentage_points_low"]
     assert width < 0.7 * (alone["r_high"] - alone["r_low"])
     same = paired_share_difference(hard, hard, people, "rank1")
     assert (
@@ -111,8 +112,8 @@ def test_two_models_are_drawn_alike_so_that_what_is_hard_for_both_drops_out(peop
 
 
 def test_too_few_people_give_a_reason_and_no_interval():
-    told = share_interval([True, False], ["a", "b"], "r")
-    assert told["r"] == 50 and told["r_low"] is None and f"needs {MIN_DRAWN}" in told["r_interval_reason"]
+    figures = share_interval([True, False], ["a", "b"], "r")
+    assert figures["r"] == 50 and figures["r_low"] is None and f"needs {MIN_DRAWN}" in figures["r_interval_reason"]
     with pytest.raises(UserError, match="2 entries for 3 people"):
         share_interval([True, False], ["a", "b", "c"], "r")
 
@@ -121,10 +122,10 @@ def test_models_are_compared_by_all_that_both_have(people):
     scores = np.random.default_rng(0).normal(size=200)
     genuine = np.arange(200) % 2 == 0
     a, b = (Comparable((scores + k * genuine, genuine, None, None), (people > k, people)) for k in (2, 1))
-    told = compare(a, b)
-    assert told["pooled_auc_difference_percentage_points"] > 0
+    figures = compare(a, b)
+    assert figures["pooled_auc_difference_percentage_points"] > 0
     expected = 100 * ((people > 2).mean() - (people > 1).mean())
-    assert told["rank1_difference_percentage_points"] == pytest.approx(expected)
+    assert figures["rank1_difference_percentage_points"] == pytest.approx(expected)
     assert "pooled_auc_difference_percentage_points" not in compare(Comparable(hits=a.hits), Comparable(hits=b.hits))
 
 
@@ -136,20 +137,20 @@ def test_the_worst_searches_are_those_of_a_sorted_matrix():
     probe, gallery = draw.normal(size=(20, 6)), draw.normal(size=(25, 6))
     people = np.arange(20), np.concatenate([np.arange(20), np.arange(5)])
     ages = draw.integers(0, 60, 20), np.where(np.arange(25) == 3, -1, 30)
-    contest = probe_gallery_contest(probe, people[0], gallery, people[1])
-    told = worst_searches(contest, ages, (lambda i: f"p{i}", lambda i: f"g{i}"))
+    search = probe_gallery_search(probe, people[0], gallery, people[1])
+    figures = worst_searches(search, ages, (lambda i: f"p{i}", lambda i: f"g{i}"))
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
     scores = unit[0] @ unit[1].T
     is_mate = people[0][:, None] == people[1]
     others = np.where(is_mate, -2, scores)
     order = np.argsort(-others.max(axis=1))[:12]
     expected = [(f"p{i}", f"g{others[i].argmax()}") for i in order]
-    assert [(pair["name_a"], pair["name_b"]) for pair in told["false_matches"]] == expected
+    assert [(pair["name_a"], pair["name_b"]) for pair in figures["false_matches"]] == expected
     mates = np.where(is_mate, scores, -2)
     order = np.argsort(mates.max(axis=1))[:12]
     expected = [(f"p{i}", f"g{mates[i].argmax()}") for i in order]
-    assert [(pair["name_a"], pair["name_b"]) for pair in told["false_non_matches"]] == expected
-    for pair in told["false_matches"] + told["false_non_matches"]:
+    assert [(pair["name_a"], pair["name_b"]) for pair in figures["false_non_matches"]] == expected
+    for pair in figures["false_matches"] + figures["false_non_matches"]:
         assert pair["age_a"] == ages[0][int(pair["name_a"][1:])]
         assert ("age_b" in pair) == (pair["name_b"] != "g3")
 
@@ -167,7 +168,7 @@ def result_of_pairs(num_impostor: int) -> dict:
     extracted = Extracted(views[0], views[1], None, None, grey_pixels=views[0])
     order = draw.permutation(len(genuine))
     pairs = first[order], second[order], genuine[order]
-    return {"title": "Own"} | score_pair_list(extracted, *pairs, str, Options(), with_sum=True)[0]
+    return {"title": "Own"} | score_pair_list(EmbeddingSet(extracted, str), *pairs, Options(), with_sum=True)[0]
 
 
 @pytest.mark.parametrize("num_impostor", [12, 100 * MIN_FALSE_ACCEPTS - 1, 100 * MIN_FALSE_ACCEPTS])
