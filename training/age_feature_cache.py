@@ -52,7 +52,7 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
     caches = made[:: process.processes_of_node]  # one a machine
     if None in caches:
         if caches != [None]:
-            tell(process, "no age features are cached, for not every machine can: training goes on without")
+            tell(process, "no age features are cached, for they can't be on every machine: training goes on without")
         return None
     return caches[process.node]
 
