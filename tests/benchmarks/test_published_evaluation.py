@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import published_evaluation as published
-from benchmarks.evaluation import FEWEST, MOST, NUM_IDENTITIES, NUM_IMAGES, fgnet_identities
+from benchmarks.protocols import FEWEST, MOST, NUM_IDENTITIES, NUM_IMAGES, fgnet_identities
 from evaluation import protocols
 
 JOINT_TOLERANCE = 1e-10  # relative; float64 on both sides

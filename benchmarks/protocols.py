@@ -1,9 +1,9 @@
 """Time of the evaluation protocols against the published loops; a million distractors; a profile of all of test.py.
 
-    python benchmarks/evaluation.py                  FG-NET's and the pair lists' sizes, a minute or two
-    python benchmarks/evaluation.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/evaluation.py --probes         linear probes that read the age
-    python benchmarks/evaluation.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
+    python benchmarks/protocols.py                  FG-NET's and the pair lists' sizes, a minute or two
+    python benchmarks/protocols.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
+    python benchmarks/protocols.py --probes         linear probes that read the age
+    python benchmarks/protocols.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
 little. The published loop over mates is timed on every fifth probe and multiplied by five, unless --full is given. The
