@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_releases import FGNET_RESULT, SIZE, fgnet, interrupt, names_in  # noqa: F401 (fixtures)
+from raw_releases import FGNET_RESULT, SIZE, fgnet, interrupt, names_in  # noqa: F401 (fixtures)
 
 from data.ages import names as age_names
 from data.faces import index_identity_folders

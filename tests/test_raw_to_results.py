@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_releases import CALFW, draw, fgnet, morph2  # noqa: F401 (fixtures)
+from raw_releases import CALFW, draw, fgnet, morph2  # noqa: F401 (fixtures)
 
 from meta import BENCHMARKS
 

@@ -1,5 +1,7 @@
 """data/releases/: small raw releases as published -> what train and test read."""
 
+# ruff: noqa: F811 (fixtures)
+
 import csv
 import io
 import json
@@ -9,12 +11,25 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from raw_releases import (  # noqa: F401 (fixtures)
+    CALFW,
+    FGNET_FILES,
+    FGNET_RESULT,
+    MORPH2_FILES,
+    SIZE,
+    calfw_text,
+    draw,
+    fgnet,
+    interrupt,
+    morph2,
+    names_in,
+    write_csv,
+    write_pts,
+)
 
-from data.alignment.landmarks import COLUMNS
 from data.alignment.template import TEMPLATE
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
-from data.releases import aligned_folders as release_faces
 from data.releases import mat as release_mat
 from data.releases.agedb import plan_agedb, read_agedb_pairs
 from data.releases.aligned_folders import find_below, find_pictures, write_plan
@@ -32,22 +47,6 @@ from data.releases.morph2 import (
 from data.transforms import decode_face
 from meta import BENCHMARKS, FILENAME_PATTERNS, UserError
 
-SIZE = 150  # pixels of a raw picture
-
-
-def draw(path, seed):
-    """A turned, scaled and shifted face of five dots, bright on grey that `seed` decides; returns the points."""
-    random = np.random.default_rng(seed)
-    angle, scale = random.uniform(-0.6, 0.6), random.uniform(0.6, 1.1)
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = (TEMPLATE - TEMPLATE.mean(0)) @ turn.T + SIZE / 2 + random.uniform(-8, 8, 2)
-    y, x = np.mgrid[:SIZE, :SIZE]
-    light = sum(np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * (1.5 * scale) ** 2)) for u, v in points)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.rint(20 + seed % 50 + (235 - 20 - seed % 50) * np.minimum(light, 1)).astype(np.uint8)
-    Image.fromarray(pixels).save(path, "PNG" if path.suffix == ".png" else "JPEG", quality=98)
-    return points
-
 
 def assert_aligned(path):
     """Whether the five dots lie on the template."""
@@ -60,36 +59,9 @@ def assert_aligned(path):
         assert np.hypot((weight * x).sum() / weight.sum() - u, (weight * y).sum() / weight.sum() - v) < 0.25, path
 
 
-def write_pts(path, points, layout):
-    """68 points of which the five are right and all others elsewhere."""
-    rows = np.random.default_rng(3).uniform(0, SIZE, (68, 2))
-    if layout == "fgnet":
-        rows[[31, 36, 67, 48, 54]] = points
-    else:
-        rows[36:42], rows[42:48], rows[[30, 48, 54]] = points[0], points[1], points[2:]
-        rows += 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("version: 1\nn_points: 68\n{\n" + "".join(f"{x:.4f} {y:.4f}\n" for x, y in rows) + "}\n")
-
-
-def write_csv(path, points):
-    """A table of five points for each picture in a dict."""
-    with open(path, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(COLUMNS)
-        rows.writerows((name, *(f"{number:.4f}" for number in xy.ravel())) for name, xy in points.items())
-    return path
-
-
 def draw_all(folder, names):
     """Pictures of these names, and their points by name."""
     return {name: draw(folder / name, seed) for seed, name in enumerate(names)}
-
-
-def names_in(folder):
-    """Relative paths of all files below a folder, hidden ones too, but for the mark of a finished folder."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".aligned-")]
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def refused(call, *words):
@@ -98,22 +70,6 @@ def refused(call, *words):
     assert str(caught.value).isprintable()
     for word in words:
         assert word in str(caught.value), str(caught.value)
-
-
-FGNET_FILES = ("001A02.JPG", "001a05.jpg", "001A43a.JPG", "001A43B.JPG", "002A00.JPG", "082A69.JPG")
-FGNET_RESULT = ["001/001A02.JPG", "001/001A05.JPG", "001/001A43a.JPG", "001/001A43b.JPG", "002/002A00.JPG",
-                "082/082A69.JPG"]  # fmt: skip
-
-
-@pytest.fixture
-def fgnet(tmp_path):
-    """FG-NET as released, one folder deeper than given."""
-    raw = tmp_path / "raw"
-    for seed, name in enumerate(FGNET_FILES):
-        points = draw(raw / "FGNET" / "Images" / name, seed)
-        write_pts(raw / "FGNET" / "points" / f"{name[:-4].lower()}.pts", points, "fgnet")
-    (raw / "FGNET" / "Images" / "Thumbs.db").write_bytes(b"x")
-    return raw
 
 
 # ------------------------------------------------------------------------------------------------------------ FG-NET
@@ -188,25 +144,6 @@ def test_an_unreadable_picture_stops_the_work_and_its_repair_goes_on_from_there(
     assert (written.num_kept, written.counts) == (5, {"ID_processed_FGNET": (6, 3)})
     assert names_in(tmp_path / "out") == [f"ID_processed_FGNET/{name}" for name in FGNET_RESULT] + [
         "ID_processed_FGNET_alignment.png"]  # fmt: skip
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Interrupts the work after that many pictures; call it with None to let it run."""
-    write_face = release_faces.write_face
-
-    def after(count):
-        done = []
-
-        def work(face, folder, size):
-            if len(done) == count:
-                raise KeyboardInterrupt
-            done.append(face)
-            return write_face(face, folder, size)
-
-        monkeypatch.setattr(release_faces, "write_face", write_face if count is None else work)
-
-    return after
 
 
 def test_interrupted_work_leaves_nothing_under_the_folders_name_and_goes_on_where_it_was(fgnet, tmp_path, interrupt):
@@ -320,21 +257,9 @@ def test_pictures_are_searched_through_links_once_and_not_in_hidden_folders(tmp_
 # ------------------------------------------------------------------------------------------------------------- MORPH
 
 # Subject 3 has pictures of one age, subject 4 a single picture; 1 and 2 have ties at both ends.
-MORPH2_FILES = ("000001_0M30.JPG", "000001_1M22.JPG", "000001_2M22.JPG", "000001_10M41.JPG", "000001_3M41.JPG",
-                "00002_00F17.jpg", "00002_01F19.JPG", "000003_5M50.JPG", "000003_4M50.JPG", "000003_6M50.JPG",
-                "000004_0M33.JPG", "000005_0F20.JPG", "000005_1F60.JPG", "000006_0F21.JPG",
-                "000006_1F61.JPG")  # fmt: skip
 CHOICE = {1: ("000001_1M22.JPG", "000001_3M41.JPG"), 2: ("00002_00F17.JPG", "00002_01F19.JPG"),
           3: ("000003_4M50.JPG", "000003_5M50.JPG"), 5: ("000005_0F20.JPG", "000005_1F60.JPG"),
           6: ("000006_0F21.JPG", "000006_1F61.JPG")}  # fmt: skip
-
-
-@pytest.fixture
-def morph2(tmp_path):
-    raw = tmp_path / "raw"
-    points = {f"Album2/{i % 2}/{name}": draw(raw / "Album2" / f"{i % 2}" / name, i)
-              for i, name in enumerate(MORPH2_FILES)}  # fmt: skip
-    return raw, write_csv(tmp_path / "points.csv", points)
 
 
 def subjects_of(folder):
@@ -480,16 +405,6 @@ def test_more_subjects_than_there_are_is_refused_with_their_number(morph2):
 # -------------------------------------------------------------------------------------------------------------- pairs
 
 
-def calfw_text(per_fold=1, space=" "):
-    """The official list with `per_fold` genuine pairs in a fold."""
-    lines = []
-    for k in range(10 * per_fold):
-        lines += [f"A_{k}_0001.jpg{space}{k // per_fold + 1}", f"A_{k}_0002.jpg{space}{k // per_fold + 1}"]
-    for k in range(10 * per_fold):
-        lines += [f"A_{k}_0001.jpg{space}0", f"A_{(k + 1) % (10 * per_fold)}_0003.jpg{space}0"]
-    return "\n".join(lines) + "\n"
-
-
 @pytest.mark.parametrize("per_fold, space, newline", [(1, " ", "\n"), (3, "\t", "\r\n"), (300, "  ", "\n")])
 def test_calfws_list_is_dealt_into_ten_folds_of_genuine_then_impostor_pairs(tmp_path, per_fold, space, newline):
     (tmp_path / "pairs.txt").write_bytes(calfw_text(per_fold, space).replace("\n", newline).encode())
@@ -510,9 +425,6 @@ def test_genuine_pairs_go_to_their_fold_in_any_order(tmp_path):
     for fold in range(10):
         genuine = {pair.name_a for pair in pairs[4 * fold : 4 * fold + 2]}
         assert genuine == {f"A_{2 * fold}_0001.jpg", f"A_{2 * fold + 1}_0001.jpg"}
-
-
-CALFW = calfw_text()
 
 
 @pytest.mark.parametrize("text, words", [
