@@ -202,12 +202,12 @@ def age_errors(sides: list[EmbeddingSet]) -> dict[str, dict[str, float]]:
 LABELS = {
     "leave_one_out": {"rank1_percent": "leave-one-out rank-1 %"},
     "mates_against_rest": {
-        "cmc_percent_1": "mates against rest, rank 1 %",
-        "cmc_percent_10": "mates against rest, rank 10 %",
+        "cmc_percent_1": "mate among non-mates, rank 1 %",
+        "cmc_percent_10": "mate among non-mates, rank 10 %",
     },
     "mates_among_distractors": {
-        "cmc_percent_1": "mates among distractors too, rank 1 %",
-        "cmc_percent_10": "mates among distractors too, rank 10 %",
+        "cmc_percent_1": "mate among distractors too, rank 1 %",
+        "cmc_percent_10": "mate among distractors too, rank 10 %",
     },
     "probe_gallery": {"rank1_percent": "rank-1 %"},
     "verification": {

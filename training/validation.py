@@ -234,7 +234,7 @@ def _figures_of(benchmark: EvalSet) -> list[tuple[str, str]]:
 def _panels_of_identities(sets: list[EmbeddingSet], result: Result, comparable: Comparable) -> list[Panel]:
     ranks = range(1, MAX_RANK + 1)
     cmc = [result["mates_against_rest"][ANALYSED_JOIN][f"cmc_percent_{rank}"] for rank in ranks]
-    panels = [Panel("Mates against rest", "rank", "% of pairs found by this rank", list(ranks), cmc)]
+    panels = [Panel("Mate among non-mates", "rank", "% of pairs found by this rank", list(ranks), cmc)]
     (faces,) = sets
     if faces.ages is not None:
         rows = rank1_by_mate_distance(faces.embeddings, faces.identities, faces.ages, (0, *MATE_YEARS))
