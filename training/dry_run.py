@@ -101,8 +101,8 @@ def resolved_settings(run: Run, use: str) -> dict[str, object]:
                 "age_cache": use}  # fmt: skip
     if config.stage == "identity":
         resolved[config.margin_flag] = stage.model.margin_fc.margin
-        if config.disentangle not in ("iefp", "none") and config.disentangle_weight is None:
-            resolved["disentangle_weight"] = stage.critic.default_weight
+        if stage.critic is not None and "disentangle_weight" in stage.critic.flags.values():
+            resolved["disentangle_weight"] = stage.critic.setting(config, "default_weight")
     return resolved
 
 

@@ -16,7 +16,7 @@ from data.index_cache import find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, training_loader
 from meta import FILENAME_PATTERNS, TRAINING_SETS, UserError
 from models.disentangle.base import Critic
-from models.disentangle.registry import CRITICS, critic_class
+from models.disentangle.registry import critic_class
 from models.iefp import IEFP
 from models.iresnet import architecture_of
 from models.purification import parse_purification
@@ -160,7 +160,7 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
             age_backbone=age_branch and age_branch.backbone,
             age_purification=age_branch and age_branch.purification,
             estimator=config.estimator,
-            critic=config.disentangle if config.disentangle in CRITICS else None,
+            critic=config.disentangle,
             own_identities=own_identities(num_identities, process) if config.sharded_classes else None,
         )
         if age_branch is None:
