@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SMALL
 from PIL import Image
-from processes import run_program
+from processes import in_processes, run_program
 from scripts import load_script
 from test_train import same_weights, training_set
 
