@@ -61,7 +61,7 @@ from utils.cli import (
     parse_config,
     run_script,
 )
-from utils.distributed import gather_lists, start_process, stop_process
+from utils.distributed import gather_lists, init_distributed, shutdown_distributed
 from utils.files import write_json, write_text
 
 EMBEDS_PICTURES = Either(With("weights"), Without("embeddings"))  # not files of embeddings alone
@@ -170,7 +170,7 @@ def open_distractors(config: TestConfig) -> Distractors | Faces | None:
 
 def test(config: TestConfig) -> int:
     """Runs every benchmark asked for that has its data; the exit status says whether all did."""
-    process = start_process(config.device)
+    process = init_distributed(config.device)
     compare_settings(config, process, OF_A_MACHINE)
     weights, settings = weights_of(config), settings_of(config)
     check_files(config)
@@ -186,7 +186,7 @@ def test(config: TestConfig) -> int:
     if process.is_first:
         write_report(config, models, ran)
     status = max(gather_lists([2 if any(ran.failures.values()) else 0], process))
-    stop_process(process)
+    shutdown_distributed(process)
     return status
 
 

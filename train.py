@@ -27,7 +27,7 @@ from models.weights import age_file_tensors, iefp_file_tensors
 from training import setup
 from training.age_feature_cache import fill_age_cache, known_age_features, open_age_cache
 from training.config import TrainConfig
-from training.data_parallel import Collectives, in_parallel
+from training.data_parallel import Collectives, wrap_ddp
 from training.dry_run import print_dry_run
 from training.ema import MovingAverage
 from training.optim import (
@@ -59,7 +59,7 @@ from training.state import (
 )
 from training.validation import check_best_metric, figures_of, open_benchmarks
 from utils.cli import as_plain, compare_settings, parse_config, run_script
-from utils.distributed import Process, start_process, stop_process, tell, wait_for_all
+from utils.distributed import DistInfo, barrier, init_distributed, print_rank0, shutdown_distributed
 from utils.files import write_json
 from utils.progress import progress
 
@@ -99,13 +99,13 @@ class IdentityStage:
     weights_file = "iefp.pth"
     published_tensors = staticmethod(iefp_file_tensors)
 
-    def __init__(self, config: TrainConfig, model: IEFP, process: Process):
+    def __init__(self, config: TrainConfig, model: IEFP, process: DistInfo):
         self.config, self.model = config, model.freeze_age_branch()
         self.images_at_once = max(1, config.batch_size // process.world_size // config.accumulation)
         self.ema = MovingAverage(model, ["backbone_id"], config.ema_decay) if config.ema_decay else None
         self.scale_momenta(config.accumulation)
         maybe_compile(config, [encoder for encoder in (model.backbone_id, model.backbone_ae) if encoder is not None])
-        self.encoder = in_parallel(model.backbone_id, process, config.sync_batchnorm)
+        self.encoder = wrap_ddp(model.backbone_id, process, config.sync_batchnorm)
         self.identity_parameters = [*model.backbone_id.parameters(), *model.margin_fc.parameters()]
         kind = RowwiseSGD if config.class_sampling_rate < 1 else torch.optim.SGD
         self.optimisers = {"identity": make_optimiser(config, self.identity_parameters, model.backbone_id, kind)}
@@ -116,10 +116,10 @@ class IdentityStage:
             self.face_recognition = ShardedMarginLoss(model.margin_fc, shards.collectives, rate, config.seed)
         else:
             self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
-            self.face_recognition = in_parallel(MarginLoss(model.margin_fc, Collectives(process).gather), process)
+            self.face_recognition = wrap_ddp(MarginLoss(model.margin_fc, Collectives(process).gather), process)
         self.critic = model.critic_of(config.disentangle)
         if self.critic is not None:
-            self.learning_critic = in_parallel(self.critic, process, config.sync_batchnorm)
+            self.learning_critic = wrap_ddp(self.critic, process, config.sync_batchnorm)
             self.critic_parameters = list(self.critic.parameters())
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
         self.autocast, self.scaler = make_precision(config, process.device, make_scaler)
@@ -242,15 +242,15 @@ class AgeStage:
     published_tensors = staticmethod(age_file_tensors)
     critic = None
 
-    def __init__(self, config: TrainConfig, model: IEFP, process: Process):
+    def __init__(self, config: TrainConfig, model: IEFP, process: DistInfo):
         self.config, self.model = config, model
         names = ["backbone_ae", "age_estimator", *(["year_head"] if model.year_head is not None else [])]
         self.ema = MovingAverage(model, names, config.ema_decay) if config.ema_decay else None
         set_batchnorm_momentum(model.backbone_ae, momentum_of_passes(MOMENTUM, 1, config.accumulation))
         maybe_compile(config, [model.backbone_ae])
-        self.encoder = in_parallel(model.backbone_ae, process, config.sync_batchnorm)
-        self.estimator = in_parallel(model.age_estimator, process)
-        self.year_head = None if model.year_head is None else in_parallel(model.year_head, process)
+        self.encoder = wrap_ddp(model.backbone_ae, process, config.sync_batchnorm)
+        self.estimator = wrap_ddp(model.age_estimator, process)
+        self.year_head = None if model.year_head is None else wrap_ddp(model.year_head, process)
         self.parameters = [parameter for module in model.age_branch for parameter in module.parameters()]
         self.optimisers = {"age": make_optimiser(config, self.parameters, model.backbone_ae)}
         self.autocast, self.scaler = make_precision(config, process.device)
@@ -335,7 +335,7 @@ def train(config: TrainConfig) -> int:
     that costs: flags, small files, the list of pictures, the model, the run's checkpoint.
     """
     setup.check_flags(config)
-    process = start_process(config.device)
+    process = init_distributed(config.device)
     compare_settings(config, process, setup.OF_A_MACHINE)
     make_repeatable(config)
     check_accumulation(config.batch_size, config.accumulation, process)
@@ -357,7 +357,7 @@ def train(config: TrainConfig) -> int:
     age_cache = open_age_cache(config, model, index, process)
     if process.is_first:
         write_json(config.run_folder / "config.json", as_plain(config))
-    wait_for_all(process)  # a folder that only the first process can write is its error alone
+    barrier(process)  # a folder that only the first process can write is its error alone
     run = setup.start_run(config, process, index, stage, sampler, digests=digests, age_cache=age_cache,
                           benchmarks=benchmarks, content=content, resumed_step=state.step,
                           higher_is_better=higher_is_better)  # fmt: skip
@@ -365,7 +365,7 @@ def train(config: TrainConfig) -> int:
         status = train_from(run, state, is_validated=content is not None and content.get("validated", False))
     finally:
         run.close()
-    stop_process(process)
+    shutdown_distributed(process)
     return status
 
 
@@ -377,9 +377,9 @@ def train_from(run: Run, state: TrainState, is_validated: bool) -> int:
     config, process, index = run.config, run.process, run.index
     run.log.event("start", images=len(index), identities=index.num_identities, processes=process.world_size,
                   resumed_step=state.step)  # fmt: skip
-    tell(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
-         f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
-         f"{state.step:,} steps done")  # fmt: skip
+    print_rank0(process, f"stage {config.stage}: {len(index):,} images of {index.num_identities:,} identities, "
+                f"{config.backbone} on {process.world_size} x {process.device.type}, run folder {config.run_folder}, "
+                f"{state.step:,} steps done")  # fmt: skip
     status = fill_age_cache(run) if config.age_cache == "ahead" and run.age_cache is not None else 0
     is_due = run.validation.is_due(state.step, state.epoch == config.epochs)
     if is_due and not is_validated and not status:  # the run was stopped just before it
@@ -391,7 +391,7 @@ def train_from(run: Run, state: TrainState, is_validated: bool) -> int:
         state, status = train_epoch(run, state)
     if not status:
         finish(run)
-    wait_for_all(process)
+    barrier(process)
     return status
 
 
@@ -438,7 +438,7 @@ def train_epoch(run: Run, start: TrainState) -> tuple[TrainState, int]:
             if status:
                 print_stop(run, state, status, saved)
                 return state, status
-    tell(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
+    print_rank0(process, f"{what}: " + ", ".join(filter(None, [meter.last_line, str(run.time_left)])))
     return state, 0
 
 

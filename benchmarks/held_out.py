@@ -16,7 +16,7 @@ from evaluation.protocols import join_views
 from meta import FILENAME_PATTERNS
 from models.club import SampledCLUB
 from models.weights import load_for_embedding
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 FAR = "tar_at_far_1e-3_random_impostors_percent"
 CLUB_BATCH = 128
@@ -29,7 +29,7 @@ def measure(weights: Path, folder: Path, device: torch.device, club_steps: int) 
     assert has_age_branch, f"{weights} holds no age branch"
     loader = evaluation_loader(faces, batch_size=64)
     extracted = extract(
-        model.to(device), batches(loader), len(faces), Process(0, 1, device), to_network_input, what="held out"
+        model.to(device), batches(loader), len(faces), DistInfo(0, 1, device), to_network_input, what="held out"
     )
     ages, identities = faces.ages.astype(np.int64), faces.identities
     embeddings = join_views(extracted.original, extracted.mirror, "concatenate")

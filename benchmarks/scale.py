@@ -28,7 +28,7 @@ from models.margin import CosFace, MarginLoss, _draw_weight
 from models.sharded_margin import ROWS_AT_ONCE, ShardedMarginLoss
 from training.optim import RowwiseSGD
 from training.partial_fc import ClassShards
-from utils.distributed import Process, choose_device
+from utils.distributed import DistInfo, choose_device
 
 CLASSES = (93_431, 360_232, 2_000_000, 29_000_000)  # MS1MV3, Glint360K, and the two that InsightFace tells times of
 GPUS = (8, 64, 512)
@@ -83,7 +83,7 @@ class Head:
     def __init__(self, kind: str, classes: int, batch: int, device: torch.device, rate: float = 1.0):
         torch.manual_seed(0)
         self.head = CosFace(classes).to(device)
-        process, settings = Process(0, 1, device), {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
+        process, settings = DistInfo(0, 1, device), {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "fused": True}
         self.shards = ClassShards(self.head.weight, process)
         sharded = ShardedMarginLoss(self.head, self.shards.collectives, rate)
         self.loss = MarginLoss(self.head) if kind == "whole" else sharded

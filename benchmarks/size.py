@@ -22,7 +22,7 @@ from benchmarks.timing import machine, take_turns
 from meta import EMBEDDING_SIZE
 from models.iefp import IEFP
 from tests.scripts import load_script
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 train = load_script("train")
 CARDS_GB = {"80 GB": 80e9, "141 GB": 141e9}
@@ -33,7 +33,7 @@ def make_stage(backbone: str, classes: int, precision: str, device: torch.device
     try:
         with device:  # weights are drawn there: of two million classes in no time
             model = IEFP(backbone, 1, classes).to(memory_format=torch.channels_last)
-        stage = train.IdentityStage(train.TrainConfig(precision=precision), model, Process(0, 1, device))
+        stage = train.IdentityStage(train.TrainConfig(precision=precision), model, DistInfo(0, 1, device))
     except torch.OutOfMemoryError:
         return None
     model.train()

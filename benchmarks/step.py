@@ -26,7 +26,7 @@ from meta import UserError
 from models.iefp import IEFP
 from tests.scripts import load_script
 from training.optim import make_precision, update
-from utils.distributed import Process, choose_device
+from utils.distributed import DistInfo, choose_device
 
 train = load_script("train")
 
@@ -38,7 +38,7 @@ PEAK_TFLOPS = {"H100": 989, "H200": 989}  # bf16 without sparsity, SXM (NVIDIA's
 class PlainCosFace:
     """Our step without any age: encoder, margin, cross-entropy, one optimiser."""
 
-    def __init__(self, config, model: IEFP, process: Process):
+    def __init__(self, config, model: IEFP, process: DistInfo):
         self.stage = train.IdentityStage(config, model, process)
 
     def step(self, batch) -> None:
@@ -59,7 +59,7 @@ def make_model(flags, device: torch.device, channels_last: bool, purification: i
 
 def make_steps(flags, device: torch.device) -> dict:
     """The competitors, each a function of no arguments that does one step on batches made beforehand."""
-    process = Process(0, 1, device)
+    process = DistInfo(0, 1, device)
     draw = torch.Generator().manual_seed(1)
     images = (torch.rand(flags.batch, 3, 112, 112, generator=draw) * 2 - 1).to(device)
     identities = torch.randint(0, flags.classes, (flags.batch,), generator=draw).to(device)

@@ -104,30 +104,32 @@ def bytes_there(folder: Path) -> int:
 
 
 def prepare_cache(
-    parent: str | Path, name: str, describes: dict[str, str | int], num_images: int, tell: Callable[[str], None]
+    parent: str | Path, name: str, describes: dict[str, str | int], num_images: int, report: Callable[[str], None]
 ) -> AgeCache | None:
     """The cache in `parent` of what `describes` says, made when it is not there; None when there is no room.
 
-    `describes` names all that the features depend on; the folder's name is `name` and a digest of it. `tell` gets a
+    `describes` names all that the features depend on; the folder's name is `name` and a digest of it. `report` gets a
     sentence on what was found and what it will take. Of the processes of a machine one calls this.
     """
     describes = describes | {"num_images": num_images}
     folder, needed = cache_folder(parent, name, describes), cache_bytes(num_images)
     try:
         if read_description(folder) == describes:
-            tell(f"age features of earlier epochs or runs are used: {folder} (up to {in_bytes(needed)})")
+            report(f"age features of earlier epochs or runs are used: {folder} (up to {in_bytes(needed)})")
             return AgeCache(folder, num_images)
         free = shutil.disk_usage(nearest_existing(folder)).free
         if needed > free:
-            tell(f"age features of all pictures would take {in_bytes(needed)}, {folder.parent} has {in_bytes(free)} "
-                 f"free: training goes on without; --cache-folder gives a place, prepare.py check lists caches that "
-                 f"can go")  # fmt: skip
+            report(f"age features of all pictures would take {in_bytes(needed)}, {folder.parent} has {in_bytes(free)} "
+                   f"free: training goes on without; --cache-folder gives a place, prepare.py check lists caches that "
+                   f"can go")  # fmt: skip
             return None
         _make(folder, describes)
     except OSError as error:
-        tell(f"no age features are kept in {folder} ({error}): training goes on without; --cache-folder gives a place")
+        report(
+            f"no age features are kept in {folder} ({error}): training goes on without; --cache-folder gives a place"
+        )
         return None
-    tell(f"age features are kept in {folder}: {in_bytes(needed)} when complete")
+    report(f"age features are kept in {folder}: {in_bytes(needed)} when complete")
     return AgeCache(folder, num_images)
 
 

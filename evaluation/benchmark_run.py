@@ -15,7 +15,7 @@ from evaluation.models_under_test import Model, in_step
 from evaluation.scoring import Comparable, Options, Result, compare, embedding_sets, score
 from meta import UserError
 from utils.cli import printable
-from utils.distributed import Process, tell
+from utils.distributed import DistInfo, print_rank0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Ran:
 
 
 def run_benchmarks(
-    settings: list[EvalSpec], models: list[Model], process: Process, options: RunOptions, warn: Callable[[str], None]
+    settings: list[EvalSpec], models: list[Model], process: DistInfo, options: RunOptions, warn: Callable[[str], None]
 ) -> Ran:
     """Results of the benchmarks that ran, and a sentence for each that did not, which `warn` gets too.
 
@@ -80,9 +80,9 @@ def run_benchmarks(
     return ran
 
 
-def _open(setting: EvalSpec, options: RunOptions, process: Process) -> EvalSet:
+def _open(setting: EvalSpec, options: RunOptions, process: DistInfo) -> EvalSet:
     """The pictures of a setting; raises UserError, also for photographs (see `data.check.image_scan.check_shapes`)."""
-    report = functools.partial(tell, process)
+    report = functools.partial(print_rank0, process)
     benchmark = open_eval_set(setting, report, options.seed, options.allow_missing)
     for faces, _ in benchmark.sides if options.check_shapes else ():
         check_shapes(faces, report)

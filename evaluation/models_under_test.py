@@ -26,7 +26,7 @@ from meta import EMBEDDING_SIZE, UserError
 from models.iefp import IEFP
 from models.weights import load_estimator, load_for_embedding, model_fingerprint
 from utils.cli import CHECK_PATH
-from utils.distributed import Process, gather_lists, tell
+from utils.distributed import DistInfo, gather_lists, print_rank0
 from utils.files import sha256
 
 DISTRACTORS_A_PIECE = 20_000  # embedded at once: 80 MB of features
@@ -46,13 +46,13 @@ class Extraction:
 class WeightsModel:
     """A weight file: embeds pictures, or takes their cached embeddings."""
 
-    def __init__(self, path: Path, name: str, extraction: Extraction, process: Process):
+    def __init__(self, path: Path, name: str, extraction: Extraction, process: DistInfo):
         self.name, self.extraction, self.process = name, extraction, process
         self.model, self.has_age_branch = load_for_embedding(path)
         has_estimator = self.has_age_branch and load_estimator(self.model, path)
         self.model.to(process.device)
         if not self.has_age_branch:
-            tell(process, f"{path} holds no age branch: age errors are left out")
+            print_rank0(process, f"{path} holds no age branch: age errors are left out")
         self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
         digest = sha256(path)
         self.description = {
@@ -68,7 +68,7 @@ class WeightsModel:
             "torch": torch.__version__,
         }
         folder = extraction.cache_folder
-        self.cache = None if folder is None else EmbeddingCache(folder, functools.partial(tell, process))
+        self.cache = None if folder is None else EmbeddingCache(folder, functools.partial(print_rank0, process))
 
     def embed(self, faces: Faces, what: str) -> Extracted | None:
         """The embeddings; None in processes that need none, when the first one has them in its cache."""
@@ -97,7 +97,7 @@ class WeightsModel:
         """
         process, cache = self.process, self.cache if self.process.is_first else None
         if not self.extraction.assume_aligned:
-            in_step(lambda: check_shapes(faces, functools.partial(tell, process)), process)
+            in_step(lambda: check_shapes(faces, functools.partial(print_rank0, process)), process)
         shape, what = (len(faces), 2 * EMBEDDING_SIZE), f"distractors, {self.name}"
         pictures = in_step(faces.state if cache else nothing, process)
         describes = self.of_model | {"pictures": pictures, "join": ANALYSED_JOIN}
@@ -147,19 +147,21 @@ class FeaturesModel:
 
     mutual_information = None
 
-    def __init__(self, path: Path, name: str, process: Process):
+    def __init__(self, path: Path, name: str, process: DistInfo):
         self.name, self.path, self.process = name, path, process
         self.features = read_features(path)
         self.description = {"embeddings": str(path)}
         if path.is_file():
             self.description["sha256"] = sha256(path)
         if self.features.not_read:
-            tell(process, f"{path}: not read: {', '.join(self.features.not_read)}")
+            print_rank0(process, f"{path}: not read: {', '.join(self.features.not_read)}")
 
     def embed(self, faces: Faces, what: str) -> Extracted:
         features, matched = self.features, match_names(self.features.names, faces, str(self.path))
         if matched.num_by_base_name:
-            tell(self.process, f"{what}: {matched.num_by_base_name:,} pictures found in {self.path} by base name alone")
+            print_rank0(
+                self.process, f"{what}: {matched.num_by_base_name:,} pictures found in {self.path} by base name alone"
+            )
         original = np.asarray(features.embeddings[matched.rows], np.float32)
         # Without a mirror image both joins of a view with itself have the cosines of the view.
         mirror = original if features.mirror is None else np.asarray(features.mirror[matched.rows], np.float32)
@@ -174,7 +176,7 @@ Model = WeightsModel | FeaturesModel
 
 
 def open_models(
-    weights: Sequence[Path], embeddings: Sequence[Path], extraction: Extraction, process: Process
+    weights: Sequence[Path], embeddings: Sequence[Path], extraction: Extraction, process: DistInfo
 ) -> list[Model]:
     """Weight files and then files of embeddings, by names that differ."""
     names = short_names((*weights, *embeddings))
@@ -189,7 +191,7 @@ def open_models(
 # -------------------------------------------------------------------------------------------------- all or no process
 
 
-def in_step(work: Callable[[], T], process: Process) -> T:
+def in_step(work: Callable[[], T], process: DistInfo) -> T:
     """What `work` returns; where it fails in one process, all of them raise its error: none waits for another one.
 
     Raises:

@@ -25,7 +25,7 @@ from models.margin import CosFace, MarginLoss
 from models.sharded_margin import ShardedMarginLoss
 from training.data_parallel import Collectives
 from training.optim import RowwiseSGD
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 train = load_script("train")
@@ -33,11 +33,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NUM_IDENTITIES, BATCH_SIZE = 37, 16
 
 
-def make_stage(device: torch.device, dtype: torch.dtype = torch.float32, process: Process | None = None, **changed):
+def make_stage(device: torch.device, dtype: torch.dtype = torch.float32, process: DistInfo | None = None, **changed):
     config = train.TrainConfig(**({"learning_rate": 0.01, "precision": "fp32"} | changed))
     model = fill(IEFP("iresnet18_quarter", 1, NUM_IDENTITIES).to(dtype))
     model = model.to(device, memory_format=torch.channels_last)
-    stage = train.IdentityStage(config, model, process or Process(0, 1, device))
+    stage = train.IdentityStage(config, model, process or DistInfo(0, 1, device))
     stage.model.train()
     return stage
 
@@ -80,7 +80,7 @@ def test_in_float64_a_gpu_trains_as_a_cpu(disentangle):
     for device in (CPU, CUDA):
         config = train.TrainConfig(learning_rate=0.01, precision="fp32", disentangle=disentangle)
         model = fill(IEFP("iresnet18_quarter", 1, NUM_IDENTITIES, critic=critic).double())
-        stages.append(train.IdentityStage(config, model.to(device), Process(0, 1, device)))
+        stages.append(train.IdentityStage(config, model.to(device), DistInfo(0, 1, device)))
         stages[-1].model.train()
     losses = [run_steps(stage, 3, torch.float64, device) for stage, device in zip(stages, (CPU, CUDA), strict=True)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
@@ -154,7 +154,7 @@ def test_both_losses_of_a_head_are_those_of_the_cpu():
     """Whole and as one shard: value and gradients, in float64."""
     told = []
     for device in (CPU, CUDA):
-        for kind in (MarginLoss, lambda head: ShardedMarginLoss(head, Collectives(Process(0, 1, CPU)))):
+        for kind in (MarginLoss, lambda head: ShardedMarginLoss(head, Collectives(DistInfo(0, 1, CPU)))):
             head, features, labels = head_and_inputs(device)
             loss = kind(head)(features, labels)
             loss.backward()
@@ -165,7 +165,7 @@ def test_both_losses_of_a_head_are_those_of_the_cpu():
 
 def test_a_sample_is_drawn_on_the_gpu_and_only_its_rows_move():
     head, features, labels = head_and_inputs(CUDA)
-    before, collectives = head.weight.detach().clone(), Collectives(Process(0, 1, CUDA))
+    before, collectives = head.weight.detach().clone(), Collectives(DistInfo(0, 1, CUDA))
     loss = ShardedMarginLoss(head, collectives, rate=0.6, seed=3)
     kept = loss.sample(labels, 5)
     assert kept.equal(loss.sample(labels, 5)) and not kept.equal(loss.sample(labels, 6))
@@ -184,7 +184,7 @@ def test_a_sample_is_drawn_on_the_gpu_and_only_its_rows_move():
 @pytest.fixture
 def group_of_one():
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=CUDA)
-    yield Process(0, 1, CUDA)
+    yield DistInfo(0, 1, CUDA)
     dist.destroy_process_group()
 
 
@@ -211,7 +211,7 @@ def test_gradients_by_nccl_train_as_alone(group_of_one, changed):
     settings = {"precision": "fp32" if "sync_batchnorm" in changed else "fp16", **changed}
     dtype = torch.float64 if settings["precision"] == "fp32" else torch.float32
     alone = make_stage(CUDA, dtype, **settings)
-    joined = make_stage(CUDA, dtype, process=Process(0, 2, CUDA), **settings)  # its group has one member
+    joined = make_stage(CUDA, dtype, process=DistInfo(0, 2, CUDA), **settings)  # its group has one member
     assert isinstance(joined.encoder, torch.nn.parallel.DistributedDataParallel)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-2
     torch.testing.assert_close(run_steps(joined, 3, dtype), run_steps(alone, 3, dtype), rtol=tolerance, atol=tolerance)

@@ -29,9 +29,9 @@ from meta import PUBLISHED_FIGURES, UserError
 from models.weights import load_for_embedding
 from training.validation import Validation
 from utils.cli import as_plain, parse_config
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = DistInfo(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.optim import choose_precision
 from training.setup import critic_of
 from training.state import Run
-from utils.distributed import Process, gather_lists, tell
+from utils.distributed import DistInfo, gather_lists, print_rank0
 from utils.progress import progress
 
 
@@ -36,12 +36,12 @@ def why_no_age_cache(config: TrainConfig) -> str | None:
     return None
 
 
-def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> AgeCache | None:
+def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: DistInfo) -> AgeCache | None:
     """The cache of the frozen branch's features, or None where it would not pay, is not wanted or has no room."""
     reason = why_no_age_cache(config)
     if reason is not None:
         if reason:
-            tell(process, reason)
+            print_rank0(process, reason)
         return None
     made = [None]
     if process.is_first_of_node:
@@ -52,19 +52,21 @@ def open_age_cache(config: TrainConfig, model: IEFP, index: Faces, process: Proc
     caches = made[:: process.processes_of_node]  # one a machine
     if None in caches:
         if caches != [None]:
-            tell(process, "no age features are cached, for they can't be on every machine: training goes on without")
+            print_rank0(
+                process, "no age features are cached, for they can't be on every machine: training goes on without"
+            )
         return None
     return caches[process.node]
 
 
-def age_cache_place(config: TrainConfig, index: Faces, process: Process) -> tuple[Path, str]:
+def age_cache_place(config: TrainConfig, index: Faces, process: DistInfo) -> tuple[Path, str]:
     """The folder of the caches of age features, and how the names of this data set's caches begin."""
     root = Path(index.root)
     name = f"{root.name}_node{process.node}_age_features"  # machines may share a folder, but not mapped memory
     return config.cache_folder or root.parent / CACHE_FOLDER, name
 
 
-def age_cache_description(config: TrainConfig, model: IEFP, index: Faces, process: Process) -> dict[str, str | int]:
+def age_cache_description(config: TrainConfig, model: IEFP, index: Faces, process: DistInfo) -> dict[str, str | int]:
     """All that the age features depend on."""
     watched = functools.partial(progress, enabled=process.is_first, silent_below=2.0)
     return {
@@ -133,6 +135,6 @@ def fill_age_cache(run: Run) -> int:
             computed_age_features(run, faces.indices, images, torch.zeros(len(images), dtype=torch.bool))
         status = run.stop.status()
         if status:
-            tell(process, f"asked to stop (signal {status - 128}); age features so far are cached")
+            print_rank0(process, f"asked to stop (signal {status - 128}); age features so far are cached")
             return status
     return 0

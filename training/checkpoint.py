@@ -20,7 +20,7 @@ from torch import Tensor
 
 from meta import UserError
 from utils.device_errors import first_line, is_device_error
-from utils.distributed import Process, gather_lists
+from utils.distributed import DistInfo, gather_lists
 from utils.files import sha256, write_text
 
 FORMAT = 2
@@ -216,7 +216,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))  # names would put 10^8 before 99999999
 
 
-def check_all_see(folder: Path, process: Process) -> None:
+def check_all_see(folder: Path, process: DistInfo) -> None:
     """Compares the checkpoints and shards that each process sees.
 
     Raises:

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 
-def in_parallel(module: nn.Module, process: Process, sync_batchnorm: bool = False) -> nn.Module:
+def wrap_ddp(module: nn.Module, process: DistInfo, sync_batchnorm: bool = False) -> nn.Module:
     """`module` with gradients averaged over the processes, or the module itself where there is only one.
 
     Which parameters need gradients must be settled before. `sync_batchnorm` replaces its BatchNorm layers, in place, by
@@ -58,7 +58,7 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         return centred * torch.rsqrt(variance + self.eps).view(shape) * self.weight.view(shape) + self.bias.view(shape)
 
 
-def synchronise_batchnorm(module: nn.Module, process: Process) -> None:
+def synchronise_batchnorm(module: nn.Module, process: DistInfo) -> None:
     """Makes every BatchNorm inside `module` take its batch statistics over all processes; parameters stay the same."""
     if process.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -74,7 +74,7 @@ def synchronise_batchnorm(module: nn.Module, process: Process) -> None:
             synchronise_batchnorm(child, process)
 
 
-def share_batchnorm_statistics(model: object, process: Process) -> None:
+def share_batchnorm_statistics(model: object, process: DistInfo) -> None:
     """Gives every process the first one's running statistics, as DistributedDataParallel does before the next step.
 
     Between steps each process has those that its own share led to.
@@ -90,7 +90,7 @@ def share_batchnorm_statistics(model: object, process: Process) -> None:
 class Collectives:
     """How processes that each hold a part join what they have; one process alone gets each value back as it is."""
 
-    def __init__(self, process: Process):
+    def __init__(self, process: DistInfo):
         self.rank, self.world_size = process.rank, process.world_size
         self.is_alone = process.world_size == 1
 

@@ -26,7 +26,7 @@ from training.optim import choose_precision
 from training.setup import make_loader, make_sampler
 from training.state import Run, TrainState
 from utils.cli import as_plain, flag
-from utils.distributed import gather_lists, stop_process, tell
+from utils.distributed import gather_lists, print_rank0, shutdown_distributed
 
 SECONDS_A_STEP = 4.0  # a measured step on a CPU takes about so long, or the batch is made smaller
 FEW_IMAGES = 4  # of a micro-batch; they say how long an image takes on a CPU
@@ -48,23 +48,23 @@ def print_dry_run(run: Run, state: TrainState, benchmarks: Mapping[str, EvalSet]
     trained = [parameter for optimiser in stage.optimisers.values() for group in optimiser.param_groups
                for parameter in group["params"]]  # fmt: skip
     use = age_features_use(run)
-    tell(process, recipe(config, TrainConfig(), resolved_settings(run, use)))
-    tell(process, data_found(index.identities, index.age_groups, index.num_identities))
+    print_rank0(process, recipe(config, TrainConfig(), resolved_settings(run, use)))
+    print_rank0(process, data_found(index.identities, index.age_groups, index.num_identities))
     for name, benchmark in benchmarks.items():
         count = sum(len(faces) for faces, _ in benchmark.sides)
-        tell(process, f"  validation on {name} every {config.validate_every:,} steps: {count:,} pictures")
-    tell(process, parameters(modules_of(run), trained))
-    tell(process, disk(files_of(run, trained, age_cache_files(run) if use in ("auto", "ahead") else None)))
+        print_rank0(process, f"  validation on {name} every {config.validate_every:,} steps: {count:,} pictures")
+    print_rank0(process, parameters(modules_of(run), trained))
+    print_rank0(process, disk(files_of(run, trained, age_cache_files(run) if use in ("auto", "ahead") else None)))
     if process.is_first:
-        tell(process, f"picture of the first batch: {draw_first_batch(run, state, prepare)}")
+        print_rank0(process, f"picture of the first batch: {draw_first_batch(run, state, prepare)}")
     measured = measure(run, state, prepare)
     share = config.batch_size // process.world_size
-    tell(process, memory(measured, share, process.device))
-    tell(process, times(measured.whole_batch(share), measured.num_images, share, run.sampler.num_batches,
-                        config.epochs, use))  # fmt: skip
+    print_rank0(process, memory(measured, share, process.device))
+    print_rank0(process, times(measured.whole_batch(share), measured.num_images, share, run.sampler.num_batches,
+                               config.epochs, use))  # fmt: skip
     done = f"{state.step:,} steps are done: it would go on from there" if state.step else "it would begin anew"
-    tell(process, f"dry run: nothing was trained; in {config.run_folder} {done}")
-    stop_process(process)
+    print_rank0(process, f"dry run: nothing was trained; in {config.run_folder} {done}")
+    shutdown_distributed(process)
     return 0
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from meta import UserError
 from utils.device_errors import is_device_error
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 
 class Settings(Protocol):
@@ -177,7 +177,7 @@ def maybe_compile(config: Settings, encoders: Sequence[nn.Module]) -> None:
 # -------------------------------------------------------------------------------------------- gradient accumulation
 
 
-def check_accumulation(batch_size: int, num_micro_batches: int, process: Process) -> None:
+def check_accumulation(batch_size: int, num_micro_batches: int, process: DistInfo) -> None:
     """Raises UserError where processes and micro-batches can't share the batch equally, or would get less than 2."""
     if batch_size % process.world_size:
         raise UserError(f"--batch-size {batch_size} can't be shared equally by {process.world_size} processes: "

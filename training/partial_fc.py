@@ -15,13 +15,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from meta import UserError
 from training.checkpoint import load_checkpoint, read_rows, save_shard, shard_path
 from training.data_parallel import Collectives
-from utils.distributed import Process, gather_lists
+from utils.distributed import DistInfo, gather_lists
 
 WEIGHT = "margin_fc.weight"  # its name in the model; the last of the parameters of the optimiser "identity"
 ROWS_SENT = 65536  # at a time: 128 MiB
 
 
-def own_identities(num_identities: int, process: Process) -> range:
+def own_identities(num_identities: int, process: DistInfo) -> range:
     """The contiguous identities of this process; shares differ by one at most.
 
     Raises:
@@ -40,7 +40,7 @@ def _share(num_identities: int, rank: int, world_size: int) -> range:
 class ClassShards:
     """What processes must agree on in a step where each has its own rows, `weight`, beside parameters alike on all."""
 
-    def __init__(self, weight: Tensor, process: Process):
+    def __init__(self, weight: Tensor, process: DistInfo):
         self.weight, self.collectives = weight, Collectives(process)
 
     def clip(self, parameters: list[Tensor], max_norm: float) -> Tensor:
@@ -86,7 +86,7 @@ class _AgreeingScaler(torch.amp.GradScaler):
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def save_shards(folder: Path, step: int, content: dict[str, Any], process: Process) -> None:
+def save_shards(folder: Path, step: int, content: dict[str, Any], process: DistInfo) -> None:
     """Every process writes its rows and takes them out of `content`, where "shards" then lists the files.
 
     Raises:
@@ -110,7 +110,7 @@ def save_shards(folder: Path, step: int, content: dict[str, Any], process: Proce
                         f"--run-folder on storage that all machines share.")  # fmt: skip
 
 
-def load_with_rows(path: Path, own: range | None, num_identities: int, process: Process) -> dict[str, Any]:
+def load_with_rows(path: Path, own: range | None, num_identities: int, process: DistInfo) -> dict[str, Any]:
     """A checkpoint with those rows, `own`, of margin weight and momentum that this process holds; None: as it is.
 
     Only files that overlap them are read. Of a checkpoint of another number of identities the rows stay away.
@@ -168,7 +168,7 @@ def _put_rows(path: Path, content: dict[str, Any], own: range, num_identities: i
         state[place] = {"momentum_buffer": rows["momentum"]}
 
 
-def whole_weight(own: Tensor, num_identities: int, process: Process) -> Tensor | None:
+def whole_weight(own: Tensor, num_identities: int, process: DistInfo) -> Tensor | None:
     """All rows of the margin weight on the first process, on the CPU, gathered piece by piece; None on others."""
     if not process.is_first:
         for rows in own.detach().split(ROWS_SENT):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from utils.distributed import Process, tell
+from utils.distributed import DistInfo, print_rank0
 from utils.files import write_text
 
 STEPS_BEFORE = 5  # the first ones start workers, choose kernels and compile networks
@@ -16,7 +16,7 @@ MAX_NAME = 60
 class Profile:
     """Records `num_steps` steps of the first process, then writes a trace and a table of operations into `folder`."""
 
-    def __init__(self, num_steps: int, folder: Path, process: Process):
+    def __init__(self, num_steps: int, folder: Path, process: DistInfo):
         self.num_steps, self.folder, self.process = num_steps, folder, process
         self.is_written, self.recorder, self.steps_done = False, None, 0
         if not process.is_first:
@@ -48,8 +48,8 @@ class Profile:
         recorder, self.recorder = self.recorder, None
         recorder.stop()
         if not self.is_written:
-            tell(self.process, f"no profile: --profile {self.num_steps} needs "
-                 f"{STEPS_BEFORE + WARM_UP_STEPS + self.num_steps} steps, and the run ended before")  # fmt: skip
+            print_rank0(self.process, f"no profile: --profile {self.num_steps} needs "
+                        f"{STEPS_BEFORE + WARM_UP_STEPS + self.num_steps} steps, and the run ended before")  # fmt: skip
 
     def _write(self, recorded: torch.profiler.profile) -> None:
         trace, table = self.folder / "profile_trace.json.gz", self.folder / "profile_operations.txt"
@@ -64,4 +64,4 @@ class Profile:
         rows = averages.table(sort_by=self.order, row_limit=MAX_ROWS, max_name_column_width=MAX_NAME)
         write_text(table, f"{num_recorded} steps, the most expensive operations first\n{rows}\n")
         self.is_written = True
-        tell(self.process, f"profile of {num_recorded} steps: {table}, and {trace} for ui.perfetto.dev")
+        print_rank0(self.process, f"profile of {num_recorded} steps: {table}, and {trace} for ui.perfetto.dev")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from meta import UserError
-from utils.distributed import Process, average, gather_lists
+from utils.distributed import DistInfo, average, gather_lists
 from utils.files import write_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class RunLog:
             self.tracker.close()
 
 
-def open_log(folder: Path, process: Process, resumed_step: int, project: str | None, config: dict) -> RunLog:
+def open_log(folder: Path, process: DistInfo, resumed_step: int, project: str | None, config: dict) -> RunLog:
     """The first process's log of the run; `project` is that of --wandb, which gets `config` too."""
     tracker = Tracker(project, folder, config) if project is not None and process.is_first else None
     return RunLog(folder, process.is_first, resumed_step, tracker)
@@ -139,7 +139,7 @@ class Meter:
     All of it stays on the device until read, so that no step waits for the device.
     """
 
-    def __init__(self, process: Process):
+    def __init__(self, process: DistInfo):
         self.process, self.last_line, self.names = process, "", []
         self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=process.device)
         self._restart()
@@ -183,7 +183,7 @@ class Meter:
 class BadImages:
     """Pictures that training went on without: counted over all processes and runs, and listed in `path`."""
 
-    def __init__(self, path: Path, num_images: int, max_share: float, process: Process):
+    def __init__(self, path: Path, num_images: int, max_share: float, process: DistInfo):
         self.path, self.num_images, self.max_share, self.process = path, num_images, max_share, process
         self.new: list[str] = []
         self.known = set(path.read_text().splitlines()) if path.exists() else set()

@@ -30,7 +30,7 @@ from training.state import Run, Stage, find_best_value
 from training.stopping import StopRequest
 from training.validation import make_validation
 from utils.cli import as_plain, check_config, given
-from utils.distributed import Process, gather_lists, tell, wait_for_all
+from utils.distributed import DistInfo, barrier, gather_lists, print_rank0
 from utils.progress import progress
 
 # The weights that --init-from loads in stage identity; the age branch comes from --age-weights.
@@ -88,10 +88,10 @@ def read_weights(config: TrainConfig) -> Branch | None:
     return age_branch
 
 
-def open_pictures(config: TrainConfig, process: Process) -> Faces:
+def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
     """The index of the training set with its ages; a machine's first process makes it, the others find it cached."""
     if not process.is_first_of_node:
-        wait_for_all(process)
+        barrier(process)
     index = open_index(
         config.train_data,
         None if config.ages else FILENAME_PATTERNS.get(config.names),
@@ -99,11 +99,11 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
         what="training images",
         how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
         cache_folder=config.cache_folder,
-        report=lambda sentence: tell(process, sentence),
+        report=lambda sentence: print_rank0(process, sentence),
         progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
     )
     if process.is_first_of_node:
-        wait_for_all(process)
+        barrier(process)
     if config.scaled_decoding:
         index = dataclasses.replace(index, scaled=True)
     if config.ages is not None:
@@ -119,14 +119,14 @@ def open_pictures(config: TrainConfig, process: Process) -> Faces:
     return index
 
 
-def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, EvalSet], process: Process) -> None:
+def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, EvalSet], process: DistInfo) -> None:
     """Raises UserError for unaligned photographs to train or validate on (`data.check.image_scan.check_shapes`)."""
     sides = [faces for benchmark in benchmarks.values() for faces, _ in benchmark.sides]
     for faces in () if config.assume_aligned else (index, *sides):
-        check_shapes(faces, functools.partial(tell, process))
+        check_shapes(faces, functools.partial(print_rank0, process))
 
 
-def compare_indices(config: TrainConfig, index: Faces, process: Process) -> dict[str, str | int]:
+def compare_indices(config: TrainConfig, index: Faces, process: DistInfo) -> dict[str, str | int]:
     """The digests of the index (data.index_cache), which checkpoints store.
 
     Raises:
@@ -143,7 +143,7 @@ def compare_indices(config: TrainConfig, index: Faces, process: Process) -> dict
     return first
 
 
-def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | None, process: Process) -> IEFP:
+def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | None, process: DistInfo) -> IEFP:
     """A model with fresh weights, in stage identity with the trained age branch or without one; on the device."""
     purification = parse_purification(config.purification)
     if config.stage == "age":
@@ -164,8 +164,8 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
             own_identities=own_identities(num_identities, process) if config.sharded_classes else None,
         )
         if age_branch is None:
-            tell(process, f"no age branch in the weights: --disentangle {config.disentangle} needs none, and "
-                 f"{config.age_weights} is not there")  # fmt: skip
+            print_rank0(process, f"no age branch in the weights: --disentangle {config.disentangle} needs none, and "
+                        f"{config.age_weights} is not there")  # fmt: skip
             model.drop_age_branch()
         else:
             load_age_branch(model, config.age_weights)
@@ -174,7 +174,7 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
         prefixes = AGE_PREFIXES if config.stage == "age" else IDENTITY_STAGE_PREFIXES
         if config.disentangle != "iefp":  # this run trains no CLUB: that of the file would pass for one of this model
             prefixes = tuple(prefix for prefix in prefixes if prefix != "clubmi.")
-        tell(process, load_what_fits(model, config.init_from, prefixes))
+        print_rank0(process, load_what_fits(model, config.init_from, prefixes))
     for module in used:
         module.to(process.device, memory_format=torch.channels_last)
     return model
@@ -183,14 +183,14 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
 # The age branch comes from --age-weights.
 
 
-def make_sampler(config: TrainConfig, index: Faces, process: Process) -> EpochSampler:
+def make_sampler(config: TrainConfig, index: Faces, process: DistInfo) -> EpochSampler:
     """The order of the images, as this process gets its share of each batch."""
     share = config.batch_size // process.world_size
     return EpochSampler(len(index), share, config.seed, process.rank, process.world_size)
 
 
 def make_loader(
-    config: TrainConfig, index: Faces, sampler: EpochSampler, process: Process, age_cache: AgeCache | None = None
+    config: TrainConfig, index: Faces, sampler: EpochSampler, process: DistInfo, age_cache: AgeCache | None = None
 ) -> DataLoader:
     """This process's batches in the sampler's order, with the age features that the cache holds."""
     return training_loader(
@@ -205,7 +205,7 @@ def make_loader(
 
 def start_run(
     config: TrainConfig,
-    process: Process,
+    process: DistInfo,
     index: Faces,
     stage: Stage,
     sampler: EpochSampler,

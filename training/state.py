@@ -43,7 +43,7 @@ from training.stopping import StopRequest
 from training.validation import Validation, figures_of
 from utils.cli import as_plain, flag
 from utils.device_errors import first_line
-from utils.distributed import Process, gather_lists, tell, wait_for_all
+from utils.distributed import DistInfo, barrier, gather_lists, print_rank0
 from utils.files import write_json
 
 SECONDS_UNTIL_SEEN = 30.0  # that a network disk may take to show one machine's new file to another
@@ -83,7 +83,7 @@ class Run:
     """All that the loop needs; `best` and `metrics` change as it goes."""
 
     config: TrainConfig
-    process: Process
+    process: DistInfo
     index: Faces
     stage: Stage
     sampler: EpochSampler
@@ -122,7 +122,7 @@ class Run:
 # ------------------------------------------------------------------------------------------------------- resuming
 
 
-def check_run_folder(config: TrainConfig, process: Process) -> None:
+def check_run_folder(config: TrainConfig, process: DistInfo) -> None:
     """Compares the settings with those of the run in the folder.
 
     Raises:
@@ -142,20 +142,20 @@ def check_run_folder(config: TrainConfig, process: Process) -> None:
         if name not in FREE_TO_CHANGE and before.get(name) != now[name]
     )
     if changed and config.override_config:
-        tell(process, f"goes on with other settings than before: {changed}")
+        print_rank0(process, f"goes on with other settings than before: {changed}")
     elif changed:
         raise UserError(f"{config.run_folder} holds a run with other settings ({changed}): give the same to resume it, "
                         f"--override-config to insist, or another --run-folder.")  # fmt: skip
 
 
-def check_is_shared(folder: Path, process: Process) -> None:
+def check_is_shared(folder: Path, process: DistInfo) -> None:
     """Raises UserError on all processes unless all of them see a file that the first one writes into the folder."""
     (name,) = gather_lists([f".seen_by_all_{secrets.token_hex(8)}"] if process.is_first else [], process)
     marker = folder / name
     if process.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         marker.touch()
-    wait_for_all(process)
+    barrier(process)
     deadline = time.monotonic() + SECONDS_UNTIL_SEEN
     while not (is_seen := marker.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -168,7 +168,7 @@ def check_is_shared(folder: Path, process: Process) -> None:
 
 
 def load_run(
-    config: TrainConfig, stage: Stage, digests: dict[str, str | int], process: Process
+    config: TrainConfig, stage: Stage, digests: dict[str, str | int], process: DistInfo
 ) -> dict[str, Any] | None:
     """Loads the newest good checkpoint of the run into the stage and returns its content, None where there is none.
 
@@ -181,7 +181,7 @@ def load_run(
     try:
         content = load_newest(
             folder,
-            report=lambda sentence: tell(process, sentence),
+            report=lambda sentence: print_rank0(process, sentence),
             load=lambda path: load_with_rows(path, *of_head, process),
         )
         if content is not None:
@@ -239,7 +239,7 @@ def state_after(
     content: dict[str, Any] | None,
     digests: dict[str, str | int],
     sampler: EpochSampler,
-    process: Process,
+    process: DistInfo,
 ) -> TrainState:
     """Where the run goes on after a checkpoint: at the same image, or in the next epoch where that image is gone."""
     if content is None:
@@ -254,24 +254,27 @@ def state_after(
         reasons.append(f"{images_done:,} images of epoch {state.epoch + 1} are done, and it has "
                        f"{sampler.num_batches * config.batch_size:,} now")  # fmt: skip
     if reasons and state.batch:
-        tell(process, f"{reasons[0]}: the rest of epoch {state.epoch + 1} is left out")
+        print_rank0(process, f"{reasons[0]}: the rest of epoch {state.epoch + 1} is left out")
         return TrainState(state.epoch + 1, 0, state.step)
     if reasons:
-        tell(process, f"{reasons[0]}: epoch {state.epoch + 1} begins with them")
+        print_rank0(process, f"{reasons[0]}: epoch {state.epoch + 1} begins with them")
     if state.epoch >= config.epochs:
         batches_done = f" and {batch:,} batches" if batch else ""
-        tell(process, f"{state.epoch} epochs{batches_done} are done and --epochs is {config.epochs}: nothing is left "
-             f"to train; to go on give --epochs above {state.epoch}, with --override-config")  # fmt: skip
+        print_rank0(
+            process,
+            f"{state.epoch} epochs{batches_done} are done and --epochs is {config.epochs}: nothing is left "
+            f"to train; to go on give --epochs above {state.epoch}, with --override-config",
+        )
     return dataclasses.replace(state, batch=batch)
 
 
 def find_best_value(
-    config: TrainConfig, content: dict[str, Any] | None, higher_is_better: bool, process: Process
+    config: TrainConfig, content: dict[str, Any] | None, higher_is_better: bool, process: DistInfo
 ) -> float | None:
     """The value of --best-metric that the best checkpoint of a resumed run has, None where there is none."""
     if content is None or config.best_metric is None:
         return None
-    found, report = [], functools.partial(tell, process)
+    found, report = [], functools.partial(print_rank0, process)
     if process.is_first:
         folder = config.run_folder / "checkpoints"
         found = [find_best(folder, content, config.best_metric, higher_is_better, report)]
@@ -290,7 +293,7 @@ def validate(run: Run, state: TrainState) -> None:
 def print_stop(run: Run, state: TrainState, status: int, saved: bool) -> None:
     """Prints which signal stopped the run, and whether it can go on from here."""
     done = "saved: the same command goes on from here" if saved else "NOT saved, see above"
-    tell(run.process, f"asked to stop (signal {status - 128}) after step {state.step:,}; {done}")
+    print_rank0(run.process, f"asked to stop (signal {status - 128}) after step {state.step:,}; {done}")
 
 
 def check_finite(run: Run, meter: Meter, start: TrainState) -> None:
@@ -342,13 +345,16 @@ def save(run: Run, state: TrainState) -> bool:
                 save_checkpoint(folder, state.step, content, config.keep_checkpoints, best is not None)
         except BestNotKept as error:
             kept = False
-            tell(run.process, f"checkpoint of step {state.step} could not be kept as {BEST} ({error}): the best one "
-                 f"before stays; make room in {folder}")  # fmt: skip
+            print_rank0(
+                run.process,
+                f"checkpoint of step {state.step} could not be kept as {BEST} ({error}): the best one "
+                f"before stays; make room in {folder}",
+            )
             run.log.event("best_not_kept", state.step, reason=str(error))
         except OSError as error:
             written = False
-            tell(run.process, f"checkpoint of step {state.step} could not be written ({error}): the ones before "
-                 f"are untouched; make room in {folder}")  # fmt: skip
+            print_rank0(run.process, f"checkpoint of step {state.step} could not be written ({error}): the ones before "
+                        f"are untouched; make room in {folder}")  # fmt: skip
             run.log.event("checkpoint_failed", state.step, reason=str(error))
         except RuntimeError as error:
             raise UserError(f"no checkpoint of step {state.step} could be made ({first_line(error)}): the ones "
@@ -399,18 +405,20 @@ def finish(run: Run) -> None:
     config, stage, info = run.config, run.stage, {}
     path = config.run_folder / stage.weights_file
     info["weights"] = write_weights(run, path)
-    tell(run.process, f"weights in the published layout: {path}")
+    print_rank0(run.process, f"weights in the published layout: {path}")
     if stage.ema is not None:
         with stage.ema.in_the_model():
             info["ema_weights"] = write_weights(run, path.with_stem(path.stem + "_ema"))
-        tell(run.process, f"their moving average: {info['ema_weights']}")
+        print_rank0(run.process, f"their moving average: {info['ema_weights']}")
     if run.best is not None and (run.process.is_first or config.sharded_classes):
         step, benchmarks = load_best(run), run.validation.benchmarks
         by_validation = config.best_metric in figures_of(benchmarks)
         with evaluated_model(stage) if by_validation else contextlib.nullcontext():
             info["best_weights"] = write_weights(run, path.with_stem(path.stem + "_best"))
         info |= {"best_step": step, config.best_metric: run.best}
-        tell(run.process, f"best by {config.best_metric}, {run.best:.6g} at step {step:,}: {info['best_weights']}")
+        print_rank0(
+            run.process, f"best by {config.best_metric}, {run.best:.6g} at step {step:,}: {info['best_weights']}"
+        )
     run.log.event("end", **info)
 
 

@@ -8,7 +8,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A process that waits for one that died would never see the request: it is ended after this time.
@@ -24,7 +24,7 @@ class StopRequest:
     Another signal, more than ONE_REQUEST_SECONDS after the first, ends the process at once.
     """
 
-    def __init__(self, process: Process):
+    def __init__(self, process: DistInfo):
         self.process, self.owner, self.noted, self.seen = process, os.getpid(), 0, threading.Event()
         self.noted_at = 0.0  # time.monotonic()
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}

@@ -42,7 +42,7 @@ from training.config import TrainConfig
 from training.data_parallel import share_batchnorm_statistics
 from training.run_log import RunLog
 from training.stopping import StopRequest
-from utils.distributed import Process, gather_lists, tell
+from utils.distributed import DistInfo, gather_lists, print_rank0
 
 # The results in evaluation.scoring.LABELS that each protocol has.
 RESULTS = {
@@ -66,7 +66,7 @@ class Validation:
     def __init__(
         self,
         benchmarks: Mapping[str, EvalSet],
-        process: Process,
+        process: DistInfo,
         batches_of: Callable[[Any], Iterable],
         to_network_input: Callable[..., Tensor],
         stop_status: Callable[[], int | None] = lambda: None,
@@ -101,11 +101,14 @@ class Validation:
                     of_benchmarks[name], curves[name] = self._score(name, benchmark, model)
         except UserError as error:
             if self.stop_status():
-                tell(self.process, f"validation at step {step:,} is left, since the run was asked to stop; a resumed "
-                     f"run begins with it")  # fmt: skip
+                print_rank0(
+                    self.process,
+                    f"validation at step {step:,} is left, since the run was asked to stop; a resumed "
+                    f"run begins with it",
+                )
                 log.event("validation_stopped", step)
                 return
-            tell(self.process, f"validation at step {step:,} failed, training goes on: {error}")
+            print_rank0(self.process, f"validation at step {step:,} failed, training goes on: {error}")
             log.event("validation_failed", step, reason=str(error))
             return
         figures = {key: value for of_one in of_benchmarks.values() for key, value in of_one.items()}
@@ -115,7 +118,7 @@ class Validation:
             self._log_curves(name, Curves(step, panels), log)
         for name, of_one in of_benchmarks.items():
             shown = ", ".join(f"{key.removeprefix(f'{name}_')} {value:.2f}" for key, value in of_one.items())
-            tell(self.process, f"validation at step {step:,}, {name}: {shown}")
+            print_rank0(self.process, f"validation at step {step:,}, {name}: {shown}")
 
     def _score(self, name: str, benchmark: EvalSet, model: TwoBranches) -> tuple[dict[str, float], list[Panel]]:
         extracted = [
@@ -174,7 +177,7 @@ def open_benchmarks(config: TrainConfig) -> dict[str, EvalSet]:
 
 
 def make_validation(
-    config: TrainConfig, process: Process, benchmarks: dict[str, EvalSet], stop: StopRequest
+    config: TrainConfig, process: DistInfo, benchmarks: dict[str, EvalSet], stop: StopRequest
 ) -> Validation:
     """The validation on these benchmarks, which a request to stop interrupts; never due where there are none."""
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 import tyro
 
 from meta import UserError
-from utils.distributed import Process, gather_lists, leave
+from utils.distributed import DistInfo, gather_lists, leave
 
 Config = TypeVar("Config")
 MAX_ARGUMENT_CHARACTERS = 100_000  # of an argument file; what is longer is some other file
@@ -305,7 +305,7 @@ def _find_flags(config_class: type, words: Sequence[str], sources: Sequence[str 
 # ----------------------------------------------------------------------------------------------------- JSON and text
 
 
-def compare_settings(config: Any, process: Process, may_differ: Collection[str]) -> None:
+def compare_settings(config: Any, process: DistInfo, may_differ: Collection[str]) -> None:
     """Compares the settings of all processes: with others they would work apart, or wait for each other for hours.
 
     Raises:

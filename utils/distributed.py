@@ -26,7 +26,7 @@ JOINING = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
-class Process:
+class DistInfo:
     """Rank and device of this process, and its place among the processes that work together."""
 
     rank: int
@@ -54,7 +54,7 @@ class Process:
         return self.local_rank == 0
 
 
-def start_process(device: str = "auto") -> Process:
+def init_distributed(device: str = "auto") -> DistInfo:
     """Joins the group that torchrun started (NCCL on GPUs, gloo on CPUs), or stands alone without torchrun.
 
     Raises:
@@ -65,13 +65,13 @@ def start_process(device: str = "auto") -> Process:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size == 1:
-        return Process(rank, world_size, chosen)
+        return DistInfo(rank, world_size, chosen)
     if not dist.is_initialized():
         join_group("nccl" if chosen.type == "cuda" else "gloo")
     cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
     JOINED.append(cpu_group)
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun starts the same number on each
-    return Process(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node)
+    return DistInfo(rank, world_size, chosen, cpu_group, rank // of_node, world_size // of_node)
 
 
 def join_group(backend: str) -> None:
@@ -110,7 +110,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     return chosen
 
 
-def stop_process(process: Process) -> None:
+def shutdown_distributed(process: DistInfo) -> None:
     """Leaves the group."""
     if process.world_size > 1 and dist.is_initialized():
         dist.destroy_process_group()
@@ -130,7 +130,7 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def average(values: Tensor, process: Process) -> Tensor:
+def average(values: Tensor, process: DistInfo) -> Tensor:
     """The mean of `values` over all processes."""
     if process.world_size > 1:
         values = values.clone()
@@ -139,7 +139,7 @@ def average(values: Tensor, process: Process) -> Tensor:
     return values
 
 
-def gather_lists(own: list, process: Process) -> list:
+def gather_lists(own: list, process: DistInfo) -> list:
     """The lists of all processes joined, in order of rank; every process gets them."""
     if process.world_size == 1:
         return own
@@ -148,19 +148,19 @@ def gather_lists(own: list, process: Process) -> list:
     return [item for one in everyones for item in one]
 
 
-def sum_rows(array: np.ndarray, process: Process) -> None:
+def sum_rows(array: np.ndarray, process: DistInfo) -> None:
     """Adds up the arrays of all processes, in place; each process has filled rows of its own and left the others 0."""
     if process.world_size > 1:
         dist.all_reduce(torch.from_numpy(array), group=process.cpu_group)
 
 
-def wait_for_all(process: Process) -> None:
+def barrier(process: DistInfo) -> None:
     """Waits for the other processes, on the CPU group: NCCL's would time out after ten minutes."""
     if process.world_size > 1:
         dist.barrier(group=process.cpu_group)
 
 
-def tell(process: Process, sentence: str) -> None:
+def print_rank0(process: DistInfo, sentence: str) -> None:
     """Prints on rank 0 only."""
     if process.is_first:
         print(sentence, flush=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, NUM_AGE_GROUPS, PIXEL_MEAN, PIXEL_SCALE, UserError
-from utils.distributed import Process, gather_lists, sum_rows
+from utils.distributed import DistInfo, gather_lists, sum_rows
 from utils.progress import counted
 
 GREY_SIDE = IMAGE_SIZE // 2  # the baseline compares grey pictures of half the side: same ranks, a quarter the memory
@@ -42,7 +42,7 @@ def extract(
     model: TwoBranches,
     batches: Iterable,
     num_images: int,
-    process: Process,
+    process: DistInfo,
     to_network_input: Callable[..., Tensor],
     with_age: bool = True,
     *,

@@ -16,7 +16,7 @@ from evaluation.scoring import ANALYSED_JOIN
 from meta import WEIGHT_FILES, UserError
 from models.iefp import IEFP
 from models.weights import load_for_embedding, model_fingerprint
-from utils.distributed import Process, choose_device
+from utils.distributed import DistInfo, choose_device
 from utils.files import sha256
 
 WEIGHTS = Path(WEIGHT_FILES["iefp"].path)
@@ -29,7 +29,7 @@ class Embedder:
 
     model: IEFP
     has_age_branch: bool
-    process: Process
+    process: DistInfo
     weights: Path
     sha256: str  # of the weights
     fingerprint: str  # see model_fingerprint
@@ -60,7 +60,7 @@ def load(weights: str | Path = WEIGHTS, device: str = "auto") -> Embedder:
     Raises:
         UserError: no such file or device, or a file without an identity branch.
     """
-    process = Process(0, 1, choose_device(device))
+    process = DistInfo(0, 1, choose_device(device))
     model, has_age_branch = load_for_embedding(weights)
     digest = sha256(weights)
     fingerprint = model_fingerprint(digest, model)

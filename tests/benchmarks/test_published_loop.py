@@ -8,7 +8,7 @@ from benchmarks.published import InsightFaceLoop, PublishedLoop, published_logit
 from models.iefp import IEFP
 from models.margin import CosFace
 from training.optim import make_precision
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_two_passes_of_the_published_loop_are_one_pass_of_ours():
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, precision="fp32")
     published = PublishedLoop(make_model(), 0.01, *make_precision(config, CPU))
-    ours = train.IdentityStage(config, make_model(), Process(0, 1, CPU))
+    ours = train.IdentityStage(config, make_model(), DistInfo(0, 1, CPU))
     ours.model.train()
     for step in range(3):
         images, identities, permutation = make_batch(step)

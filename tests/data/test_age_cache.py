@@ -24,7 +24,7 @@ from models.iefp import IEFP
 from models.iresnet import IResNet
 from training.age_feature_cache import fingerprint, known_age_features, open_age_cache
 from training.setup import open_pictures
-from utils.distributed import Process
+from utils.distributed import DistInfo
 from utils.files import in_bytes
 
 N = 9
@@ -234,7 +234,7 @@ def opened(tiny_faces, tmp_path):
     """Opens the age cache of a copy of the training set as train.py does; gives it and the pictures' folder."""
     folder = tmp_path / "faces"
     shutil.copytree(training_set(tiny_faces), folder)
-    train, process = load_script("train"), Process(0, 1, torch.device("cpu"))
+    train, process = load_script("train"), DistInfo(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
     model = SimpleNamespace(backbone_ae=IResNet("iresnet18_quarter"))
 

@@ -7,7 +7,7 @@ import torch
 from scripts import load_script
 
 from data.loaders import FaceBatch
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 train = load_script("train")
 BATCH, STEPS = 10, 3000
@@ -23,7 +23,7 @@ def faces_of(images: torch.Tensor) -> FaceBatch:
 def prepared(images: torch.Tensor, step: int, seed: int = 0, **settings) -> train.Batch:
     """What train.py makes of the images (N, 3, H, W) uint8, a whole batch, in this step."""
     config = train.TrainConfig(seed=seed, batch_size=len(images), **settings)
-    run = SimpleNamespace(config=config, process=Process(0, 1, torch.device("cpu")), age_cache=None)
+    run = SimpleNamespace(config=config, process=DistInfo(0, 1, torch.device("cpu")), age_cache=None)
     return train.prepare(run, faces_of(images), step)
 
 

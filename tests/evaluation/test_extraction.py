@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from data.transforms import to_network_input
 from evaluation.embeddings.extraction import Extracted, extract, grey_pixels
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 NUM_IMAGES = 7
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = DistInfo(0, 1, torch.device("cpu"))
 
 
 class LinearModel:

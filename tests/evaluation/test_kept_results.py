@@ -17,7 +17,7 @@ from evaluation.models_under_test import WeightsModel
 from models.iefp import IEFP
 from models.weights import age_file_tensors, iefp_file_tensors, load_estimator, model_fingerprint
 from utils.cli import parse_config
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 CPU = torch.device("cpu")
 OTHER_UNIT = {"identity_branch": {"purification": "x_plus_linear_relu_bn"},
@@ -46,7 +46,7 @@ def test_kept_embeddings_are_not_those_of_the_same_file_with_another_unit(own_we
     def embed(*flags):
         flags = ("--weights", own_weights, "--workers", 0, *(flags or ("--cache-folder", tmp_path / "cache")))
         config = parse_config(script.TestConfig, list(map(str, flags)))
-        model = WeightsModel(own_weights, "own", script.extraction_of(config), Process(0, 1, CPU))
+        model = WeightsModel(own_weights, "own", script.extraction_of(config), DistInfo(0, 1, CPU))
         return model.embed(faces, "FG-NET").original
 
     first = embed()

@@ -21,7 +21,7 @@ from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.margin import CosFace
 from models.weights import load_estimator, load_identity_branch
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 SIZE = 6
 METHODS = ("none", *CRITICS)
@@ -222,7 +222,7 @@ def two_steps(method="iefp", **settings) -> tuple[dict[str, torch.Tensor], list[
     critic = method if method in CRITICS else None
     model = IEFP("iresnet18_quarter", 1, 3, critic=critic).train()
     config = train.TrainConfig(disentangle=method, learning_rate=0.02, precision="fp32", **settings)
-    stage = train.IdentityStage(config, model, Process(0, 1, torch.device("cpu")))
+    stage = train.IdentityStage(config, model, DistInfo(0, 1, torch.device("cpu")))
     losses = []
     for step in range(2):
         images, permutation = normal(4, 3, 112, 112, seed=step).float(), torch.tensor([3, 0, 1, 2])

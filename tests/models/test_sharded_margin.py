@@ -17,7 +17,7 @@ from models.sharded_margin import ShardedMarginLoss
 from training.data_parallel import Collectives
 from training.optim import RowwiseSGD
 from training.partial_fc import own_identities
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 PLAIN = {"cosface": cosface, "arcface": arcface, "combined": combined_margin, "adaface": adaface}
 IDENTITIES, BATCH, SIZE = 11, 12, 6
@@ -87,7 +87,7 @@ def head_of(margin: str, own: range | None = None):
 
 
 def share(rank: int, world_size: int) -> range:
-    return own_identities(IDENTITIES, Process(rank, world_size, torch.device("cpu")))
+    return own_identities(IDENTITIES, DistInfo(rank, world_size, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_one_shard_of_one_process_is_the_heads_own_loss_whatever_the_scale_of_th
 
 
 def alone() -> Collectives:
-    return Collectives(Process(0, 1, torch.device("cpu")))
+    return Collectives(DistInfo(0, 1, torch.device("cpu")))
 
 
 def test_far_logits_and_a_weight_of_length_0_give_finite_numbers():
@@ -265,11 +265,11 @@ def test_two_sparse_gradients_of_one_step_add_up():
 
 def test_shares_are_contiguous_whole_and_even():
     for count, world_size in ((11, 3), (93431, 8), (8, 8)):
-        shares = [own_identities(count, Process(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
+        shares = [own_identities(count, DistInfo(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
         assert [i for each in shares for i in each] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     with pytest.raises(UserError, match="--sharded-classes can't share 2 identities out over 3 processes"):
-        own_identities(2, Process(0, 3, torch.device("cpu")))
+        own_identities(2, DistInfo(0, 3, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("margin", MARGINS)

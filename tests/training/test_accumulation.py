@@ -15,10 +15,10 @@ from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.iresnet import set_batchnorm_momentum
 from training.optim import check_accumulation, mean_metrics, momentum_of_passes
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 CPU = torch.device("cpu")
-ALONE = Process(0, 1, CPU)
+ALONE = DistInfo(0, 1, CPU)
 NUM_IDENTITIES, BATCH_SIZE, RATE = 5, 8, 0.01
 train = load_script("train")
 
@@ -235,9 +235,9 @@ def test_means_of_parts_are_plain_means():
 @pytest.mark.parametrize(("batch_size", "parts", "processes"), [(12, 5, 1), (12, 4, 2), (12, 12, 1), (12, 24, 1)])
 def test_parts_that_are_not_equal_or_too_small_are_one_sentence(batch_size, parts, processes):
     with pytest.raises(UserError, match=f"--accumulation {parts} can't cut the {12 // processes} images"):
-        check_accumulation(batch_size, parts, Process(0, processes, CPU))
+        check_accumulation(batch_size, parts, DistInfo(0, processes, CPU))
 
 
 def test_parts_that_fit_pass():
     for batch_size, parts, processes in ((12, 1, 1), (12, 6, 1), (12, 3, 2), (2, 1, 2)):
-        check_accumulation(batch_size, parts, Process(0, processes, CPU))
+        check_accumulation(batch_size, parts, DistInfo(0, processes, CPU))

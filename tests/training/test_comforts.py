@@ -17,7 +17,7 @@ from models.iefp import IEFP
 from models.weights import describe_branches, iefp_file_tensors, load_for_embedding, load_what_fits
 from training import setup
 from training.checkpoint import load_newest, save_checkpoint
-from utils.distributed import Process, average, leave, start_process, stop_process
+from utils.distributed import DistInfo, average, init_distributed, leave, shutdown_distributed
 
 EVERYTHING = ("--epochs", 2, "--accumulation", 2, "--ema-decay", 0.5, "--schedule", "cosine", "--warmup-steps", 2,
               "--final-learning-rate", 0.001, "--backbone-learning-rate-factor", 0.5, "--profile", 3,
@@ -131,16 +131,16 @@ def test_what_can_not_be_done_is_one_sentence(train_identity, tmp_path, flags, w
 
 def take_steps_as_one_of_two(path) -> None:
     """Does so in a process of a group; the first one saves what came of it."""
-    process = start_process("cpu")
+    process = init_distributed("cpu")
     stage, told = take_steps(process)
     assert_equal_everywhere(stage)
     if process.is_first:
         torch.save(told, path)
-    stop_process(process)
+    shutdown_distributed(process)
     leave(0)
 
 
-def take_steps(process: Process):
+def take_steps(process: DistInfo):
     """Two steps of two parts each; gives the stage, and losses and tensors to compare."""
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=True, accumulation=2, ema_decay=0.5)
@@ -180,7 +180,7 @@ def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_o
     """To the bit between the two; in float64 to 1e-9 to the one, BatchNorm being over all processes."""
     ended = in_processes(2, take_steps_as_one_of_two, tmp_path / "two.pth")
     assert ended.statuses == [0, 0], ended.err
-    one, two = take_steps(Process(0, 1, torch.device("cpu")))[1], torch.load(tmp_path / "two.pth", weights_only=True)
+    one, two = take_steps(DistInfo(0, 1, torch.device("cpu")))[1], torch.load(tmp_path / "two.pth", weights_only=True)
     assert two.pop("exchanged") == [False, True] * 2  # gradients travel once a step
     assert one.pop("exchanged") == [None] * 4 and one.keys() == two.keys()
     for key, value in one.items():

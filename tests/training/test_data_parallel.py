@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from training.data_parallel import Collectives, in_parallel
-from utils.distributed import Process
+from training.data_parallel import Collectives, wrap_ddp
+from utils.distributed import DistInfo
 
-ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
+ALONE = DistInfo(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def test_alone_a_module_stays_itself_also_with_synchronised_batchnorm():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    assert in_parallel(module, ALONE, sync_batchnorm=True) is module
+    assert wrap_ddp(module, ALONE, sync_batchnorm=True) is module
     assert type(module[1]) is nn.BatchNorm1d
 
 

@@ -9,7 +9,7 @@ from golden_weights import fill
 from scripts import ROOT, load_script
 
 from models.iefp import IEFP
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 TRACE = json.loads((ROOT / "tests" / "golden" / "train_trace.json").read_text())
 RELATIVE = 1e-6
@@ -31,7 +31,7 @@ def trained(request):
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, precision="fp32")
     model = fill(IEFP("iresnet18", 1, NUM_IDENTITIES, margin=request.param, margin_value=None).double())
-    stage = train.IdentityStage(config, model, Process(0, 1, torch.device("cpu")))
+    stage = train.IdentityStage(config, model, DistInfo(0, 1, torch.device("cpu")))
     model.train()
     losses = [stage.step(make_batch(step)) for step in range(4)]
     return model, losses, TRACE[request.param]

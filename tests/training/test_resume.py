@@ -32,11 +32,11 @@ from training.state import Run, TrainState
 from training.validation import Validation, check_best_metric, figures_of
 from utils.cli import parse_config
 from utils.device_errors import is_device_error
-from utils.distributed import Process, leave, start_process, stop_process
+from utils.distributed import DistInfo, init_distributed, leave, shutdown_distributed
 from utils.files import sha256
 
 train = load_script("train")
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = DistInfo(0, 1, torch.device("cpu"))
 TWO_EPOCHS = ("--epochs", 2, "--save-every", 1)
 BEST = ("--best-metric", "face_recognition_loss")
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -231,14 +231,14 @@ def test_digests_of_an_index_tell_people_and_pictures_apart(begun):
 
 def compare_indices_of(folders: list[list[str]]) -> None:
     """Each rank has its own folder of every couple."""
-    process = start_process("cpu")
+    process = init_distributed("cpu")
     for folder in (couple[process.rank] for couple in folders):
         try:
             setup.compare_indices(train.TrainConfig(train_data=folder), index_identity_folders(folder, None), process)
             print("the same", flush=True)
         except UserError as error:
             print(error, flush=True)
-    stop_process(process)
+    shutdown_distributed(process)
     leave(0)
 
 

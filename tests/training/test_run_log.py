@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from meta import UserError
 from training import run_log
 from training.run_log import BadImages, Meter, RunLog, TimeLeft, duration
-from utils.distributed import Process
+from utils.distributed import DistInfo
 from utils.progress import progress
 
-ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
+ALONE = DistInfo(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -112,7 +112,7 @@ def test_means_over_steps_are_plain_means_and_restart_at_each_reading(clock):
 
 
 def test_images_a_second_count_all_processes_and_means_are_averaged_over_them(clock, monkeypatch):
-    processes = Process(rank=1, world_size=3, device=torch.device("cpu"))
+    processes = DistInfo(rank=1, world_size=3, device=torch.device("cpu"))
     monkeypatch.setattr(run_log, "average", lambda values, process: values + process.world_size)
     meter = Meter(processes)
     meter.add(0, {"loss": torch.tensor(1.0)}, 8)

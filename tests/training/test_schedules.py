@@ -11,7 +11,7 @@ from models.iefp import IEFP
 from training.optim import load_optimiser, make_optimiser
 from training.schedules import check_schedule, learning_rate_at, set_learning_rate
 from utils.cli import check_needs
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
 TrainConfig = load_script("train").TrainConfig
 STEPS_AN_EPOCH, EPOCHS = 4, 25
@@ -100,7 +100,7 @@ def test_only_the_encoder_less_its_purification_unit_has_the_lower_rate(stage):
     train = load_script("train")
     model = IEFP("iresnet18_quarter", 1, 5 if stage == "identity" else None, year_head=stage == "age")
     config = TrainConfig(stage=stage, backbone_learning_rate_factor=0.25)
-    trained = train.STAGES[stage](config, model, Process(0, 1, torch.device("cpu")))
+    trained = train.STAGES[stage](config, model, DistInfo(0, 1, torch.device("cpu")))
     set_learning_rate(trained.optimisers.values(), 0.04)
     groups = [group for optimiser in trained.optimisers.values() for group in optimiser.param_groups]
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}

@@ -31,7 +31,7 @@ from training.state import Run
 from training.stopping import StopRequest
 from utils import distributed
 from utils.cli import parse_config, run_script
-from utils.distributed import Process, gather_lists, start_process, wait_for_all
+from utils.distributed import DistInfo, barrier, gather_lists, init_distributed
 
 NUM_PICTURES = 18
 
@@ -68,7 +68,7 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
         return age_features_of(images)
 
     def fill() -> int:
-        config, process = parse_config(TrainConfig), start_process("cpu")
+        config, process = parse_config(TrainConfig), init_distributed("cpu")
         index = setup.open_pictures(config, process)
         model = setup.make_model(config, 1, setup.read_weights(config), process)
         cache = open_age_cache(config, model, index, process)
@@ -77,7 +77,7 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
         stage = SimpleNamespace(age_features=age_features)
         run = Run(config, process, index, stage, None, age_cache=cache, stop=StopRequest(process))
         status = fill_age_cache(run)
-        wait_for_all(process)
+        barrier(process)
         (folder / f"computed_{rank}").write_text(str(sum(computed)))
         return status
 
@@ -151,7 +151,7 @@ def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tm
     """2a: with auto the known rows of a batch are used, so that a machine's later epochs compute ever less."""
     train, computed = load_script("train"), []
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    config, process = parse_config(TrainConfig), Process(0, 2, torch.device("cpu"), num_nodes=2)
+    config, process = parse_config(TrainConfig), DistInfo(0, 2, torch.device("cpu"), num_nodes=2)
     index = index_identity_folders(config.train_data, None)
     cache = prepare_cache(tmp_path, "age_features", {}, len(index), print)
     sampler = setup.make_sampler(config, index, process)  # half of each whole batch
@@ -217,16 +217,16 @@ def test_waits_of_unknown_length_go_through_the_group_of_the_cpu_which_has_hours
     monkeypatch.setattr(dist, "all_gather_object", lambda everyones, own, group=None: waited.append(group))
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    process = start_process("cuda")
+    process = init_distributed("cuda")
     assert made == {"nccl": timedelta(minutes=10), "gloo": timedelta(hours=24)}
-    wait_for_all(process)
+    barrier(process)
     with pytest.raises(TypeError):  # nobody filled the lists
         gather_lists([1], process)
     assert waited == ["of the CPU"] * 2
 
 
 def tell_timeout() -> None:
-    group = start_process("cpu").cpu_group
+    group = init_distributed("cpu").cpu_group
     print("hours:", group._get_backend(torch.device("cpu")).options._timeout / timedelta(hours=1))
     distributed.leave(0)
 
@@ -239,6 +239,6 @@ def test_on_cpus_that_group_has_hours_too():
 
 @pytest.mark.parametrize(("rank", "node", "local_rank"), [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1)])
 def test_a_process_knows_its_place_on_its_machine(rank, node, local_rank):
-    process = Process(rank, 4, torch.device("cpu"), node=node, num_nodes=2)
+    process = DistInfo(rank, 4, torch.device("cpu"), node=node, num_nodes=2)
     assert (process.processes_of_node, process.local_rank) == (2, local_rank)
     assert process.is_first_of_node == (local_rank == 0)

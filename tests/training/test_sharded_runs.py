@@ -20,9 +20,9 @@ from models.iefp import IEFP
 from models.weights import age_file_tensors, load_for_embedding
 from training.checkpoint import list_checkpoints, load_checkpoint, read_rows, save_checkpoint, save_shard, shard_path
 from training.partial_fc import load_with_rows, own_identities
-from utils.distributed import Process, leave, start_process, stop_process
+from utils.distributed import DistInfo, init_distributed, leave, shutdown_distributed
 
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = DistInfo(0, 1, torch.device("cpu"))
 SHARDED = ("--sharded-classes", "--epochs", 2, "--learning-rate-epochs", 1)
 
 
@@ -147,7 +147,7 @@ def test_a_sampled_run_killed_between_two_files_ends_with_the_same_bits(run, tmp
 
 def overflow_on_the_last(path: Path) -> None:
     """Steps in fp16 whose gradient overflows in the rows of the last process alone; each saves what came of them."""
-    train, process = load_script("train"), start_process("cpu")
+    train, process = load_script("train"), init_distributed("cpu")
 
     def step(rate: float) -> dict[str, float | bool]:
         config = train.TrainConfig(sharded_classes=True, class_sampling_rate=rate, precision="fp16", disentangle="none")
@@ -162,7 +162,7 @@ def overflow_on_the_last(path: Path) -> None:
         return {"scale": stage.scaler.get_scale(), "same": same}
 
     torch.save([step(rate) for rate in (1.0, 0.5)], path / f"overflow_{process.rank}.pth")
-    stop_process(process)
+    shutdown_distributed(process)
     leave(0)
 
 

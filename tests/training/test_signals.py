@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, dataloader
 from meta import TRAINING_SETS
 from training import stopping
 from training.validation import Validation
-from utils.distributed import Process
+from utils.distributed import DistInfo
 from utils.worker_processes import started
 
 WAIT_SECONDS = 60
@@ -119,7 +119,7 @@ def test_signals_within_two_seconds_are_one_request(monkeypatch):
     now, ended = [100.0], []
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(stopping.os, "_exit", ended.append)
-    stop = stopping.StopRequest(Process(0, 1, torch.device("cpu")))
+    stop = stopping.StopRequest(DistInfo(0, 1, torch.device("cpu")))
     try:
         for seconds, number, ends in ((0, 15, []), (0.5, 15, []), (1.9, 2, []), (2.5, 2, [130])):
             now[0] = 100.0 + seconds

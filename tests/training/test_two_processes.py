@@ -11,14 +11,14 @@ from scripts import load_script
 
 from models.iefp import IEFP
 from training.partial_fc import own_identities, whole_weight
-from utils.distributed import Process, average, leave, start_process, stop_process
+from utils.distributed import DistInfo, average, init_distributed, leave, shutdown_distributed
 
 STEPS, WHOLE_BATCH, IDENTITIES = 2, 8, 5
 LEAST_NORM = 0.5  # at which those runs clip
 ADAFACE_START = {"length_mean": 20.0, "length_deviation": 5.0}  # so that pictures differ in quality
 
 
-def take_steps(process: Process, **settings) -> dict:
+def take_steps(process: DistInfo, **settings) -> dict:
     """Losses of the steps and all tensors after them, in float64; a head in shares is put together.
 
     The batches do not depend on the number of processes, which take their shares of them.
@@ -56,18 +56,18 @@ def take_steps(process: Process, **settings) -> dict:
 
 
 def take_steps_as_one_of_two(path: Path, settings: dict) -> None:
-    process = start_process("cpu")
+    process = init_distributed("cpu")
     told = take_steps(process, **settings)
     if process.is_first:
         torch.save(told, path)
-    stop_process(process)
+    shutdown_distributed(process)
     leave(0)
 
 
 @pytest.fixture(scope="module")
 def one() -> dict:
     """The steps in one process."""
-    return take_steps(Process(0, 1, torch.device("cpu")))
+    return take_steps(DistInfo(0, 1, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two
 def test_two_processes_with_adaface_train_as_one(two):
     """7a: AdaFace's statistics, so its margins, go by the whole batch (shares of a head: test_sharded_margin.py)."""
     one, told = (
-        take_steps(Process(0, 1, torch.device("cpu")), margin="adaface"),
+        take_steps(DistInfo(0, 1, torch.device("cpu")), margin="adaface"),
         two(margin="adaface", sync_batchnorm=True),
     )
     torch.testing.assert_close(told["losses"], one["losses"], rtol=1e-9, atol=1e-9)

@@ -22,9 +22,9 @@ from meta import UserError
 from models.iefp import IEFP
 from training.run_log import RunLog
 from training.validation import Validation, figures_of, in_eval_mode
-from utils.distributed import Process
+from utils.distributed import DistInfo
 
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = DistInfo(0, 1, torch.device("cpu"))
 ALL = ("fgnet", "morph2_3000", "cacd_vs", "calfw")
 
 

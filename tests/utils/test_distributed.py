@@ -10,16 +10,16 @@ from processes import in_processes
 from meta import UserError
 from utils.distributed import (
     JOINED,
-    Process,
+    DistInfo,
     average,
+    barrier,
     choose_device,
+    init_distributed,
     leave,
-    start_process,
-    stop_process,
-    wait_for_all,
+    shutdown_distributed,
 )
 
-ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
+ALONE = DistInfo(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -78,15 +78,15 @@ def test_a_process_alone_joins_no_group_with_or_without_torchrun(monkeypatch, en
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    process = start_process("cpu")
+    process = init_distributed("cpu")
     assert process == ALONE and process.is_first
     assert not dist.is_initialized()
-    wait_for_all(process)
-    stop_process(process)
+    barrier(process)
+    shutdown_distributed(process)
 
 
 def test_only_rank_0_is_first():
-    assert [Process(rank, 3, torch.device("cpu")).is_first for rank in range(3)] == [True, False, False]
+    assert [DistInfo(rank, 3, torch.device("cpu")).is_first for rank in range(3)] == [True, False, False]
 
 
 def test_alone_values_are_their_own_mean():
@@ -97,12 +97,12 @@ def test_alone_values_are_their_own_mean():
 def test_values_are_averaged_over_processes_and_left_as_they_were(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0])))  # the other's
     values = torch.tensor([1.0, 1.0])
-    mean = average(values, Process(rank=0, world_size=2, device=torch.device("cpu")))
+    mean = average(values, DistInfo(rank=0, world_size=2, device=torch.device("cpu")))
     assert mean.tolist() == [2.0, 3.0] and values.tolist() == [1.0, 1.0]
 
 
 def leave_the_group_and_forget_the_process() -> None:
-    stop_process(start_process("cpu"))
+    shutdown_distributed(init_distributed("cpu"))
     assert len(JOINED) == 1 and sys.getrefcount(JOINED[0]) <= 2  # the list's and getrefcount's: nothing else holds it
     leave(0)
 
