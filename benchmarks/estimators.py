@@ -3,11 +3,11 @@
     python benchmarks/estimators.py --plot benchmarks/estimators.png        under four minutes on one thread
     python benchmarks/estimators.py --sizes 20 --information 0 5 --steps 200 --seeds 0
 
-x and y are standard normal, each number of y correlated with the same number of x by rho: I = -d/2 log(1 - rho^2) nats.
-All estimators are trained for the same steps on the same fresh batches, and read on batches that come afterwards. One
-estimate is that of one batch, as train.py logs it: bias and deviation between batches are told. "best q" is CLUB with
-the true q(y | x), and with its variance held above 1/e as the published network does: what no training can improve.
-The last line is JSON.
+x and y are standard normal, each number of y correlated with the same number of x by rho: I = -d/2 log(1 - rho^2)
+nats. All estimators are trained for the same steps on the same fresh batches, and read on batches that come
+afterwards. One estimate is that of one batch, as train.py logs it: bias and deviation between batches are reported.
+"best q" is CLUB with the true q(y | x), and with its variance held above 1/e as the published network does: what no
+training can improve. The last line is JSON.
 """
 
 import argparse
@@ -162,9 +162,9 @@ def scale_rows(size: int, flags: argparse.Namespace) -> list[dict[str, float]]:
 def scale_table(rows: list[dict[str, float]]) -> str:
     """Markdown: a scale a line."""
     head = f"| y times, I = {rows[0]['truth']:g}, d = {rows[0]['size']} | sampled CLUB, nats | best q within 1/e to e |"
-    told = [f"| {row['scale']:g} | {row['mean']:.2f} ± {row['deviation_of_batches']:.2f} | {row['best']:.2f} |"
+    entry = [f"| {row['scale']:g} | {row['mean']:.2f} ± {row['deviation_of_batches']:.2f} | {row['best']:.2f} |"
             for row in rows]  # fmt: skip
-    return "\n".join([head, "|---:|---:|---:|", *told])
+    return "\n".join([head, "|---:|---:|---:|", *entry])
 
 
 def table(rows: list[dict], size: int) -> str:
@@ -175,10 +175,10 @@ def table(rows: list[dict], size: int) -> str:
              "|---|" + "---:|" * len(truths)]  # fmt: skip
     for name in dict.fromkeys(row["estimator"] for row in of_size):
         cells = {row["truth"]: row for row in of_size if row["estimator"] == name}
-        told = [f"{cells[truth]['mean']:.1f}" for truth in truths]
+        entry = [f"{cells[truth]['mean']:.1f}" for truth in truths]
         spreads = [cells[truth]["deviation_of_batches"] for truth in truths]
-        told = [f"{one} ± {spread:.1f}" if spread else one for one, spread in zip(told, spreads, strict=True)]
-        lines.append(f"| {name} | {' | '.join(told)} |")
+        entry = [f"{one} ± {spread:.1f}" if spread else one for one, spread in zip(entry, spreads, strict=True)]
+        lines.append(f"| {name} | {' | '.join(entry)} |")
     return "\n".join(lines)
 
 

@@ -70,8 +70,8 @@ def fresh_club(age: np.ndarray, identity: np.ndarray, people: np.ndarray, steps:
         arrays = (age.astype(np.float32), identity.astype(np.float32), permutation)
         return float(estimator.mutual_information(*(torch.from_numpy(array) for array in arrays)))
 
-    told = club_estimate(mutual_information, age[~in_first], identity[~in_first], seed=seed)
-    return {"club_nats": told["club_nats"], "club_shuffled_nats": told["shuffled_club_nats"]}
+    entry = club_estimate(mutual_information, age[~in_first], identity[~in_first], seed=seed)
+    return {"club_nats": entry["club_nats"], "club_shuffled_nats": entry["shuffled_club_nats"]}
 
 
 def standardised(rows: np.ndarray, fitted: np.ndarray) -> np.ndarray:

@@ -24,15 +24,15 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> d
     chance alone.
     """
     differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
-    told = {"mean": statistics.fmean(differences), "num_seeds": len(differences)}
+    entry = {"mean": statistics.fmean(differences), "num_seeds": len(differences)}
     if len(differences) < 2:
-        return told | {"standard_error": None, "half_width": None, "is_beyond_chance": None}
+        return entry | {"standard_error": None, "half_width": None, "is_beyond_chance": None}
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     half_width = STUDENT_95[min(len(differences) - 1, len(STUDENT_95)) - 1] * error
-    return told | {
+    return entry | {
         "standard_error": error,
         "half_width": half_width,
-        "is_beyond_chance": abs(told["mean"]) > half_width,
+        "is_beyond_chance": abs(entry["mean"]) > half_width,
     }
 
 

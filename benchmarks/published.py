@@ -68,7 +68,7 @@ class PublishedLoop:
         self.train_only(club=True)
         *_, log_likelihood = self.outputs(images, identities, permutation)
         self.update(self.of_club, -0.1 * log_likelihood)
-        told = log_likelihood.item()
+        entry = log_likelihood.item()
         self.of_club.zero_grad()
 
         self.train_only(club=False)
@@ -79,7 +79,7 @@ class PublishedLoop:
         self.update(self.of_identity, loss + 0.001 * mutual_information)
         self.read = [value.item() for value in (age_loss, accuracy, age_error)]
         self.of_identity.zero_grad()
-        return loss.item(), mutual_information.item(), told
+        return loss.item(), mutual_information.item(), entry
 
 
 def plain_mutual_information(club: SampledCLUB, age: Tensor, identity: Tensor, permutation: Tensor | None) -> Tensor:

@@ -76,10 +76,10 @@ def draw_faces(folder: Path, seed: int, flags: argparse.Namespace) -> tuple[Path
 
 
 def common_flags(flags: argparse.Namespace, train: Path, run_folder: Path, seed: int) -> list[str]:
-    told = {"train-data": train, "run-folder": run_folder, "backbone": flags.backbone, "batch-size": flags.batch,
+    entry = {"train-data": train, "run-folder": run_folder, "backbone": flags.backbone, "batch-size": flags.batch,
             "workers": flags.workers, "device": flags.device, "precision": flags.precision, "seed": seed,
             "log-every": 5, "keep-checkpoints": 1}  # fmt: skip
-    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in entry.items() for word in (f"--{name}", str(value))]
 
 
 def train_age_branch(flags: argparse.Namespace, train: Path, folder: Path, seed: int) -> Path:
@@ -122,9 +122,9 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
         if not path.exists():
             age_weights = train_age_branch(flags, train, folder / "age", seed)
             weights = train_identity_branch(flags, train, age_weights, folder / name, seed, variant)
-            told = measure(weights, held_out, choose_device(flags.device), flags.club_steps)
-            told["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
-            write_json(path, {"flags": variant, **told})
+            entry = measure(weights, held_out, choose_device(flags.device), flags.club_steps)
+            entry["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
+            write_json(path, {"flags": variant, **entry})
         figures[name] = json.loads(path.read_text())
         if figures[name].pop("flags") != variant:
             raise SystemExit(f"{path} is of other flags than {variant!r}: give the variant another name.")
@@ -170,8 +170,8 @@ def plot_differences(axes, runs: dict, others: list[str], name: str) -> None:
         values, plain = of_figure(runs[variant], name), of_figure(runs[PLAIN], name)
         if not values.keys() & plain.keys():
             continue
-        told = paired_difference(values, plain)
-        axes.errorbar(told["mean"], row, xerr=told["half_width"], color=f"C{row + 1}", marker="|", capsize=3)
+        entry = paired_difference(values, plain)
+        axes.errorbar(entry["mean"], row, xerr=entry["half_width"], color=f"C{row + 1}", marker="|", capsize=3)
         for seed in values.keys() & plain.keys():
             axes.plot(values[seed] - plain[seed], row - 0.25, ".", color=f"C{row + 1}", markersize=5)
     axes.axvline(0, color="grey", linewidth=1)
@@ -185,8 +185,8 @@ def plot_gaps(axes, runs: dict) -> None:
     gaps = next(iter(next(iter(runs.values())).values()))["tar_by_gap_percent"]
     for column, (variant, by_seed) in enumerate(runs.items()):
         means = [[of["tar_by_gap_percent"][gap] for of in by_seed.values()] for gap in gaps]
-        told = [statistics.fmean(values) if None not in values else float("nan") for values in means]
-        axes.plot(list(gaps), told, marker="o", markersize=3, color=f"C{column}", label=variant)
+        entry = [statistics.fmean(values) if None not in values else float("nan") for values in means]
+        axes.plot(list(gaps), entry, marker="o", markersize=3, color=f"C{column}", label=variant)
     axes.set_title("TAR at FAR 1e-3, % by years between", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)

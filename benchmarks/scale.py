@@ -160,17 +160,17 @@ def measure(flags, device: torch.device) -> dict:
         "shard": memory(flags.classes, 1, 1.0, flags.batch),
         "sampled": memory(flags.classes, 1, RATE, flags.batch),
     }
-    told = {}
+    entry = {}
     for name, each in seconds.items():
         median = statistics.median(each)
-        told[name] = {
+        entry[name] = {
             "ms": round(1000 * median, 2),
             "ns_a_class_and_image": round(1e9 * median / flags.classes / flags.batch, 2),
             "times_whole": ratios(seconds["whole"], each),
             "measured_mb": round(bytes_of[name] / 1e6, 2),
             "model_mb": round(model[name] / 1e6, 2),
         }
-    return told
+    return entry
 
 
 def drawing_seconds(rows: int = 20_000) -> float:
@@ -212,9 +212,9 @@ def main() -> None:
     measured = measure(flags, device)
     print(f"measured: {flags.classes:,} classes in one process, batch {flags.batch}, {device.type}")
     print(f"{'':10}{'ms a step':>11}{'measured MB':>13}{'model MB':>10}   times faster than whole (middle half)")
-    for name, told in measured.items():
-        ratio = told["times_whole"]
-        print(f"{name:10}{told['ms']:11.1f}{told['measured_mb']:13.1f}{told['model_mb']:10.1f}   "
+    for name, entry in measured.items():
+        ratio = entry["times_whole"]
+        print(f"{name:10}{entry['ms']:11.1f}{entry['measured_mb']:13.1f}{entry['model_mb']:10.1f}   "
               f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")  # fmt: skip
     drawing = drawing_seconds()
     print(f"initial weights: {drawing:.1f} s a million classes")

@@ -136,28 +136,28 @@ def main() -> None:
     seconds = take_turns(steps, device, flags.rounds, warm_up=2, steps_a_turn=flags.steps)
     if flags.profile:
         write_profile(steps["iefp cached"], device, flags.profile)
-    told = {"benchmark": "step", **vars(flags), **machine(device), "peak_gb": memory_of(steps, device)}
+    entry = {"benchmark": "step", **vars(flags), **machine(device), "peak_gb": memory_of(steps, device)}
     print(f"{'':14}{'ms an image':>12}{'images/s':>10}{'TFLOP/s':>9}   times the published loop (middle half)")
     for name, each in seconds.items():
         median = statistics.median(each)
         passes = 3  # one forward, two backward; what is computed twice or frozen does not count as work done
         tflops = flags.batch / median * GIGAFLOPS.get(flags.backbone, 0) * passes / 1000
-        told[name] = {"ms_an_image": round(1000 * median / flags.batch, 3), "tflops": round(tflops, 3)}
+        entry[name] = {"ms_an_image": round(1000 * median / flags.batch, 3), "tflops": round(tflops, 3)}
         line = f"{name:14}{1000 * median / flags.batch:12.2f}{flags.batch / median:10.1f}{tflops:9.2f}"
         if "published" in seconds:
-            told[name]["times_published"] = ratio = ratios(seconds["published"], each)
+            entry[name]["times_published"] = ratio = ratios(seconds["published"], each)
             line += f"   {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
         print(line)
     if "plain" in seconds and "iefp cached" in seconds:
-        told["iefp_over_plain"] = ratio = ratios(seconds["iefp cached"], seconds["plain"])
+        entry["iefp_over_plain"] = ratio = ratios(seconds["iefp cached"], seconds["plain"])
         print(f"IEFP with cached age features takes {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) "
               f"times the time of plain CosFace")  # fmt: skip
     if device.type == "cuda":
-        peak = next((value for key, value in PEAK_TFLOPS.items() if key in told["gpu"]), None)
+        peak = next((value for key, value in PEAK_TFLOPS.items() if key in entry["gpu"]), None)
         if peak:
-            told["mfu_percent"] = {name: round(100 * told[name]["tflops"] / peak, 1) for name in seconds}
-            print(f"share of the bf16 peak of {peak} TFLOP/s in %: {told['mfu_percent']}")
-    print(json.dumps(told, default=str))
+            entry["mfu_percent"] = {name: round(100 * entry[name]["tflops"] / peak, 1) for name in seconds}
+            print(f"share of the bf16 peak of {peak} TFLOP/s in %: {entry['mfu_percent']}")
+    print(json.dumps(entry, default=str))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Competitors take turns in one process; the median ratio is told with its spread."""
+"""Competitors take turns in one process; the median ratio is reported with its spread."""
 
 import os
 import platform
@@ -11,11 +11,11 @@ import torch
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What a figure depends on: processor, threads or GPU, versions."""
-    told = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+    entry = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
             "cores": os.cpu_count(), "processor": processor_name()}  # fmt: skip
     if device.type == "cuda":
-        told |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return told
+        entry |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return entry
 
 
 def processor_name() -> str:

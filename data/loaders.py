@@ -95,7 +95,7 @@ def batches(loader: DataLoader) -> Iterator[FaceBatch]:
                 raise batch
             finally:
                 # The error's traceback holds this frame; if the frame held the error, only the garbage collector could
-                # free the two. It closes the queues before the workers are told to end: 5 s of waiting for each.
+                # free the two. It closes the queues before the workers are asked to end: 5 s of waiting for each.
                 del batch
         yield batch._replace(failures=tuple(batch.failures))  # pinning memory makes a list of it
 

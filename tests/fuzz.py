@@ -538,10 +538,10 @@ def read_feature_file(content: bytes, folder: Path, name: str) -> None:
 
 def calibration_seeds() -> list[bytes]:
     row = {"threshold": 0.25, "impostors_allowed": 9, "tar_percent": 80.5, "tar_by_age_gap_percent": {"2-5": None}}
-    told = {"title": "FG-NET", "num_genuine": 90, "num_impostor": 99, "num_genuine_by_age_gap": {"2-5": 7},
+    reply = {"title": "FG-NET", "num_genuine": 90, "num_impostor": 99, "num_genuine_by_age_gap": {"2-5": 7},
             "at_far": {"1e-1": row}, "left_out": {"1e-2": "too few"}}  # fmt: skip
     model = {"name": "a", "weights": "a.pth", "weights_sha256": "cd", "model_fingerprint": "ab", "join": "add",
-             "benchmarks": {"fgnet": told}}  # fmt: skip
+             "benchmarks": {"fgnet": reply}}  # fmt: skip
     return [json.dumps({"schema": 1, "models": [model] * count}, indent=1).encode() for count in (1, 2)]
 
 
@@ -557,7 +557,7 @@ def make_readers() -> list[Reader]:
     pairs = [b"a.jpg b.jpg 1\nsub/c.jpg ./a.jpg 0\n\n", b"\xef\xbb\xbfa.jpg\tb.jpg 1\r\nb.jpg a.jpg 0\r\n"]
     words = [b"# a recipe\n--count 5  # five\n--folder 'my faces/#2' --note \"it's\"\n", b"--epochs 3 \\\n 7\r\n"]
     branch = {"backbone": "iresnet18_quarter", "purification": 1}
-    told = [json.dumps({"identity_branch": branch, "age_branch": {**branch, "purification": "x_plus_linear_relu_bn"}})]
+    reply = [json.dumps({"identity_branch": branch, "age_branch": {**branch, "purification": "x_plus_linear_relu_bn"}})]
     return [
         Reader("names", names, read_names),
         Reader("pairs", pairs, read_pairs),
@@ -591,7 +591,7 @@ def make_readers() -> list[Reader]:
         *(Reader(kind.lower(), picture_seeds(kind), read_picture) for kind in ("JPEG", "PNG", "WEBP", "BMP")),
         Reader("weights", weight_seeds(), read_weights, damaged_archive),
         Reader("safetensors", safetensors_seeds(), functools.partial(read_weights, name="weights.safetensors")),
-        Reader("description", [text.encode() for text in told], read_description),
+        Reader("description", [text.encode() for text in reply], read_description),
         Reader("checkpoint", checkpoint_seeds(), read_checkpoint, damaged_archive),
     ]
 
@@ -626,7 +626,7 @@ def try_input(reader: Reader, content: bytes, folder: Path) -> str:
     return outcome if seconds < MAX_SECONDS_AN_INPUT else f"{outcome} only after {seconds:.1f} seconds"
 
 
-def search(reader: Reader, numbers: Sequence[int], seed: int, seconds: float, folder: Path, told: Progress) -> None:
+def search(reader: Reader, numbers: Sequence[int], seed: int, seconds: float, folder: Path, reply: Progress) -> None:
     """Tries inputs until the numbers or the seconds end; runs in a process of its own, for it may crash."""
     if sys.platform == "linux":
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -635,14 +635,14 @@ def search(reader: Reader, numbers: Sequence[int], seed: int, seconds: float, fo
     transforms.MAX_PIXELS = MAX_PIXELS
     end = time.monotonic() + seconds
     for number in numbers:
-        told.number = number
+        reply.number = number
         outcome = try_input(reader, input_of(reader, seed, number), folder)
-        told.tried += 1
-        told.accepted += outcome == "accepted"
-        told.refused += outcome == "refused"
+        reply.tried += 1
+        reply.accepted += outcome == "accepted"
+        reply.refused += outcome == "refused"
         if outcome not in ("accepted", "refused"):
-            told.failures += 1
-            if told.failures <= MAX_FAILURES_SHOWN:
+            reply.failures += 1
+            if reply.failures <= MAX_FAILURES_SHOWN:
                 print(f"{reader.name} --seed {seed} --only {number}: {outcome}", file=sys.stderr, flush=True)
         if time.monotonic() > end:
             break
@@ -651,18 +651,18 @@ def search(reader: Reader, numbers: Sequence[int], seed: int, seconds: float, fo
 def search_apart(reader: Reader, numbers: Sequence[int], seed: int, seconds: float, folder: Path) -> Progress:
     """The search in a child process; its crash or its hanging is a failure."""
     fork = multiprocessing.get_context("fork")
-    told = fork.Value(Progress, lock=False)
-    child = fork.Process(target=search, args=(reader, numbers, seed, seconds, folder, told))
+    reply = fork.Value(Progress, lock=False)
+    child = fork.Process(target=search, args=(reader, numbers, seed, seconds, folder, reply))
     child.start()
     child.join(seconds + MAX_SECONDS_AN_INPUT * 4)
     if child.is_alive():
         child.kill()
         child.join()
     if child.exitcode != 0:
-        told.failures += 1
-        print(f"{reader.name} --seed {seed} --only {told.number}: the process ended by {child.exitcode}",
+        reply.failures += 1
+        print(f"{reader.name} --seed {seed} --only {reply.number}: the process ended by {child.exitcode}",
               file=sys.stderr)  # fmt: skip
-    return told
+    return reply
 
 
 def write_what_readers_look_for(folder: Path) -> None:
@@ -689,9 +689,9 @@ def main() -> int:
         write_what_readers_look_for(Path(name))
         for reader in (readers[name] for name in chosen.readers):
             began = time.monotonic()
-            told = search_apart(reader, numbers, chosen.seed, chosen.seconds, Path(name))
-            failures += told.failures
-            print(f"{reader.name:12}{told.tried:9,}{told.refused:9,}{told.accepted:9,}{told.failures:9,}"
+            reply = search_apart(reader, numbers, chosen.seed, chosen.seconds, Path(name))
+            failures += reply.failures
+            print(f"{reader.name:12}{reply.tried:9,}{reply.refused:9,}{reply.accepted:9,}{reply.failures:9,}"
                   f"{time.monotonic() - began:9.1f}", flush=True)  # fmt: skip
     return 1 if failures else 0
 

@@ -28,20 +28,20 @@ def make_images(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -
     return tuple(value.to(dtype).contiguous(memory_format=torch.channels_last) for value in (x, gradient))
 
 
-def error(told: list[Tensor], wanted: list[Tensor]) -> float:
-    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(told, wanted, strict=True))
+def error(reply: list[Tensor], wanted: list[Tensor]) -> float:
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(reply, wanted, strict=True))
 
 
 def of_prelu(shape: tuple[int, ...], dtype: torch.dtype) -> float:
     x, gradient = make_images(shape, dtype)
     x[0, :, 0, 0] = 0  # torch takes 0 as not positive
     slope = torch.randn(shape[1])
-    told = kernels.prelu(x, slope), *kernels.prelu_backward(x, slope, gradient)
+    reply = kernels.prelu(x, slope), *kernels.prelu_backward(x, slope, gradient)
     exact = x.double().requires_grad_(), slope.double().requires_grad_()
     y = F.prelu(*exact)
-    assert [value.dtype for value in told] == [dtype, dtype, torch.float32]
-    assert all(value.stride() == x.stride() for value in told[:2])
-    return error(told, [y.detach(), *torch.autograd.grad(y, exact, gradient.double())])
+    assert [value.dtype for value in reply] == [dtype, dtype, torch.float32]
+    assert all(value.stride() == x.stride() for value in reply[:2])
+    return error(reply, [y.detach(), *torch.autograd.grad(y, exact, gradient.double())])
 
 
 def of_batchnorm(shape: tuple[int, ...], dtype: torch.dtype, has_slope: bool) -> float:
@@ -52,14 +52,14 @@ def of_batchnorm(shape: tuple[int, ...], dtype: torch.dtype, has_slope: bool) ->
     slopes = [slope] if has_slope else []
     of_batch = kernels.statistics(x, running, MOMENTUM, EPS)
     given = weight, bias, slope if has_slope else None, of_batch
-    told = [kernels.normalise(x, *given), *kernels.normalise_backward(x, *given, gradient)]
-    assert (told[-1] is None) is not has_slope
-    assert all(value.dtype == dtype and value.stride() == x.stride() for value in told[:2])
+    reply = [kernels.normalise(x, *given), *kernels.normalise_backward(x, *given, gradient)]
+    assert (reply[-1] is None) is not has_slope
+    assert all(value.dtype == dtype and value.stride() == x.stride() for value in reply[:2])
     exact = [value.double().requires_grad_() for value in (x, weight, bias, *slopes)]
     y = F.batch_norm(exact[0], *of_running, *exact[1:3], training=True, momentum=MOMENTUM, eps=EPS)
     y = F.prelu(y, exact[3]) if has_slope else y
     wanted = [y.detach(), *torch.autograd.grad(y, exact, gradient.double())]
-    return error([*(value for value in told if value is not None), *running], [*wanted, *of_running])
+    return error([*(value for value in reply if value is not None), *running], [*wanted, *of_running])
 
 
 CASES = {

@@ -38,9 +38,9 @@ def in_processes(count: int, work: Callable, *given: object) -> Ended:
     Where one fails the others are killed, as torchrun would do: they would wait for it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        reply = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         processes = [
-            _server().Process(target=_enter, args=(told | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
+            _server().Process(target=_enter, args=(reply | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
             for rank in range(count)
         ]
         for process in processes:

@@ -58,9 +58,9 @@ def make_batch(number: int, device: torch.device, dtype: torch.dtype = torch.flo
 
 def run_steps(stage, count: int = 3, dtype: torch.dtype = torch.float32, device: torch.device = CUDA):
     """(count, losses) on the CPU in float64."""
-    told = [stage.step(make_batch(number, device, dtype)) for number in range(count)]
+    reply = [stage.step(make_batch(number, device, dtype)) for number in range(count)]
     return torch.stack(
-        [torch.stack([each[name].double() for name in stage.logged_metrics(stage.config)]) for each in told]
+        [torch.stack([each[name].double() for name in stage.logged_metrics(stage.config)]) for each in reply]
     ).cpu()
 
 
@@ -134,8 +134,8 @@ def test_translated_encoders_give_what_plain_ones_give(precision, capfd, monkeyp
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain, translated = (make_stage(CUDA, precision=precision, compile=flag) for flag in (False, True))
     tolerance = 1e-3 if precision == "fp32" else 0.05
-    told, expected = run_steps(translated, 2)[:, :3], run_steps(plain, 2)[:, :3]
-    torch.testing.assert_close(told, expected, rtol=tolerance, atol=tolerance)
+    reply, expected = run_steps(translated, 2)[:, :3], run_steps(plain, 2)[:, :3]
+    torch.testing.assert_close(reply, expected, rtol=tolerance, atol=tolerance)
     assert "--compile" not in capfd.readouterr().err
 
 
@@ -152,15 +152,15 @@ def head_and_inputs(device: torch.device):
 
 def test_both_losses_of_a_head_are_those_of_the_cpu():
     """Whole and as one shard: value and gradients, in float64."""
-    told = []
+    reply = []
     for device in (CPU, CUDA):
         for kind in (MarginLoss, lambda head: ShardedMarginLoss(head, Collectives(DistInfo(0, 1, CPU)))):
             head, features, labels = head_and_inputs(device)
             loss = kind(head)(features, labels)
             loss.backward()
-            told.append([each.detach().cpu() for each in (loss, features.grad, head.weight.grad)])
-    for other in told[1:]:
-        torch.testing.assert_close(other, told[0], rtol=1e-10, atol=1e-12)
+            reply.append([each.detach().cpu() for each in (loss, features.grad, head.weight.grad)])
+    for other in reply[1:]:
+        torch.testing.assert_close(other, reply[0], rtol=1e-10, atol=1e-12)
 
 
 def test_a_sample_is_drawn_on_the_gpu_and_only_its_rows_move():
@@ -271,8 +271,8 @@ def test_killed_runs_end_as_if_never_stopped_in_bf16():
                "--precision", "bf16"]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    told = json.loads(ended.stdout.splitlines()[-1])
-    assert told["lost"] == 0 and told["resumed_from_a_checkpoint"] >= 1
+    reply = json.loads(ended.stdout.splitlines()[-1])
+    assert reply["lost"] == 0 and reply["resumed_from_a_checkpoint"] >= 1
 
 
 def test_embeddings_of_a_gpu_are_those_of_a_cpu(monkeypatch):
@@ -289,7 +289,7 @@ def test_embeddings_of_a_gpu_are_those_of_a_cpu(monkeypatch):
 def test_benchmarks_are_the_same_on_both(run_main, tiny_faces, weights, tmp_path, monkeypatch):
     """Scores differ in their last digits, ranks and accuracies do not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    told = []
+    reply = []
     for device in ("cpu", "cuda"):
         folder = tmp_path / device
         outcome = run_main("test", "--weights", weights, "--face-dataset", tiny_faces, "--device", device,
@@ -297,6 +297,6 @@ def test_benchmarks_are_the_same_on_both(run_main, tiny_faces, weights, tmp_path
         assert outcome.status == 0, outcome.out + outcome.err
         results = only_model(folder / "results.json")["results"]
         fgnet, cacd_vs = results["fgnet"]["leave_one_out"], results["cacd_vs"]["verification"]
-        told.append([each[join]["rank1_percent" if each is fgnet else "accuracy_percent"]
+        reply.append([each[join]["rank1_percent" if each is fgnet else "accuracy_percent"]
                      for each in (fgnet, cacd_vs) for join in ("concatenate", "add")])  # fmt: skip
-    assert told[0] == told[1]
+    assert reply[0] == reply[1]

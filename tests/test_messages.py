@@ -63,12 +63,12 @@ def flat(tiny_faces, tmp_path):
 
 
 def test_a_flat_fgnet_folder_is_named_as_the_dataset_check_names_it(flat):
-    """16: "holds no images" with the download link told nothing of 15 pictures that lie there."""
-    told = refused(lambda: open_set("fgnet", flat))
-    assert "15 pictures lie directly in it and are not used (such as '001A02.JPG')" in told
-    assert "put each into the folder of its identity" in told and "https://" not in told
+    """16: "holds no images" with the download link did not mention 15 pictures that lie there."""
+    reply = refused(lambda: open_set("fgnet", flat))
+    assert "15 pictures lie directly in it and are not used (such as '001A02.JPG')" in reply
+    assert "put each into the folder of its identity" in reply and "https://" not in reply
     checked = check(flat, ["fgnet"])[0]
-    assert checked.what.startswith("15 pictures lie directly in '") and checked.advice in told
+    assert checked.what.startswith("15 pictures lie directly in '") and checked.advice in reply
     training = refused(lambda: open_index(flat / FGNET.folders[0], FILENAME_PATTERNS["fgnet"], cache=False))
     assert "15 pictures lie directly in it" in training and "put each into the folder of its identity" in training
 

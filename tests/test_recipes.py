@@ -40,8 +40,8 @@ def test_an_ablation_differs_from_the_published_recipe_in_one_setting(path):
 
 
 def test_no_two_recipes_are_the_same():
-    told = [tuple(sorted((k, str(v)) for k, v in settings(path).items() if k != "run_folder")) for path in RECIPES]
-    assert len(set(told)) == len(told)
+    reply = [tuple(sorted((k, str(v)) for k, v in settings(path).items() if k != "run_folder")) for path in RECIPES]
+    assert len(set(reply)) == len(reply)
 
 
 @each

@@ -75,7 +75,7 @@ def test_a_folder_called_as_a_benchmark_costs_that_no_figure(run_test, faces, tm
 
 
 def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_differ(tmp_path, monkeypatch):
-    """4a: two sets of one name are told apart by as much of their paths as that takes."""
+    """4a: two sets of one name are distinguished by as much of their paths as that takes."""
     monkeypatch.chdir(tmp_path)
     folders = [Path("a/fgnet"), Path("FG-NET"), Path("b/agedb"), Path("c/agedb"), Path("fgnet_2"), Path("x/lfw.bin")]
     of_folders = specs_of_folders(folders, None)
@@ -145,8 +145,8 @@ def test_a_validation_prints_each_set_under_its_own_name(tiny_faces, weights, tm
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation at step 3, ")]
     figures = ["accuracy_percent", "auc_percent", "eer_percent"]  # too few impostors for a TAR
     for name, line in zip(opened, lines, strict=True):
-        _, told = line.split(f", {name}: ")
-        assert [figure.split(" ")[0] for figure in told.split(", ")] == figures
+        _, reply = line.split(f", {name}: ")
+        assert [figure.split(" ")[0] for figure in reply.split(", ")] == figures
 
 
 # ----------------------------------------------------------------------------------------- 5a, what one of them lacks

@@ -193,7 +193,7 @@ def write_morph2(
 def pair_people(first: int, num_pairs: int, seed: int) -> tuple[list[int], list[tuple[int, int]]]:
     """People of one fold's genuine pairs, and its impostor pairs: two people of like sex and skin where there are such.
 
-    Impostors picked at random would be told apart by sex and skin alone; the published lists avoid that too.
+    Impostors picked at random would differ by sex and skin alone; the published lists avoid that too.
     """
     people = list(range(first, first + num_pairs + 1))
     alike = sorted(people, key=lambda p: (cached_person(seed, p).male, cached_person(seed, p).melanin))

@@ -36,8 +36,8 @@ def test_two_passes_of_the_published_loop_are_one_pass_of_ours():
         batch = train.Batch(images, identities, torch.zeros(6, dtype=torch.int64), permutation=permutation)
         losses = ours.step(batch)
         names = ("face_recognition_loss", "mutual_information", "log_likelihood")
-        told = torch.stack([losses[name] for name in names])
-        torch.testing.assert_close(told, torch.tensor(theirs, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+        reply = torch.stack([losses[name] for name in names])
+        torch.testing.assert_close(reply, torch.tensor(theirs, dtype=torch.float64), rtol=1e-9, atol=1e-9)
     states = published.model.state_dict(), ours.model.state_dict()
     for key, value in states[0].items():
         if not key.endswith("num_batches_tracked") and not (key.startswith("clubmi.") and "running" in key):

@@ -16,12 +16,12 @@ RUNS = {
 
 def test_paired_differences_agree_with_numpy():
     differences = np.array([1.0, 1.5, 0.5])
-    told = paired.paired_difference({0: 2.0, 1: 3.5, 2: 4.5, 9: 100.0}, {0: 1.0, 1: 2.0, 2: 4.0, 8: 3.0})
-    assert told["num_seeds"] == 3
-    assert told["mean"] == pytest.approx(differences.mean())
-    assert told["standard_error"] == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
-    assert told["half_width"] == pytest.approx(4.30 * differences.std(ddof=1) / np.sqrt(3))
-    assert not told["is_beyond_chance"]  # 1.0 against 1.24
+    reply = paired.paired_difference({0: 2.0, 1: 3.5, 2: 4.5, 9: 100.0}, {0: 1.0, 1: 2.0, 2: 4.0, 8: 3.0})
+    assert reply["num_seeds"] == 3
+    assert reply["mean"] == pytest.approx(differences.mean())
+    assert reply["standard_error"] == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
+    assert reply["half_width"] == pytest.approx(4.30 * differences.std(ddof=1) / np.sqrt(3))
+    assert not reply["is_beyond_chance"]  # 1.0 against 1.24
 
 
 def test_the_interval_covers_a_true_difference_as_often_as_it_says():
@@ -33,9 +33,9 @@ def test_the_interval_covers_a_true_difference_as_often_as_it_says():
 
 
 def test_one_seed_has_no_error():
-    told = paired.paired_difference({0: 2.0}, {0: 1.5})
-    assert told["mean"] == 0.5
-    assert told["standard_error"] is told["is_beyond_chance"] is None
+    reply = paired.paired_difference({0: 2.0}, {0: 1.5})
+    assert reply["mean"] == 0.5
+    assert reply["standard_error"] is reply["is_beyond_chance"] is None
     assert paired.spread([3.0]) == {"mean": 3.0, "deviation": None, "num_seeds": 1}
 
 
@@ -75,8 +75,8 @@ def test_a_fresh_club_tells_dependent_from_independent():
 
 def test_standardising_looks_at_the_first_half_only():
     rows = np.array([[0.0, 1.0], [2.0, 1.0], [9.0, 5.0]], np.float32)
-    told = held_out.standardised(rows, np.array([True, True, False]))
-    assert told.tolist() == [[-1, 0], [1, 0], [8, 0]]
+    reply = held_out.standardised(rows, np.array([True, True, False]))
+    assert reply.tolist() == [[-1, 0], [1, 0], [8, 0]]
 
 
 def test_variants_differ_in_purification_alone():
@@ -97,13 +97,13 @@ def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, mo
         purification.main()
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    told = run()
-    assert set(told["runs"]) == {"plain", "both"}
-    assert 0 <= told["runs"]["both"]["0"]["rank1_percent"] <= 100
+    reply = run()
+    assert set(reply["runs"]) == {"plain", "both"}
+    assert 0 <= reply["runs"]["both"]["0"]["rank1_percent"] <= 100
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     weights = tmp_path / "out/seed0/both/iefp.pth"
     written = weights.stat().st_mtime_ns
-    assert run() == told
+    assert run() == reply
     assert weights.stat().st_mtime_ns == written
     with pytest.raises(SystemExit, match="was begun with"):
         run("--nuisance", "0.5")

@@ -66,10 +66,10 @@ def test_traffic_is_the_bytes_of_the_collectives_by_ring_algorithms():
 def test_a_tiny_run_ends_with_a_line_of_json(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scale.py", "--classes", "300", "--batch", "8", "--rounds", "2"])
     scale.main()
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["benchmark"] == "scale" and set(told["measured"]) == set(scale.KINDS)
-    assert [(row["classes"], row["gpus"]) for row in told["worked_out"]] == [
+    reply = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert reply["benchmark"] == "scale" and set(reply["measured"]) == set(scale.KINDS)
+    assert [(row["classes"], row["gpus"]) for row in reply["worked_out"]] == [
         (classes, gpus) for classes in scale.CLASSES for gpus in scale.GPUS
     ]
-    for row in told["worked_out"]:
+    for row in reply["worked_out"]:
         assert row["sampled_gb"] <= row["sharded_gb"] < row["replicated_gb"]

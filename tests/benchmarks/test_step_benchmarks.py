@@ -15,9 +15,9 @@ def test_all_competitors_of_a_step_take_turns(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["step.py", "--backbone", "iresnet18_quarter", "--batch", "4", "--classes", "30",
                                       "--rounds", "2", "--profile", str(table)])  # fmt: skip
     step.main()
-    told = last_line(capsys.readouterr().out)
-    assert all(told[name]["ms_an_image"] > 0 for name in ("published", "insightface", "plain", "iefp cached", "iefp"))
-    assert told["iefp_over_plain"]["median"] > 0 and told["published"]["times_published"]["median"] == 1
+    reply = last_line(capsys.readouterr().out)
+    assert all(reply[name]["ms_an_image"] > 0 for name in ("published", "insightface", "plain", "iefp cached", "iefp"))
+    assert reply["iefp_over_plain"]["median"] > 0 and reply["published"]["times_published"]["median"] == 1
     assert "convolution_backward" in table.read_text()
 
 

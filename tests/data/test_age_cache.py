@@ -32,22 +32,22 @@ OF = {"weights": "w", "pictures": "p"}
 
 
 @pytest.fixture
-def told():
+def reply():
     return []
 
 
 @pytest.fixture
-def cache(tmp_path, told) -> AgeCache:
-    return prepare_cache(tmp_path, "faces_age_features", OF, N, told.append)
+def cache(tmp_path, reply) -> AgeCache:
+    return prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
 
 
 def features(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, 2, 512)).astype(np.float32)
 
 
-def test_the_size_is_that_of_the_field_and_said_beforehand(told, cache):
+def test_the_size_is_that_of_the_field_and_said_beforehand(reply, cache):
     assert round(cache_bytes(5_179_510) / 1e9, 1) == 10.6 and cache_bytes(N) == N * BYTES_A_PICTURE == N * 2 * 512 * 2
-    assert "18.4 kB when complete" in told[0] and in_bytes(cache_bytes(5_179_510)) == "10.6 GB"
+    assert "18.4 kB when complete" in reply[0] and in_bytes(cache_bytes(5_179_510)) == "10.6 GB"
 
 
 def test_what_was_written_is_read_in_16_bits_and_the_rest_is_not_known(cache):
@@ -78,14 +78,14 @@ def test_a_value_beyond_16_bits_is_refused(cache):
     assert cache.read(0) is None
 
 
-def test_the_same_cache_is_taken_up_again(tmp_path, cache, told):
+def test_the_same_cache_is_taken_up_again(tmp_path, cache, reply):
     cache.write(np.array([5]), features(1))
-    again = prepare_cache(tmp_path, "faces_age_features", OF, N, told.append)
-    assert again.read(5) is not None and "earlier epochs or runs" in told[-1]
+    again = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
+    assert again.read(5) is not None and "earlier epochs or runs" in reply[-1]
 
 
 @pytest.mark.parametrize("fault", ["size", "description", "no size", "no data"])
-def test_a_damaged_cache_begins_anew(tmp_path, cache, told, fault):
+def test_a_damaged_cache_begins_anew(tmp_path, cache, reply, fault):
     cache.write(np.array([5]), features(1))
     if fault == "size":
         (cache.folder / DATA).write_bytes(b"x")
@@ -95,44 +95,44 @@ def test_a_damaged_cache_begins_anew(tmp_path, cache, told, fault):
         (cache.folder / DESCRIPTION).write_text('{"num_images": null}')
     else:
         (cache.folder / DATA).unlink()
-    again = prepare_cache(tmp_path, "faces_age_features", OF, N, told.append)
+    again = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
     assert again.folder == cache.folder and len(again.unknown()) == N
     assert os.listdir(tmp_path) == [cache.folder.name]
 
 
 @pytest.mark.parametrize("other", ["weights", "pictures", "precision"])
-def test_caches_of_different_keys_stand_side_by_side_in_use_or_not(tmp_path, cache, told, other):
+def test_caches_of_different_keys_stand_side_by_side_in_use_or_not(tmp_path, cache, reply, other):
     """2d, 11: a run with other age weights, pictures or precision removes nothing, and both are taken up again."""
     cache.write(np.array([5]), features(1))
-    beside = prepare_cache(tmp_path, "faces_age_features", OF | {other: "other"}, N, told.append)
+    beside = prepare_cache(tmp_path, "faces_age_features", OF | {other: "other"}, N, reply.append)
     beside.write(np.array([5]), features(1, seed=1))
     for of, own in ((OF, 0), (OF | {other: "other"}, 1)):
-        again = prepare_cache(tmp_path, "faces_age_features", of, N, told.append)
+        again = prepare_cache(tmp_path, "faces_age_features", of, N, reply.append)
         assert np.array_equal(again.read(5), features(1, own)[0].astype(np.float16))
-    assert not any("dropped" in sentence for sentence in told) and len(list(tmp_path.iterdir())) == 2
+    assert not any("dropped" in sentence for sentence in reply) and len(list(tmp_path.iterdir())) == 2
 
 
-def test_of_two_runs_that_make_the_same_cache_at_once_the_second_takes_the_firsts(tmp_path, told, monkeypatch):
+def test_of_two_runs_that_make_the_same_cache_at_once_the_second_takes_the_firsts(tmp_path, reply, monkeypatch):
     """2d: what the first has written by then stays."""
     rename = Path.rename
 
     def overtaken(self, target):
         monkeypatch.setattr(Path, "rename", rename)
-        prepare_cache(tmp_path, "faces_age_features", OF, N, told.append).write(np.array([5]), features(1))
+        prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append).write(np.array([5]), features(1))
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", overtaken)
-    second = prepare_cache(tmp_path, "faces_age_features", OF, N, told.append)
+    second = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
     assert second.read(5) is not None and os.listdir(tmp_path) == [second.folder.name]
 
 
-def test_without_room_or_a_place_training_goes_on_without(tmp_path, told, monkeypatch):
+def test_without_room_or_a_place_training_goes_on_without(tmp_path, reply, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000))
-    assert prepare_cache(tmp_path / "cache", "faces_age_features", OF, N, told.append) is None
-    assert "18.4 kB" in told[-1] and "--cache-folder" in told[-1] and not list(tmp_path.iterdir())
+    assert prepare_cache(tmp_path / "cache", "faces_age_features", OF, N, reply.append) is None
+    assert "18.4 kB" in reply[-1] and "--cache-folder" in reply[-1] and not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert prepare_cache(tmp_path / "file", "faces_age_features", OF, N, told.append) is None
-    assert "--cache-folder" in told[-1]
+    assert prepare_cache(tmp_path / "file", "faces_age_features", OF, N, reply.append) is None
+    assert "--cache-folder" in reply[-1]
 
 
 def test_a_disk_that_fills_up_is_one_sentence_and_no_signal(tmp_path, cache, monkeypatch):
@@ -142,13 +142,13 @@ def test_a_disk_that_fills_up_is_one_sentence_and_no_signal(tmp_path, cache, mon
     assert cache.read(0) is None
 
 
-def test_check_lists_caches_with_size_date_and_the_command_that_removes_them(tmp_path, told):
+def test_check_lists_caches_with_size_date_and_the_command_that_removes_them(tmp_path, reply):
     """11: nothing deletes a cache but a command that says so, and prepare.py check gives it."""
     root = tmp_path / "face dataset"
     root.mkdir()
     assert [found.what for found in check(root, ["caches"])] == [f"nothing is kept below {root}"]
     for place in (root, root / "ms1mv3"):
-        cache = prepare_cache(place / ".iefp_cache", "faces_age_features", OF, N, told.append)
+        cache = prepare_cache(place / ".iefp_cache", "faces_age_features", OF, N, reply.append)
         cache.write(np.arange(3), features(3))
         os.utime(cache.folder / DATA, (1_600_000_000, 1_600_000_000))
     (root / ".iefp_cache" / "embeddings_0123.npz").write_bytes(bytes(5000))

@@ -435,8 +435,8 @@ def pairs(tmp_path):
 
 def test_a_written_set_reads_as_it_was_here_and_in_insightfaces_way(tmp_path, pairs):
     path = tmp_path / "new" / "mine.bin"
-    told = write_verification_bin(pairs, path)
-    assert told == (3, 3, 0, sha256(path))
+    reply = write_verification_bin(pairs, path)
+    assert reply == (3, 3, 0, sha256(path))
     contents = [pairs.images.read(i) for i in range(3)]
     read = read_verification_bin(path)
     assert (read.first.tolist(), read.second.tolist()) == (pairs.first.tolist(), pairs.second.tolist())
@@ -495,14 +495,14 @@ def test_a_broken_picture_stops_the_writing_and_leaves_nothing(tmp_path, pairs, 
 
 
 def test_progress_is_told_for_every_picture(tmp_path, pairs):
-    told = []
+    reply = []
 
     def progress(items, total, what):
-        told.append((len(list(items)), total, what))
+        reply.append((len(list(items)), total, what))
         return iter(range(total))
 
     write_verification_bin(pairs, tmp_path / "mine.bin", progress=progress)
-    assert told == [(3, 3, "reading pictures")]
+    assert reply == [(3, 3, "reading pictures")]
 
 
 def test_a_set_of_seven_thousand_pairs_is_read_within_a_second_or_two(tmp_path):

@@ -89,13 +89,13 @@ def plain_step(model: IEFP, optimisers: dict, batch, num_parts: int) -> dict[str
     (-0.1 * objective).backward()
     clip_grad_norm_(optimisers["club"].param_groups[0]["params"], 5.0)
     optimisers["club"].step()
-    told = {
+    reply = {
         "face_recognition_loss": sum(recognition) / num_parts,
         "mutual_information": sum(information) / num_parts,
         "log_likelihood": objective,
         "age_loss": F.cross_entropy(model.age_logits(age), batch.age_groups),
     }
-    return {name: value.item() for name, value in told.items()}
+    return {name: value.item() for name, value in reply.items()}
 
 
 def test_a_step_of_two_parts_is_the_plain_one_of_one_graph_and_tells_the_whole_batchs_losses():
@@ -122,10 +122,10 @@ def test_without_what_sees_a_batch_as_a_whole_four_parts_are_one_step():
     before = copy.deepcopy(stages[0].model)
     for stage in stages:
         stage.model.eval()
-        told = [stage.step(make_batch(step)) for step in range(2)]
-        stage.told = torch.stack([value for losses in told for value in losses.values()])
+        reply = [stage.step(make_batch(step)) for step in range(2)]
+        stage.reply = torch.stack([value for losses in reply for value in losses.values()])
     same_state(stages[0].model, stages[1].model, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(stages[0].told, stages[1].told, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(stages[0].reply, stages[1].reply, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(before.backbone_id.conv1.weight, stages[0].model.backbone_id.conv1.weight, rtol=1e-6)
 
 
@@ -136,19 +136,19 @@ def test_the_age_branch_takes_parts_too():
         model = fill(IEFP("iresnet18_quarter", 1, None, year_head=True).double())
         stage = train.AgeStage(settings(stage="age", accumulation=parts, mean_loss_weight=0.2), model, ALONE)
         stage.model.eval()
-        stage.told = stage.step(make_batch())
+        stage.reply = stage.step(make_batch())
         stages.append(stage)
     same_state(stages[0].model, stages[1].model, rtol=1e-9, atol=1e-12)
-    assert stages[0].told.keys() == stages[1].told.keys()
-    for name, value in stages[0].told.items():
-        torch.testing.assert_close(stages[1].told[name], value, rtol=1e-6, atol=1e-9, msg=name)
+    assert stages[0].reply.keys() == stages[1].reply.keys()
+    for name, value in stages[0].reply.items():
+        torch.testing.assert_close(stages[1].reply[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("method", ["none", *CRITICS])
 def test_every_method_learns_in_parts_and_tells_the_same_losses(method):
     stages = [make_stage(accumulation=parts, disentangle=method) for parts in (1, 2)]
-    told = [stage.step(make_batch()) for stage in stages]
-    assert told[0].keys() == told[1].keys() and all(value.isfinite() for value in told[1].values())
+    reply = [stage.step(make_batch()) for stage in stages]
+    assert reply[0].keys() == reply[1].keys() and all(value.isfinite() for value in reply[1].values())
     if stages[1].critic is not None:
         learned = zip(stages[1].critic.parameters(), make_stage(disentangle=method).critic.parameters(), strict=True)
         assert any(not torch.equal(after, before) for after, before in learned)
@@ -228,8 +228,8 @@ def test_a_loss_scale_changes_nothing_but_where_it_overflows_the_whole_step_is_l
 
 
 def test_means_of_parts_are_plain_means():
-    told = [{"a": torch.tensor(1.0), "b": torch.tensor(4.0)}, {"a": torch.tensor(2.0), "b": torch.tensor(0.0)}]
-    assert mean_metrics(told) == {"a": 1.5, "b": 2.0} and mean_metrics(told[:1]) is told[0]
+    reply = [{"a": torch.tensor(1.0), "b": torch.tensor(4.0)}, {"a": torch.tensor(2.0), "b": torch.tensor(0.0)}]
+    assert mean_metrics(reply) == {"a": 1.5, "b": 2.0} and mean_metrics(reply[:1]) is reply[0]
 
 
 @pytest.mark.parametrize(("batch_size", "parts", "processes"), [(12, 5, 1), (12, 4, 2), (12, 12, 1), (12, 24, 1)])

@@ -1,4 +1,4 @@
-"""Bad pictures in training: an error, or replaced alike by every run, worker and process, and told as a value."""
+"""Bad pictures in training: an error, or replaced alike by every run, worker and process, and reported as a value."""
 
 import contextlib
 import gc

@@ -132,10 +132,10 @@ def test_what_can_not_be_done_is_one_sentence(train_identity, tmp_path, flags, w
 def take_steps_as_one_of_two(path) -> None:
     """Does so in a process of a group; the first one saves what came of it."""
     process = init_distributed("cpu")
-    stage, told = take_steps(process)
+    stage, reply = take_steps(process)
     assert_equal_everywhere(stage)
     if process.is_first:
-        torch.save(told, path)
+        torch.save(reply, path)
     shutdown_distributed(process)
     leave(0)
 
@@ -218,13 +218,13 @@ def test_what_fits_is_taken_from_any_supported_file_and_the_rest_starts_new(othe
     torch.manual_seed(12)
     model = IEFP("iresnet18_quarter", 1, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    told = load_what_fits(model, others[kind], PREFIXES)
+    reply = load_what_fits(model, others[kind], PREFIXES)
     expected = others["model"].state_dict()
     for key, value in model.state_dict().items():
         is_taken = key.startswith(PREFIXES) and not key.startswith(new)
         assert torch.equal(value, (expected if is_taken else before)[key]), key
     num_new = sum(key.startswith(new) for key in before)
-    assert f"; {num_new} start new (" in told and f"; {num_unused} of the file not used (" in told
+    assert f"; {num_new} start new (" in reply and f"; {num_unused} of the file not used (" in reply
 
 
 def test_fine_tuning_moves_a_trained_encoder_less_than_what_is_new(train_identity, others, tmp_path):

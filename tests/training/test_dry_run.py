@@ -64,11 +64,11 @@ def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identit
 def test_every_setting_is_told_and_those_that_are_not_published_have_a_star(train_identity, tmp_path):
     outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--dry-run")
     config = load_script("train").TrainConfig()
-    told = {}
+    reply = {}
     for star, name in re.findall(r"^([* ]) --([a-z-]+) ", outcome.out, re.MULTILINE):
-        told[name.replace("-", "_")] = star
-    assert set(told) == set(vars(config)) - {"dry_run"}
-    assert {name for name, star in told.items() if star == "*"} == {
+        reply[name.replace("-", "_")] = star
+    assert set(reply) == set(vars(config)) - {"dry_run"}
+    assert {name for name, star in reply.items() if star == "*"} == {
         "train_data", "run_folder", "age_weights", "backbone", "margin", "batch_size", "epochs", "learning_rate",
         "device", "workers", "log_every"}  # fmt: skip
     assert re.search(r"--margin +arcface +\(published: cosface\)", outcome.out)
@@ -98,9 +98,9 @@ def test_data_and_parameters_are_counted(train_identity, tiny_faces, tmp_path):
 
 
 def test_pictures_without_ages_are_counted_too():
-    told = dry_run.data_found(np.array([0, 0, 1]), np.array([-1, 2, -1]), 3)
-    assert "3 pictures of 3 identities, 0 to 2 of each, 1 in the median" in told
-    assert "the age of 1 is known, of 2 it is not" in told and "19-25  1  100.0 %" in told
+    reply = dry_run.data_found(np.array([0, 0, 1]), np.array([-1, 2, -1]), 3)
+    assert "3 pictures of 3 identities, 0 to 2 of each, 1 in the median" in reply
+    assert "the age of 1 is known, of 2 it is not" in reply and "19-25  1  100.0 %" in reply
 
 
 # ---------------------------------------------------------------------------------------------------------- the memory
@@ -160,10 +160,10 @@ def test_the_checkpoint_is_as_large_as_told(train_identity, tmp_path):
     outcome = train_identity(tmp_path, "--epochs", 1, "--dry-run")
     assert train_identity(tmp_path, "--epochs", 1).status == 0
     (path,) = (tmp_path / "checkpoints").glob("*.pth")
-    told = re.search(r"checkpoint .* 3 x +([\d.]+) MB", outcome.out)
-    assert float(told[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
-    told = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
-    assert float(told[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
+    reply = re.search(r"checkpoint .* 3 x +([\d.]+) MB", outcome.out)
+    assert float(reply[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
+    reply = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
+    assert float(reply[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------------ the disk
@@ -186,11 +186,11 @@ def disks(monkeypatch, tmp_path):
 
 def test_what_goes_to_one_disk_is_added_up(disks):
     """7e: two files of 43 GB each do not fit on 71 GB, whichever folders they go to."""
-    told = disk_usage.disk([disk_usage.Stored("x", disks / name / "new", 43e9) for name in "abc"]).splitlines()
+    reply = disk_usage.disk([disk_usage.Stored("x", disks / name / "new", 43e9) for name in "abc"]).splitlines()
     assert (
-        told[-2] == f"  disk of {disks / 'a'}, {disks / 'b'}: 86.00 GB needed at most, 71.00 GB free: THERE IS NO ROOM"
+        reply[-2] == f"  disk of {disks / 'a'}, {disks / 'b'}: 86.00 GB needed at most, 71.00 GB free: THERE IS NO ROOM"
     )
-    assert told[-1] == f"  disk of {disks / 'c'}: 43.00 GB needed at most, 50.00 GB free"
+    assert reply[-1] == f"  disk of {disks / 'c'}: 43.00 GB needed at most, 50.00 GB free"
 
 
 def test_what_is_there_is_not_needed_again(disks):
@@ -227,7 +227,7 @@ def test_a_run_that_is_done_has_its_files_and_its_cache(train_identity, tmp_path
     sizes = re.findall(r"(\d) x +([\d.]+) ([kM])B", before.out)
     sizes = [(int(count), float(number) * {"k": 1e3, "M": 1e6}[unit]) for count, number, unit in sizes]
     (_, checkpoint), (_, weights), (_, cache) = sizes[-3:]
-    needed = [float(re.search(r"([\d.]+) MB needed at most", told.out)[1]) * 1e6 for told in (before, after)]
+    needed = [float(re.search(r"([\d.]+) MB needed at most", reply.out)[1]) * 1e6 for reply in (before, after)]
     assert needed[0] == pytest.approx(3 * checkpoint + weights + cache, rel=0.01)
     assert needed[1] == pytest.approx(checkpoint + weights, rel=0.01)
     assert "that is there" in after.out and "that is there" not in before.out
@@ -260,8 +260,8 @@ def test_a_large_batch_on_a_cpu_is_measured_by_a_smaller_one():
     assert dry_run.images_to_measure(2, 1, 1000.0) == 2
     assert dry_run.images_to_measure(12, 1, 0.001 * dry_run.SECONDS_A_STEP) == 12
     assert dry_run.images_to_measure(96, 3, 0.03 * dry_run.SECONDS_A_STEP) == 3 * 8
-    told = dry_run.times(dry_run.StepTime(1, 1, 1, 0), 8, 512, 10, 25, "off")
-    assert "from a step of 8 images, times 64 for the share of 512 (rather too high)" in told
+    reply = dry_run.times(dry_run.StepTime(1, 1, 1, 0), 8, 512, 10, 25, "off")
+    assert "from a step of 8 images, times 64 for the share of 512 (rather too high)" in reply
 
 
 def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):

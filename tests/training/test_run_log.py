@@ -241,13 +241,13 @@ def test_the_time_left_is_the_rest_of_the_run_at_the_speed_of_the_last_steps(mon
     left = TimeLeft(100)
     left.add(10)  # a run that goes on: the ten steps before took no time of this start
     assert math.isnan(left.seconds()) and str(left) == ""
-    told = []
+    reply = []
     for step, seconds in ((11, 50.0), (12, 2.0), (13, 3.0), (14, 2.0), (15, 2.0), (16, 5.0)):
         clock.now += seconds
         left.add(step)
-        told.append(left.seconds())
+        reply.append(left.seconds())
     speeds = [50, 2, 5 / 2, 7 / 3, 9 / 4, 12 / 4]  # seconds a step: the first alone at first, then the last four
-    assert told == pytest.approx([speed * (100 - 11 - place) for place, speed in enumerate(speeds)])
+    assert reply == pytest.approx([speed * (100 - 11 - place) for place, speed in enumerate(speeds)])
     assert str(left) == "4 min left"
     left.add(100)
     assert left.seconds() == 0 and str(left) == ""

@@ -1,7 +1,7 @@
 """Processes on several machines: age caches of their own, waits of unknown length.
 
 Once two instances of torchrun on this machine, which differ from two machines only in sharing a disk; else forked
-processes that are told that they stand on machines of their own.
+processes that believe they stand on machines of their own.
 """
 
 import os

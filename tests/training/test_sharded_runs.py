@@ -313,9 +313,9 @@ def test_code_in_a_shard_is_not_run(saved, tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     digest = save_shard(tmp_path, 9, 0, 3, {"weight": Code()})
-    told = load_checkpoint(path)["shards"] | {"sha256": [digest, *load_checkpoint(path)["shards"]["sha256"][1:]]}
+    reply = load_checkpoint(path)["shards"] | {"sha256": [digest, *load_checkpoint(path)["shards"]["sha256"][1:]]}
     with pytest.raises(UserError, match="more than tensors"):
-        read_rows(path, told, range(2))
+        read_rows(path, reply, range(2))
     assert not (tmp_path / "executed").exists()
 
 

@@ -95,9 +95,9 @@ def test_a_signal_to_torchruns_group_saves_the_run(flags_of_training, tmp_path):
         for _ in range(2):
             os.killpg(run.pid, signal.SIGTERM)
         run.wait(WAIT_SECONDS)
-    told = (tmp_path / "output").read_text()
-    assert "asked to stop (signal 15)" in told and "; saved: the same command goes on" in told, told[-3000:]
-    assert "DataLoader worker" not in told
+    reply = (tmp_path / "output").read_text()
+    assert "asked to stop (signal 15)" in reply and "; saved: the same command goes on" in reply, reply[-3000:]
+    assert "DataLoader worker" not in reply
     (kept,) = [event for event in read_log(tmp_path / "run") if event["event"] == "train"][-1:]
     assert (tmp_path / "run" / "checkpoints" / f"step_{kept['step']:08d}.pth").is_file()
 

@@ -27,8 +27,8 @@ def test_runs_killed_at_random_moments_end_as_if_never_stopped():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    told = json.loads(ended.stdout.splitlines()[-1])
-    assert told["lost"] == 0 and sum(told["kills"].values()) >= 2 and told["resumed_from_a_checkpoint"] >= 1
+    reply = json.loads(ended.stdout.splitlines()[-1])
+    assert reply["lost"] == 0 and sum(reply["kills"].values()) >= 2 and reply["resumed_from_a_checkpoint"] >= 1
 
 
 @pytest.fixture

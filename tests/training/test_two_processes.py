@@ -57,9 +57,9 @@ def take_steps(process: DistInfo, **settings) -> dict:
 
 def take_steps_as_one_of_two(path: Path, settings: dict) -> None:
     process = init_distributed("cpu")
-    told = take_steps(process, **settings)
+    reply = take_steps(process, **settings)
     if process.is_first:
-        torch.save(told, path)
+        torch.save(reply, path)
     shutdown_distributed(process)
     leave(0)
 
@@ -84,23 +84,23 @@ def two(tmp_path):
 def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two, settings):
     """Losses, gradient norms (clipping is at work), all weights and buffers, in float64 to 1e-9 relative."""
     assert (one["losses"][:, -1] > LEAST_NORM).all()
-    told = two(sync_batchnorm=True, **settings)
-    torch.testing.assert_close(told["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    assert one["state"].keys() == told["state"].keys()
+    reply = two(sync_batchnorm=True, **settings)
+    torch.testing.assert_close(reply["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+    assert one["state"].keys() == reply["state"].keys()
     for key, value in one["state"].items():
-        torch.testing.assert_close(told["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
+        torch.testing.assert_close(reply["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
 
 
 def test_two_processes_with_adaface_train_as_one(two):
     """7a: AdaFace's statistics, so its margins, go by the whole batch (shares of a head: test_sharded_margin.py)."""
-    one, told = (
+    one, reply = (
         take_steps(DistInfo(0, 1, torch.device("cpu")), margin="adaface"),
         two(margin="adaface", sync_batchnorm=True),
     )
-    torch.testing.assert_close(told["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(reply["losses"], one["losses"], rtol=1e-9, atol=1e-9)
     for name, start in ADAFACE_START.items():
         value = one["state"][f"margin_fc.{name}"]
-        torch.testing.assert_close(told["state"][f"margin_fc.{name}"], value, rtol=1e-9, atol=0)
+        torch.testing.assert_close(reply["state"][f"margin_fc.{name}"], value, rtol=1e-9, atol=0)
         assert value != start
 
 
@@ -113,8 +113,8 @@ def test_two_processes_report_what_one_reports(tiny_faces, weights, tmp_path):
              "--benchmarks", "fgnet", "calfw"]  # fmt: skip
     for processes, folder in ((1, "one"), (2, "two"), (2, "kept")):  # the last run takes what the second one kept
         kept = ["--cache-folder", tmp_path / f"cache{processes}"]
-        told = run_program("test", processes, *flags, *kept, "--output", tmp_path / folder).out
-        assert told.count("| FG-NET") == 4  # told once
+        reply = run_program("test", processes, *flags, *kept, "--output", tmp_path / folder).out
+        assert reply.count("| FG-NET") == 4  # reported once
     reports = [json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("one", "two", "kept")]
     one, two, kept = map(leaves, reports)
     assert two == kept and one.keys() == two.keys()

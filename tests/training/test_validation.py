@@ -190,11 +190,11 @@ def test_where_a_moving_average_is_kept_it_is_what_is_validated_and_what_was_bes
     assert all(torch.equal(best[f"backbone_id.{key}"], value) for key, value in averaged.items())
     assert not torch.equal(ema["backbone_id.features.weight"], last["backbone_id.features.weight"])
     common = ("--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--device", "cpu", "--workers", 0, "--no-analysis")
-    for name, told in (("_ema", events(folder, "validation")[-1]), ("_best", events(folder, "end")[0])):
+    for name, reply in (("_ema", events(folder, "validation")[-1]), ("_best", events(folder, "end")[0])):
         weights = folder / f"iefp{name}.pth"
         assert run_main("test", "--weights", weights, "--output", tmp_path / name, *common).status == 0
         results = json.loads((tmp_path / name / "results.json").read_text())["models"][0]["results"]["fgnet"]
-        assert results["mates_against_rest"]["concatenate"]["cmc_percent_10"] == pytest.approx(told[metric], rel=1e-9)
+        assert results["mates_against_rest"]["concatenate"]["cmc_percent_10"] == pytest.approx(reply[metric], rel=1e-9)
 
 
 def test_a_run_that_goes_on_knows_its_best_and_asks_again_where_it_was_stopped(validated, tmp_path, monkeypatch):
@@ -226,8 +226,8 @@ def test_another_best_metric_begins_anew(validated, tmp_path):
     high = torch.load(tmp_path / "checkpoints" / "best.pth", weights_only=True)["best"]
     assert validated(tmp_path, "--epochs", 2, "--best-metric", "fgnet_cmc_percent_1", "--override-config").status == 0
     best = torch.load(tmp_path / "checkpoints" / "best.pth", weights_only=True)
-    told = {event["step"]: event["fgnet_cmc_percent_1"] for event in events(tmp_path, "validation")}
-    assert best["best"] == max(told[step] for step in (4, 6)) != high
+    reply = {event["step"]: event["fgnet_cmc_percent_1"] for event in events(tmp_path, "validation")}
+    assert best["best"] == max(reply[step] for step in (4, 6)) != high
 
 
 NO_LOSSES = {"event", "time", "step", "epoch", "learning_rate", "seconds_left", "images_per_second"}
@@ -239,8 +239,8 @@ def test_the_logged_values_of_stage_identity_are_known_before_a_step(train_ident
     refused = train_identity(tmp_path / "run", "--best-metric", "x", *flags)
     assert refused.status == 2 and not (tmp_path / "run").exists()
     assert train_identity(tmp_path / "run", "--epochs", 1, *flags).status == 0
-    told = set(events(tmp_path / "run", "train")[0]) - NO_LOSSES
-    assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == told
+    reply = set(events(tmp_path / "run", "train")[0]) - NO_LOSSES
+    assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == reply
 
 
 @pytest.mark.parametrize("head", ["groups", "years"])
@@ -249,8 +249,8 @@ def test_the_logged_values_of_stage_age_are_known_before_a_step(run_main, tiny_f
              "--age-head", head)  # fmt: skip
     refused = run_main("train", *flags, "--best-metric", "x")
     assert run_main("train", *flags, "--epochs", 1).status == 0
-    told = set(events(tmp_path / "age", "train")[0]) - NO_LOSSES
-    assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == told
+    reply = set(events(tmp_path / "age", "train")[0]) - NO_LOSSES
+    assert set(refused.err.split("give one of ")[1].rstrip(".\n").split(", ")) == reply
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -311,8 +311,8 @@ def test_two_processes_validate_what_the_first_one_saves(tiny_faces, age_weights
     flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
              *SMALL, "--epochs", 1, "--validate-every", 2, "--validate-on", "fgnet", "calfw", "--face-dataset",
              tiny_faces, "--best-metric", "calfw_auc_percent")  # fmt: skip
-    told = run_program("train", 2, *flags).out
-    assert told.count("validation at step 3, fgnet") == 1 and (tmp_path / "run" / "iefp_best.pth").exists()
+    reply = run_program("train", 2, *flags).out
+    assert reply.count("validation at step 3, fgnet") == 1 and (tmp_path / "run" / "iefp_best.pth").exists()
     last = events(tmp_path / "run", "validation")[-1]
     flags = ("--weights", tmp_path / "run" / "iefp.pth", "--face-dataset", tiny_faces, "--workers", 0, "--device",
              "cpu", "--no-analysis", "--benchmarks", "fgnet", "calfw", "--output", tmp_path / "results")  # fmt: skip

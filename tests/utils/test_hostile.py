@@ -166,9 +166,9 @@ def test_a_script_tells_any_name_in_one_printable_line(tmp_path, capsys, read):
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: read(tmp_path / ESCAPE))
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.endswith("\n") and told[:-1].isprintable()
-    assert r"\x1b[2J\x1b[31mred\r\nline two\u202etxt" in told.replace("\\\\", "\\")
+    reply = capsys.readouterr().err
+    assert reply.endswith("\n") and reply[:-1].isprintable()
+    assert r"\x1b[2J\x1b[31mred\r\nline two\u202etxt" in reply.replace("\\\\", "\\")
 
 
 def test_printable_changes_nothing_that_can_be_printed():
@@ -388,9 +388,9 @@ def test_keys_with_endless_numbers_are_no_layers(tmp_path):
     assert read_weight_file(tiny_weights(tmp_path, more)).identity_branch.purification == 1
 
 
-@pytest.mark.parametrize("told", ["9" * 5000, "-" * 5000, [1], {}, 1.0, True, 10**40, "\x1b[31m", torch.ones(2)])
-def test_a_checkpoint_that_names_no_unit_is_refused(tmp_path, told):
-    path = tiny_weights(tmp_path, branches={"identity_branch": {"purification": told}})
+@pytest.mark.parametrize("reply", ["9" * 5000, "-" * 5000, [1], {}, 1.0, True, 10**40, "\x1b[31m", torch.ones(2)])
+def test_a_checkpoint_that_names_no_unit_is_refused(tmp_path, reply):
+    path = tiny_weights(tmp_path, branches={"identity_branch": {"purification": reply}})
     assert "is described as having purification" in refused(read_weight_file, path)
 
 
@@ -418,10 +418,10 @@ def test_a_hostile_description_beside_the_weights_is_refused(tmp_path, text):
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("told", [[], 3, {"identity_branch": []}, {"identity_branch": {}}, {"other": None}, None])
-def test_a_description_of_something_else_says_nothing(tmp_path, told):
+@pytest.mark.parametrize("reply", [[], 3, {"identity_branch": []}, {"identity_branch": {}}, {"other": None}, None])
+def test_a_description_of_something_else_says_nothing(tmp_path, reply):
     path = tiny_weights(tmp_path)
-    write(tmp_path, json.dumps(told), "tiny.json")
+    write(tmp_path, json.dumps(reply), "tiny.json")
     assert read_weight_file(path).identity_branch.purification == 1
 
 

@@ -279,10 +279,10 @@ DESCRIPTIONS = st.dictionaries(
 
 
 @tries(180)
-@given(told=DESCRIPTIONS | PLAIN, damage=st.none() | st.integers(0, 60))
-def test_any_description_is_followed_or_refused(told, damage):
+@given(reply=DESCRIPTIONS | PLAIN, damage=st.none() | st.integers(0, 60))
+def test_any_description_is_followed_or_refused(reply, damage):
     with new_folder() as folder, only_user_errors():
         (folder / "tiny.pth").write_bytes(WEIGHTS[0])
-        (folder / "tiny.json").write_text(json.dumps(told)[:damage], encoding="utf-8")
+        (folder / "tiny.json").write_text(json.dumps(reply)[:damage], encoding="utf-8")
         branch = read_weight_file(folder / "tiny.pth").identity_branch
         assert branch.purification in (1, "x_minus_linear_relu_bn", "x_plus_linear_relu_bn", "linear_relu_bn")

@@ -175,15 +175,15 @@ def test_any_order_with_gaps_and_strangers_agrees_with_a_plain_dict(tmp_path_fac
 
 def test_progress_counts_the_parts_of_the_table(table, monkeypatch):
     monkeypatch.setattr(age_tables, "ROWS_AT_ONCE", 3)
-    told = []
+    reply = []
 
     def progress(items, total, what):
         for item in items:
-            told.append((total, what))
+            reply.append((total, what))
             yield item
 
     read_ages(table(LAYOUTS["tabs"]), KEYS, progress)
-    assert told == [(2, "ages")] * 2
+    assert reply == [(2, "ages")] * 2
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

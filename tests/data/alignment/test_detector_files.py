@@ -97,11 +97,11 @@ def test_a_detector_that_cannot_be_used_ends_the_run_once(run_main, weights, pho
         raise AssertionError("weights were read before the detector was tried")
 
     monkeypatch.setattr(load_script("embed"), "load", too_late)
-    told = run_main("embed", photos, "-o", tmp_path / "faces.npz", "--detector", path, "--on-bad-picture", "skip",
+    reply = run_main("embed", photos, "-o", tmp_path / "faces.npz", "--detector", path, "--on-bad-picture", "skip",
                     "--weights", weights, "--device", "cpu", "--workers", 0)  # fmt: skip
-    assert told.status == 2 and not told.out
-    assert told.err.count("\n") == 1 and told.err.startswith(f"embed.py: --detector {path} ") and words in told.err
-    assert "face_detection_yunet_2023mar.onnx of https://github.com/opencv/opencv_zoo" in told.err
+    assert reply.status == 2 and not reply.out
+    assert reply.err.count("\n") == 1 and reply.err.startswith(f"embed.py: --detector {path} ") and words in reply.err
+    assert "face_detection_yunet_2023mar.onnx of https://github.com/opencv/opencv_zoo" in reply.err
     assert not (tmp_path / "faces.npz").exists()
 
 
@@ -207,9 +207,9 @@ def test_a_web_page_at_another_flag_is_named_once(run_main, weights, photos, tmp
     """17: the files of other flags too are one sentence that says what they are, before the first picture."""
     path = make(tmp_path / name, CANNOT_BE_USED[kind][0])
     pictures = sorted(photos.glob("*.png"))[: 1 if flag == "--gallery" else 2]
-    told = run_main("embed", *pictures, "--weights", weights, "--device", "cpu", "--workers", 0, flag, path)
-    assert told.status == 2 and told.err.count("\n") == 1 and f"is {kind}, no {wanted}" in told.err
-    assert str(path) in told.err
+    reply = run_main("embed", *pictures, "--weights", weights, "--device", "cpu", "--workers", 0, flag, path)
+    assert reply.status == 2 and reply.err.count("\n") == 1 and f"is {kind}, no {wanted}" in reply.err
+    assert str(path) in reply.err
 
 
 def test_a_web_page_among_lists_and_tables_is_named(tmp_path):

@@ -63,11 +63,11 @@ def test_nothing_is_wrong_with_made_up_faces_and_nothing_is_changed(tiny_faces, 
     assert {found.severity for found in worse(findings)} == {"missing"}  # the weight files
     assert [found.name for found in worse(findings)] == ["age_weights", "iefp_weights"]
     assert not is_wrong(findings)
-    told = {(found.name, found.what) for found in findings if found.severity == "ok"}
-    assert ("ms1mv3", f"{TRAINING}: 6 identities, 18 images") in told
-    assert ("ms1mv3", f"{TRAINING}: all 18 pictures can be decoded") in told
-    assert ("morph2_10000", "gallery_10000: 5 identities, 5 images") in told
-    assert {("calfw", "20 pairs of 40 pictures"), ("calfw", "ten folds of 1 genuine and 1 impostor pairs")} <= told
+    reply = {(found.name, found.what) for found in findings if found.severity == "ok"}
+    assert ("ms1mv3", f"{TRAINING}: 6 identities, 18 images") in reply
+    assert ("ms1mv3", f"{TRAINING}: all 18 pictures can be decoded") in reply
+    assert ("morph2_10000", "gallery_10000: 5 identities, 5 images") in reply
+    assert {("calfw", "20 pairs of 40 pictures"), ("calfw", "ten folds of 1 genuine and 1 impostor pairs")} <= reply
     assert state() == before
 
 
@@ -392,8 +392,8 @@ def test_pictures_that_cannot_be_read_are_not_taken_for_copies(root):
     (found,) = worse(check(root, ["calfw"]))
     assert "2 of 40 pictures can't be decoded" in found.what
     edit_list(root, lambda lines: [lines[0], f"{impostor[0]} {impostor[0]} 0\n", *lines[2:]])
-    told = {found.what.split(" (")[0] for found in worse(check(root, ["calfw"]))}
-    assert "1 impostor pairs are of two identical pictures" in told  # it is one picture, whatever it shows
+    reply = {found.what.split(" (")[0] for found in worse(check(root, ["calfw"]))}
+    assert "1 impostor pairs are of two identical pictures" in reply  # it is one picture, whatever it shows
 
 
 def test_folds_are_judged_on_the_whole_list_even_if_pictures_are_missing(root):
@@ -560,15 +560,15 @@ def test_worker_processes_find_the_same_as_none(root, monkeypatch, quick):
 
 
 def test_progress_counts_every_picture(tiny_faces):
-    told = {}
+    reply = {}
 
     def progress(items, total, what):
         for number, item in enumerate(items, 1):
-            told[what] = (number, total)
+            reply[what] = (number, total)
             yield item
 
     check(tiny_faces, ["fgnet"], progress=progress)
-    assert told["fgnet: reading pictures"] == (15, 15)
+    assert reply["fgnet: reading pictures"] == (15, 15)
 
 
 digest_arrays = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12).map(
@@ -594,7 +594,7 @@ def test_shared_pictures_are_those_of_the_plain_way(one, other):
     assert shared(one, other) == expected
 
 
-# ------------------------------------------------------------------------------------------------------ what is told
+# --------------------------------------------------------------------------------------------------- what is reported
 
 
 FINDINGS = [

@@ -538,9 +538,9 @@ def test_agedbs_protocol_is_read_from_the_official_file_or_from_text(agedb, tmp_
     (plan,) = plan_agedb(agedb, pairs=pairs)
     folder = write_plan(plan, tmp_path / "out").folder
     found = read_pair_list(folder / "txts" / "AgeDB_30_img_pairs_labels.txt", folder / "processed_AgeDB")
-    told = [(found.images.name(a), found.images.name(b), int(same))
+    reply = [(found.images.name(a), found.images.name(b), int(same))
             for a, b, same in zip(found.first, found.second, found.genuine, strict=True)]  # fmt: skip
-    assert told == agedb_pairs()
+    assert reply == agedb_pairs()
     for i in range(len(found.images)):
         assert_aligned(found.images.path(i))
 

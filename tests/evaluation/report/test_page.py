@@ -117,7 +117,7 @@ def test_hostile_names_are_text(page, html):
 
 
 def test_main_figures_and_sources_are_told(page):
-    told = "".join(page.text)
+    reply = "".join(page.text)
     report = example_report()
     result = report["models"][0]["results"]["fgnet"]
     for value in (
@@ -128,20 +128,25 @@ def test_main_figures_and_sources_are_told(page):
         result["analysis"]["verification"]["figures"]["pooled_eer_percent"],
         result["analysis"]["leaks"]["club"]["club_nats"],
     ):
-        assert f"{value:.2f}" in told
+        assert f"{value:.2f}" in reply
     sure = result["analysis"]["rank1"]
-    assert f"{sure['rank1_percent_low']:.2f} to {sure['rank1_percent_high']:.2f}" in told
-    assert result["analysis"]["leaks"]["meaning"] in told
+    assert f"{sure['rank1_percent_low']:.2f} to {sure['rank1_percent_high']:.2f}" in reply
+    assert result["analysis"]["leaks"]["meaning"] in reply
     for figure in report["published"]:
-        assert figure["source"] in told and figure["setting"] in told
+        assert figure["source"] in reply and figure["setting"] in reply
 
 
 def test_a_difference_excludes_0_where_its_interval_does():
-    told = {"setting": "s", "title": "T", "a": "A", "b": "B"}
+    reply = {"setting": "s", "title": "T", "a": "A", "b": "B"}
     for name, low, high in (("rank1", 0.5, 2.5), ("pooled_auc", -1.0, 2.0), ("pooled_eer", None, None)):
         key = f"{name}_difference_percentage_points"
-        told |= {key: 1.5, f"{key}_low": low, f"{key}_high": high, f"{key}_interval_reason": low or "there are too few"}
-    shown = words_of({"comparisons": [told]})
+        reply |= {
+            key: 1.5,
+            f"{key}_low": low,
+            f"{key}_high": high,
+            f"{key}_interval_reason": low or "there are too few",
+        }
+    shown = words_of({"comparisons": [reply]})
     assert "1 of 2 intervals exclude 0: T, rank-1 %, A less B (+1.50)." in shown
     assert "no interval: there are too few" in shown
 
@@ -197,8 +202,8 @@ def test_each_part_may_be_absent_or_a_reason():
         report = {"models": [{"name": "A", "results": {"s": {"analysis": {part: {"reason": f"why not {part}"}}}}}]}
         assert f"why not {part}." in words_of(report)
     leaks = {part: {"reason": f"why not {part}"} for part in ("age_in_identity", "age_in_age", "club")}
-    told = words_of({"models": [{"name": "A", "results": {"s": {"analysis": {"leaks": leaks}}}}]})
-    assert all(f"why not {part}." in told for part in leaks)
+    reply = words_of({"models": [{"name": "A", "results": {"s": {"analysis": {"leaks": leaks}}}}]})
+    assert all(f"why not {part}." in reply for part in leaks)
 
 
 def test_what_did_not_run_is_told_with_its_reason():
@@ -218,8 +223,8 @@ def test_nothing_that_is_no_number_is_printed_as_one(page):
 
 def test_a_rate_that_allows_no_false_accept_has_no_figure(page):
     """ten_fold_verification's companion tells TAR at FAR 1e-3 of 44 impostors; the report leaves it out."""
-    told = "".join(page.text)
-    assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in told
+    reply = "".join(page.text)
+    assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in reply
 
 
 def luminance(colour: str) -> float:

@@ -65,7 +65,7 @@ def test_the_picture_of_the_page_is_not_blank(page, tmp_path, scheme):
 def test_a_phone_needs_no_sideways_scrolling(page, tmp_path, width):
     assert POLICY in page
     measured = html.escape(page.replace(POLICY, "").replace("</body>", f"{TELL}</body>"))
-    # A window is 500 wide at least, a frame is as wide as it is told to be.
+    # A window is 500 wide at least, a frame is as wide as it is set to be.
     frame = f'<iframe style="border: 0; width: {width}px; height: 3000px" srcdoc="{measured}"></iframe>'
     listen = "<script>addEventListener('message', event => { document.title = event.data })</script>"
     dom, _ = browse(listen + frame, tmp_path, "--dump-dom", "--virtual-time-budget=5000")

@@ -71,8 +71,8 @@ def test_gaps_are_counted():
 
 
 def test_in_words_tells_axes_and_ends():
-    told = in_words(plot_of(Curve("a", [1, 2], [3, 4.5]), x_log=True))
-    assert told == "Line plot: T <&>. Across: across, logarithmic. Upwards: up. a: from 3 at 1 to 4.5 at 2."
+    reply = in_words(plot_of(Curve("a", [1, 2], [3, 4.5]), x_log=True))
+    assert reply == "Line plot: T <&>. Across: across, logarithmic. Upwards: up. a: from 3 at 1 to 4.5 at 2."
     assert "genuine: 4 pairs, most of them between 0 and 1" in in_words(HISTOGRAM)
 
 
