@@ -180,7 +180,6 @@ def evaluation_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    *,
     indices: Sequence[int] | None = None,
     on_bad_image: OnBadImage = "error",
 ) -> DataLoader:

@@ -225,7 +225,7 @@ def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_from_the_checkpo
     program = tmp_path / "driver.py"
     program.write_text(f"""
 import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "training")!r}]
 from processes import train_with
 from test_survival import die_twice
 train_with(die_twice, sys.argv[1:])
