@@ -207,7 +207,7 @@ def test_progress_that_is_not_enabled_is_silent(watch):
 
 def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(monkeypatch, capsys):
     clock = itertools.count(step=7.0)  # seconds: looked at once before the items and once after each
-    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("utils.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert list(progress(range(8), 8, "embedding")) == list(range(8))
     assert capsys.readouterr().err.splitlines() == [
         "embedding: 3/8 (21 s)",
@@ -218,7 +218,7 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(monkeypatch
 
 def test_a_note_ends_each_line_when_there_is_something_to_tell(monkeypatch, capsys):
     clock = itertools.count(step=25.0)
-    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("utils.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     seen = []
     for item in progress(range(2), 2, "epoch", note=lambda: "3 min left" if len(seen) > 1 else ""):
         seen.append(item)

@@ -41,7 +41,8 @@ def write(folder: Path, sizes: list[tuple[int, int]]) -> Path:
         (ONE_SIZE, "warning"),
         ([(112, 96)] * 6, "warning"),
         ([(178, 218)] * 3 + [(112, 112)] * 3, "warning"),
-        ([(200, 240), (400, 480)] * 3, "warning"),  # two sets of one size each
+        ([(200, 240), (400, 480)] * 3, "error"),
+        ([(250, 333), (333, 250)] * 3, "error"),  # one camera, held in two ways
         ([(101, 108), (95, 99), (110, 104), (87, 92), (120, 113), (99, 105)], "warning"),  # a detector's tight boxes
         ([(1000, 1300)] * 6, "warning"),
         (PHOTOGRAPHS, "error"),
