@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 MEANING = (
     "A lower figure means that these estimators read less age from the embedding on these pictures; it does not mean "
-    "that the age is gone, since a stronger reader or more pictures may still find it, nor that people are told apart "
-    "any better."
+    "that the age is gone, since a stronger reader or more pictures may still find it, nor that people are "
+    "distinguished any better."
 )
 NUM_FOLDS = 5
 UNKNOWN = -1  # an age
