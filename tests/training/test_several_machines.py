@@ -173,6 +173,9 @@ def test_a_machine_learns_each_picture_once_in_whatever_batch_it_comes(flags, tm
 # ----------------------------------------------------------------------------------------- what machines must share
 
 
+REFUSED = ({2}, {2, -9})  # of two processes the one that is a little later may be killed, as torchrun would do
+
+
 def train_on_a_machine(flags: list[str], of_each: list[list[str]]) -> None:
     """train.py on a machine of its own, with flags of its own."""
     os.environ["LOCAL_WORLD_SIZE"] = "1"
@@ -190,14 +193,14 @@ def train_on_a_machine(flags: list[str], of_each: list[list[str]]) -> None:
 def test_machines_with_other_flags_end_with_one_sentence(flags, of_each, words):
     """1b, 2: they trained apart in silence, or waited for each other for hours."""
     ended = in_processes(2, train_on_a_machine, flags, of_each)
-    assert ended.statuses == [2, 2] and ended.err.count(words) == 2, ended.err[-3000:]
+    assert set(ended.statuses) in REFUSED and words in ended.err, ended.err[-3000:]
 
 
 def test_a_run_folder_that_machines_do_not_share_is_found_at_the_start(flags, tmp_path):
     """2b: it was found at the first checkpoint, or only when the run was resumed."""
     each = [["--run-folder", str(tmp_path / f"run_{rank}")] for rank in range(2)]
     ended = in_processes(2, train_on_a_machine, flags, each)
-    assert ended.statuses == [2, 2] and ended.err.count("is not the same folder for process 0 and process 1") == 2
+    assert set(ended.statuses) in REFUSED and "is not the same folder for process 0 and process 1" in ended.err
     assert not list(tmp_path.glob("run_*/*"))
 
 
