@@ -436,19 +436,22 @@ def test_a_folder_that_cannot_take_the_pictures_is_found_before_ages_are_estimat
     assert outcome.status == 2 and "holds 'letters', which is none of these pictures' folders" in outcome.err
 
 
-def test_no_cache_is_touched_before_all_is_found_right(train_identity, age_weights, tmp_path):
+def test_no_cache_is_touched_before_all_is_found_right(train_identity, tiny_faces, age_weights, tmp_path):
     """5c: a run with any wrong flag, and another age branch, leaves the caches beside the data as they are."""
-    cache, run = tmp_path / "cache", tmp_path / "run"
-    common = ("--cache-folder", cache, "--epochs", 1, "--age-cache", "ahead")
+    cache, run, data = tmp_path / "cache", tmp_path / "run", tmp_path / "data"
+    shutil.copytree(tiny_faces / "ms1mv3_256times256_with_age", data)
+    for folder in (data, *data.iterdir()):
+        os.utime(folder, (10**9, 10**9))  # the list of folders that have just changed is not cached
+    common = ("--train-data", data, "--cache-folder", cache, "--epochs", 1, "--age-cache", "ahead")
     assert train_identity(run, *common).status == 0
     torch.manual_seed(11)
     torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "other.pth")
 
-    def content() -> dict[Path, int]:  # without the list of pictures, cached once the folders are two seconds old
-        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file() and path.suffix != ".npz"}
+    def content() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
     before = content()
-    assert any("age_features" in str(path) for path in before)
+    assert any("age_features" in str(path) for path in before) and any(path.suffix == ".npz" for path in before)
     for flags, sentence in (FROM_FLAGS["accumulation"], FROM_FLAGS["best metric"], *FROM_DATA.values()):
         places = {"AGE": str(age_weights), "NEW": str(tmp_path / "new")}
         given_flags = [places.get(word, word) for word in flags.split()]
