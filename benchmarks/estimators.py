@@ -91,7 +91,7 @@ def make_estimators(size: int) -> dict[str, ByClub | ByBound]:
 
 def train_and_read(
     information: float, size: int, seed: int, steps: int, batch: int, num_read: int,
-    scale: float = 1.0, only: str | None = None,
+    *, scale: float = 1.0, only: str | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The estimates of `num_read` fresh batches by each estimator, after `steps` steps on other batches.
 
@@ -152,7 +152,7 @@ def scale_rows(size: int, flags: argparse.Namespace) -> list[dict[str, float]]:
     rows, correlation = [], correlation_of(flags.scaled_information, size)
     for scale in flags.scales:
         read = train_and_read(flags.scaled_information, size, flags.seeds[0], flags.steps, flags.batch, flags.read,
-                              scale, "CLUB, sampled")["CLUB, sampled"]  # fmt: skip
+                              scale=scale, only="CLUB, sampled")["CLUB, sampled"]  # fmt: skip
         best = best_club(size, correlation, scale, VARIANCES)
         rows.append({"size": size, "truth": flags.scaled_information, "scale": scale, "best": best,
                      "mean": statistics.fmean(read), "deviation_of_batches": statistics.stdev(read)})  # fmt: skip

@@ -178,6 +178,7 @@ def evaluation_loader(
     batch_size: int,
     workers: int = 0,
     pin_memory: bool = False,
+    *,
     rank: int = 0,
     world_size: int = 1,
     indices: Sequence[int] | None = None,

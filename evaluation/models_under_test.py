@@ -127,8 +127,9 @@ class WeightsModel:
         extraction, process = self.extraction, self.process
         pin_memory = process.device.type == "cuda"
         return evaluation_loader(
-            faces, extraction.batch_size, extraction.workers, pin_memory, process.rank, process.world_size, indices=rows
-        )
+            faces, extraction.batch_size, extraction.workers, pin_memory,
+            rank=process.rank, world_size=process.world_size, indices=rows,
+        )  # fmt: skip
 
 
 def estimator_of(model: IEFP, device: torch.device) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float]:

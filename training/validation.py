@@ -183,7 +183,8 @@ def make_validation(
 
     def batches_of(faces: Faces) -> Iterator[FaceBatch]:
         pin_memory = process.device.type == "cuda"
-        loader = evaluation_loader(faces, BATCH_SIZE, config.workers, pin_memory, process.rank, process.world_size)
+        loader = evaluation_loader(faces, BATCH_SIZE, config.workers, pin_memory,
+                                   rank=process.rank, world_size=process.world_size)  # fmt: skip
         for batch in batches(loader):
             if stop.noted:
                 raise UserError(f"asked to stop (signal {stop.noted}).")
