@@ -79,7 +79,7 @@ class Batch:
     identities: Tensor  # (N,)
     age_groups: Tensor  # (N,) 0..7, -1 where unknown
     _: KW_ONLY
-    ages: Tensor | None = None  # (N,) years; of use to the head for years
+    ages: Tensor | None = None  # (N,) years, -1 where unknown; for the age prior and the head for years
     permutation: Tensor | None = None  # (N,) of CLUB's negatives, within each micro-batch; random when None
     age_features: Tensor | None = None  # (N, 512) of the frozen branch when they are known; else it computes them
     step: int = 0  # done before this one
@@ -118,7 +118,7 @@ class IdentityStage:
             self.clip, make_scaler = clip_grad_norm_, torch.amp.GradScaler
             self.face_recognition = wrap_ddp(MarginLoss(model.margin_fc, Collectives(process).gather), process)
         self.critic = model.critic_of(config.disentangle)
-        if self.critic is not None:
+        if self.critic is not None and self.critic.updates:
             self.learning_critic = wrap_ddp(self.critic, process, config.sync_batchnorm)
             self.critic_parameters = list(self.critic.parameters())
             self.optimisers[self.critic.name] = make_optimiser(config, self.critic_parameters)
@@ -138,11 +138,10 @@ class IdentityStage:
         """The metrics that a step returns, and whether each is better when higher."""
         critic, logged = setup.critic_of(config), {"face_recognition_loss": False}
         if critic is not None:
-            logged |= {
-                critic.objective_name: critic.higher_objective_is_better,
-                f"{critic.name}_gradient_norm": False,
-                critic.penalty_name: critic.higher_penalty_is_better,
-            }
+            if critic.updates:
+                logged |= {critic.objective_name: critic.higher_objective_is_better}
+                logged |= {f"{critic.name}_gradient_norm": False}
+            logged |= {critic.penalty_name: critic.higher_penalty_is_better}
             logged |= {"age_loss": False} if critic.needs_age_features else {}
         return logged | {"gradient_norm": False}
 
@@ -187,7 +186,7 @@ class IdentityStage:
             losses[self.critic.penalty_name] = penalty.detach()
 
         # The identity branch learns to recognise people and to leave nothing for the critic, as it now is, to find.
-        face_recognition_loss = self.face_recognition(identity, batch.identities, batch.step)
+        face_recognition_loss = self.face_recognition(identity, batch.identities, batch.step, batch.ages)
         loss = face_recognition_loss + penalty_weight(self.config, self.critic, batch.step) * penalty
         self.scaler.scale(loss / accumulation).backward()
         return {"face_recognition_loss": face_recognition_loss.detach(), **losses}, age, identity.detach()
@@ -348,6 +347,7 @@ def train(config: TrainConfig) -> int:
     sampler = setup.make_sampler(config, index, process)
     check_schedule(config, config.epochs * sampler.num_batches)
     model = setup.make_model(config, index.num_identities, age_branch, process)
+    setup.use_ages(config, model, index, process)
     stage = STAGES[config.stage](config, model, process)
     content = load_run(config, stage, digests, process)
     state = state_after(config, content, digests, sampler, process)

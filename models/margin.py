@@ -1,18 +1,20 @@
 """Margin softmax heads: features and labels -> logits s * cos, with a margin at the label.
 
-`loss` returns the cross-entropy of those logits and holds one matrix of (N, identities) for it; `forward` returns the
-logits themselves.
+`loss` returns the cross-entropy of those logits, or of their sum with an age prior, and holds one matrix of
+(N, identities) for it; `forward` returns the logits themselves.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from meta import EMBEDDING_SIZE, UserError
+from meta import EMBEDDING_SIZE, MAX_AGE, UserError
 
 
 class MarginHead(nn.Module):
@@ -28,6 +30,10 @@ class MarginHead(nn.Module):
     """A head with several values takes as many, in the order of this tuple."""
     rate: float | None = None
     """By which running statistics of the head move in a step, None where it keeps none."""
+    age_prior: "AgePrior | None" = None
+    """What `loss` adds to the logits of pictures of known age; no parameter, and in no state_dict."""
+    has_sparse_gradient = False
+    """Whether only the rows that a step uses get a gradient (models.sharded_margin)."""
 
     def __init__(
         self,
@@ -51,12 +57,32 @@ class MarginHead(nn.Module):
         logits.scatter_(1, labels.unsqueeze(1), self._at_label(features, weight, labels, quality).unsqueeze(1))
         return logits.mul_(self.scale)
 
-    def loss(self, features: Tensor, labels: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """features (N, 512), labels (N,) int64 -> mean cross-entropy of the logits, a scalar. `gather`: see quality."""
+    def loss(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        gather: Callable[[Tensor], Tensor] | None = None,
+        ages: Tensor | None = None,
+    ) -> Tensor:
+        """features (N, 512), labels (N,) int64 -> mean cross-entropy of the logits, a scalar. `gather`: see quality.
+
+        With an age prior it is that of logits + tau log p(j | age), for ages (N,) in years, -1 where unknown.
+        """
         quality = self.quality(features, gather)
         features, weight = F.normalize(features), F.normalize(self.weight)
         at_label = self._at_label(features, weight, labels, quality)  # (N,)
-        return _ScaledCrossEntropy.apply(features, weight, at_label, labels, self.scale)
+        return _ScaledCrossEntropy.apply(
+            features, weight, at_label, labels, self.scale, lambda logits: self.add_age_prior(logits, ages)
+        )
+
+    def add_age_prior(self, logits: Tensor, ages: Tensor | None, columns: Tensor | None = None) -> None:
+        """Adds the age prior, if there is one, to logits (N, own identities, or those at `columns` among them)."""
+        if self.age_prior is not None:
+            self.age_prior.add_to(logits, ages, columns)
+
+    def vectors(self, own: Tensor) -> Tensor:
+        """Weight vectors (M, 512) of the identities at the places `own` (M,) among its own, each there once."""
+        return _Rows.apply(self.weight, own) if self.has_sparse_gradient else self.weight.index_select(0, own)
 
     def _at_label(self, features: Tensor, weight: Tensor, labels: Tensor, quality: Tensor | None) -> Tensor:  # (N,)
         # Computed apart: autograd would save the logits for gather's backward and forbid writing into them.
@@ -87,8 +113,65 @@ class MarginLoss(nn.Module):
         super().__init__()
         self.head, self.gather = head, gather
 
-    def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
-        return self.head.loss(features, labels, self.gather)
+    def forward(self, features: Tensor, labels: Tensor, step: int = 0, ages: Tensor | None = None) -> Tensor:
+        return self.head.loss(features, labels, self.gather, ages)
+
+
+PEOPLE_SMOOTHED = 16384  # at a time: 16 MiB in float64
+ROWS_ADJUSTED = 16  # of the logits at a time: their prior is copied from the table first
+
+
+class AgePrior:
+    """log p(j | a): what an age a alone says of who somebody is; training logits get it, times `strength`.
+
+    p(j | a) is the share of person j among the training pictures of about age a, where a picture of age b counts
+    exp(-(a - b)^2 / (2 bandwidth^2)). A network that is given log(p + floor / num_identities) has no reason to learn
+    from the face what the age tells anyhow. The table holds it for every age and the identities of `own` (None: all):
+    488 bytes an identity, where the head's weight, gradient and momentum take 6 KB.
+
+    identities, ages (N,) are those of all training pictures, in whole years; -1 is an unknown age, and counts nowhere.
+
+    Source: the logit-adjusted loss of Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, with the bias
+    known of each picture in the place of the classes' shares, as in Hong, Yang, "Unbiased Classification through
+    Bias-Contrastive and Bias-Balanced Learning", NeurIPS 2021.
+    """
+
+    def __init__(
+        self,
+        identities: np.ndarray,
+        ages: np.ndarray,
+        num_identities: int,
+        bandwidth: float = 4.0,
+        floor: float = 1e-3,
+        *,
+        own: range | None = None,
+        strength: float = 1.0,
+        device: torch.device | None = None,
+    ):
+        identities, ages, self.strength = np.asarray(identities), np.asarray(ages).astype(np.int64), strength
+        own = range(num_identities) if own is None else own
+        years = np.arange(MAX_AGE + 1)
+        kernel = np.exp(-((years[:, None] - years) ** 2) / (2 * bandwidth**2))  # (121, 121)
+        total = kernel @ np.bincount(ages[ages >= 0], minlength=len(years))  # (121,) over all people
+        is_own = (ages >= 0) & (identities >= own.start) & (identities < own.stop)
+        # The last row stays 0: index -1, an unknown age, finds it.
+        table = torch.zeros(len(years) + 1, len(own))
+        places = torch.from_numpy(ages[is_own]), torch.from_numpy(identities[is_own].astype(np.int64) - own.start)
+        table.index_put_(places, torch.ones(()), accumulate=True)  # pictures of a person at an age
+        for people in table[:-1].split(PEOPLE_SMOOTHED, dim=1):
+            share = kernel @ people.numpy().astype(np.float64) / np.maximum(total, np.finfo(float).tiny)[:, None]
+            people.copy_(torch.from_numpy(np.log(share + floor / num_identities)))
+        self.table = table.to(device)  # (122, own identities)
+
+    def log_prior(self, ages: Tensor) -> Tensor:
+        """ages (N,), whole years -> (N, own identities) float32, zeros where the age is -1."""
+        return self.table[torch.as_tensor(ages, device=self.table.device).long()]
+
+    def add_to(self, logits: Tensor, ages: Tensor, columns: Tensor | None = None) -> None:
+        """Adds strength * log_prior(ages), of the own identities at `columns` (None: all), to the logits in place."""
+        for rows, some in zip(logits.split(ROWS_ADJUSTED), ages.split(ROWS_ADJUSTED), strict=True):
+            prior = self.table[some] if columns is None else self.table[some[:, None], columns]
+            rows.add_(prior, alpha=self.strength)
 
 
 ROWS_DRAWN = 65536  # at a time: 128 MiB
@@ -108,17 +191,44 @@ def _draw_weight(num_identities: int, size: int, own: range) -> Tensor:
     return weight
 
 
+class _Rows(torch.autograd.Function):
+    """weight[kept], with a sparse gradient: a dense one would be as large as the weight."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.shape = weight.shape
+        return weight.index_select(0, kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(kept[None], gradient, ctx.shape, check_invariants=False), None
+
+
 class _ScaledCrossEntropy(torch.autograd.Function):
     """mean_n [logsumexp_j l_nj - l_ny] with l = s * cos, and l_ny = s * at_label, by one matrix of (N, identities).
+
+    `adjust` adds constants to the l in place.
 
     The gradient of l is softmax(l), less 1 at the label, and overwrites the logits in memory. Plain autograd holds the
     logits, their softmax and their gradient side by side.
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, at_label: Tensor, labels: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx,
+        features: Tensor,
+        weight: Tensor,
+        at_label: Tensor,
+        labels: Tensor,
+        scale: float,
+        adjust: Callable[[Tensor], None],
+    ) -> Tensor:
         logits = F.linear(features, weight)  # (N, identities)
         logits.scatter_(1, labels.unsqueeze(1), at_label.unsqueeze(1)).mul_(scale)
+        adjust(logits)
         logits.sub_(logits.amax(dim=1, keepdim=True))
         target = logits.gather(1, labels.unsqueeze(1)).squeeze(1)  # (N,), before exp takes the logits' place
         total = logits.exp_().sum(dim=1)  # (N,)
@@ -137,7 +247,7 @@ class _ScaledCrossEntropy(torch.autograd.Function):
         # The factor multiplies the small operands, not the whole matrix.
         of_features = (gradient @ weight) * factor if ctx.needs_input_grad[0] else None
         of_weight = gradient.t() @ (features * factor) if ctx.needs_input_grad[1] else None
-        return of_features, of_weight, at_label_gradient * factor, None, None
+        return of_features, of_weight, at_label_gradient * factor, None, None, None
 
 
 class CosFace(MarginHead):

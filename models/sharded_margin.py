@@ -52,27 +52,33 @@ class ShardedMarginLoss(nn.Module):
     def __init__(self, head: MarginHead, collectives: Collectives, rate: float = 1.0, seed: int = 0):
         super().__init__()
         self.head, self.collectives, self.rate, self.seed = head, collectives, rate, seed
+        head.has_sparse_gradient = rate < 1
         if rate < 1:
             # The default; some versions of torch warn until it is set explicitly.
             torch.sparse.check_sparse_tensor_invariants.disable()
 
-    def forward(self, features: Tensor, labels: Tensor, step: int = 0) -> Tensor:
-        """features (N, 512), labels (N,) int64 of the whole set of identities -> a scalar."""
+    def forward(self, features: Tensor, labels: Tensor, step: int = 0, ages: Tensor | None = None) -> Tensor:
+        """features (N, 512), labels (N,) int64 of the whole set of identities -> a scalar. `ages`: see MarginHead."""
         head, own = self.head, self.head.own
         features = _Gather.apply(features, self.collectives)  # (whole batch, 512)
         labels = self.collectives.gather(labels)  # (whole batch,)
+        if head.age_prior is not None:
+            ages = self.collectives.gather(ages)
         quality = head.quality(features)
         rows = ((labels >= own.start) & (labels < own.stop)).nonzero().squeeze(1)  # (M,) samples of own identities
         columns = labels[rows] - own.start  # (M,)
-        weight = head.weight  # (own identities, 512)
+        weight, kept = head.weight, None  # (own identities, 512)
         if self.rate < 1:
             kept = self.sample(columns, step)
-            weight, columns = _Rows.apply(weight, kept), torch.searchsorted(kept, columns)
+            weight, columns = head.vectors(kept), torch.searchsorted(kept, columns)
         return _ShardedCrossEntropy.apply(
             F.normalize(features),
             weight,
             (rows, columns),
-            lambda cosine: head.with_margin(cosine, None if quality is None else quality[rows]),
+            (
+                lambda cosine: head.with_margin(cosine, None if quality is None else quality[rows]),
+                lambda logits: head.add_age_prior(logits, ages, kept),
+            ),
             head.scale,
             self.collectives,
         )
@@ -106,22 +112,6 @@ class _Gather(torch.autograd.Function):
         return ctx.collectives.own_part(gradient) * ctx.collectives.world_size, None
 
 
-class _Rows(torch.autograd.Function):
-    """weight[kept], with a sparse gradient: a dense one would be as large as the weight."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        ctx.shape = weight.shape
-        return weight.index_select(0, kept)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(kept[None], gradient, ctx.shape, check_invariants=False), None
-
-
 class _ShardedCrossEntropy(torch.autograd.Function):
     """mean_n [log sum_j exp(l_nj) - l_ny], l = s * cos with the margin at y, j over the identities of all processes.
 
@@ -135,11 +125,11 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         features: Tensor,  # (N, 512) normalised, of the whole batch
         weight: Tensor,  # (own, 512)
         labels: tuple[Tensor, Tensor],  # (M,) samples whose label is one of the own, and (M,) which
-        with_margin: Callable[[Tensor], Tensor],
+        of_head: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], None]],  # margin at the label; prior, in place
         scale: float,
         collectives: Collectives,
     ) -> Tensor:
-        rows, columns = labels
+        (rows, columns), (with_margin, adjust) = labels, of_head
         lengths = weight.norm(dim=1, keepdim=True).clamp(min=SHORTEST)  # (own, 1)
         weight = weight / lengths
         logits = features @ weight.t()  # (N, own)
@@ -148,7 +138,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             at_label = with_margin(cosine)
             (slope,) = torch.autograd.grad(at_label.sum(), cosine)  # (M,) d at_label / d cosine
         logits[rows, columns] = at_label.detach()
-        logits.mul_(scale)
+        adjust(logits.mul_(scale))
         logits.sub_(collectives.maximum(logits.amax(dim=1)).unsqueeze(1))
         target = logits.new_zeros(len(logits)).index_copy_(0, rows, logits[rows, columns])  # before exp takes its place
         total, target = collectives.sum(torch.stack([logits.exp_().sum(dim=1), target]))  # (N,) each

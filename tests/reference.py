@@ -196,6 +196,17 @@ def adaface(features, weight, labels, scale=64.0, margin=0.4, mean=20.0, deviati
     return torch.stack(rows)
 
 
+def log_prior(age, identities, ages, num_identities, bandwidth=4.0, floor=0.001):
+    """log p(j | age) of every person j: the share of j among the pictures, each weighed by how near its age is."""
+    if age == -1:
+        return [0.0] * num_identities
+    weighed = [0.0] * num_identities
+    for identity, own in zip(identities, ages, strict=True):
+        if own != -1:
+            weighed[identity] += math.exp(-((float(age) - float(own)) ** 2) / (2 * bandwidth**2))
+    return [math.log(weight / sum(weighed) + floor / num_identities) for weight in weighed]
+
+
 def batch_norm(x, state, name, training):
     """x (N, D), normalised by the batch in training and by the running statistics else."""
     mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]

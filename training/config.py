@@ -102,6 +102,9 @@ class TrainConfig:
     margin_scale: float = bounded(64.0, above=0)
     margin_value: MarginValue = bounded(None, low=0, high=1.5)
     margin_values: MarginValues = bounded(None, low=0, high=4)
+    age_prior: float = bounded(0.0, low=0)
+    """Tau: the logits get tau times the log-probability of each person by age alone, in training, so that the network
+    need not learn it (logit adjustment); 1 is a good start, 0: none, as published."""
     sharded_classes: bool = False
     """Each process holds the margin weights of its share of the identities, instead of all (Partial FC)."""
     class_sampling_rate: float = bounded(1.0, above=0, high=1)
@@ -223,6 +226,7 @@ class TrainConfig:
         "margin_scale": (IDENTITY,),
         "margin_value": (IDENTITY, With("margin", *ONE_VALUE)),
         "margin_values": (IDENTITY, With("margin", *SEVERAL_VALUES)),
+        "age_prior": (IDENTITY,),
         "sharded_classes": (IDENTITY,),
         "class_sampling_rate": (IDENTITY, With("sharded_classes")),
         "disentangle": (IDENTITY,),

@@ -19,9 +19,11 @@ from models.disentangle.base import Critic
 from models.disentangle.registry import critic_class
 from models.iefp import IEFP
 from models.iresnet import architecture_of
+from models.margin import AgePrior
 from models.purification import parse_purification
 from models.weights import AGE_PREFIXES, Branch, load_age_branch, load_what_fits, read_weight_file
 from training.config import TrainConfig
+from training.data_parallel import Collectives
 from training.partial_fc import own_identities
 from training.profiling import Profile
 from training.run_log import BadImages, TimeLeft, import_wandb, open_log
@@ -111,12 +113,21 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
         raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
                         f"give --ages with a table of them.")  # fmt: skip
-    critic = critic_of(config)
-    by_age_groups = config.stage == "identity" and critic is not None and critic.needs_age_groups
-    if by_age_groups and (index.ages is None or (index.ages == UNKNOWN).all()):
-        raise UserError(f"--train-data {config.train_data} has no picture with an age, which --disentangle "
-                        f"{config.disentangle} needs: give --ages with a table of them.")  # fmt: skip
+    needs = needs_ages(config)
+    if needs and (index.ages is None or (index.ages == UNKNOWN).all()):
+        raise UserError(f"--train-data {config.train_data} has no picture with an age, which {needs} needs: give "
+                        f"--ages with a table of them.")  # fmt: skip
     return index
+
+
+def needs_ages(config: TrainConfig) -> str | None:
+    """The flag of stage identity that needs ages of at least some pictures, None where none does."""
+    if config.stage != "identity":
+        return None
+    if config.age_prior:
+        return "--age-prior"
+    critic = critic_of(config)
+    return f"--disentangle {config.disentangle}" if critic is not None and critic.needs_age_groups else None
 
 
 def check_pictures(config: TrainConfig, index: Faces, benchmarks: dict[str, EvalSet], process: DistInfo) -> None:
@@ -180,7 +191,26 @@ def make_model(config: TrainConfig, num_identities: int, age_branch: Branch | No
     return model
 
 
-# The age branch comes from --age-weights.
+def use_ages(config: TrainConfig, model: IEFP, index: Faces, process: DistInfo) -> None:
+    """Attaches what stage identity takes from the ages of the whole index: the critic's people, the age prior.
+
+    It is no part of checkpoints: a run that resumes makes it anew.
+
+    Raises:
+        UserError: the index gives the critic nothing to do.
+    """
+    if config.stage != "identity":
+        return
+    head, critic = model.margin_fc, model.critic_of(config.disentangle)
+    if critic is not None:
+        critic.attach(head, index.identities, index.age_groups, Collectives(process).sum)
+    if config.age_prior:
+        unknown = int((index.ages == UNKNOWN).sum())
+        if unknown:
+            print_rank0(process, f"--age-prior: the age of {unknown:,} of {len(index):,} pictures is unknown; their "
+                        f"logits stay as they are")  # fmt: skip
+        head.age_prior = AgePrior(index.identities, index.ages, index.num_identities, own=head.own,
+                                  strength=config.age_prior, device=process.device)  # fmt: skip
 
 
 def make_sampler(config: TrainConfig, index: Faces, process: DistInfo) -> EpochSampler:

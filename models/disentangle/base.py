@@ -2,14 +2,17 @@
 
 A critic and the identity encoder train by turns: the critic raises its objective (`forward`) on identity features that
 are held fixed, then the identity encoder lowers `penalty` with the critic held fixed. Both see features before L2
-normalisation.
+normalisation. A critic without `updates` is a penalty alone.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
+
+from models.margin import MarginHead
 
 
 class Critic(nn.Module, ABC):
@@ -37,7 +40,7 @@ class Critic(nn.Module, ABC):
     """Whether `age_groups` are used."""
 
     updates: ClassVar[int] = 1
-    """Updates of the critic in a training step."""
+    """Updates of the critic in a training step; 0 for one that has nothing to learn, and so no objective."""
     objective_weight: ClassVar[float] = 1.0
     """Of the objective in the critic's own loss."""
     default_weight: ClassVar[float]
@@ -53,15 +56,31 @@ class Critic(nn.Module, ABC):
         value = getattr(config, cls.flags[name]) if name in cls.flags else None
         return getattr(cls, name) if value is None else value
 
-    @abstractmethod
+    def attach(
+        self,
+        head: MarginHead,
+        identities: np.ndarray,
+        age_groups: np.ndarray,
+        total: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Called once before training, for a critic that goes by the weight vectors of the margin head.
+
+        identities, age_groups (N,), -1 where unknown, are those of all training pictures. `total` adds up a tensor over
+        all processes, which may each hold a share of the head.
+
+        Raises:
+            UserError: these pictures give the critic nothing to do.
+        """
+
     def forward(self, age: Tensor | None, identity: Tensor, age_groups: Tensor | None) -> Tensor:
         """age, identity (N, 512), age_groups (N,), -1 where unknown -> the objective, a scalar."""
+        raise TypeError(f"{type(self).__name__} has no objective: it learns nothing")
 
     @abstractmethod
     def penalty(
         self, age: Tensor | None, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None
     ) -> Tensor:
-        """The same, with CLUB's negatives (N,) -> a scalar whose gradient reaches `identity` alone."""
+        """The same, with CLUB's negatives (N,) -> a scalar; its gradient reaches `identity`, or the margin head, only."""
 
 
 CRITICS: dict[str, type[Critic]] = {}  # by the name that --disentangle takes; models.disentangle.registry fills it

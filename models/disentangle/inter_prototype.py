@@ -1,0 +1,73 @@
+"""Inter-Prototype: the margin head's weight vectors of people known as children are kept apart.
+
+Pairs of a child and an adult are judged badly because children look alike, so it is children of different people that
+have to be told apart; neither more pictures nor more parameters are needed for that.
+Source: Lee, Yun, Park, Kim, Choo, "Improving Face Recognition with Large Age Gaps by Learning to Distinguish Children",
+BMVC 2021 (arXiv 2110.11630); details after the authors' program (github leebebeto/Inter-Prototype).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from meta import AGE_GROUP_UPPER_EDGES, UserError
+from models.disentangle.base import Critic, register_critic
+from models.margin import MarginHead
+
+CHILDREN = 0  # the age group, up to 12 years
+MIN_CHILD_PICTURES = 10
+
+
+def people_with_childhood(identities: np.ndarray, age_groups: np.ndarray, num_identities: int) -> np.ndarray:
+    """The identities (n,) with at least 10 pictures up to 12 years, or with half of all theirs, where that is fewer."""
+    pictures = np.bincount(identities, minlength=num_identities)
+    as_child = np.bincount(identities[age_groups == CHILDREN], minlength=num_identities)
+    return np.flatnonzero((as_child > 0) & (as_child >= np.minimum(MIN_CHILD_PICTURES, pictures / 2)))
+
+
+@register_critic("inter_prototype")
+class InterPrototype(Critic):
+    """mean_ij (cos(w_i, w_j) - [i = j])^2 over the people i, j with a childhood; w: their rows of the head's weight.
+
+    Features follow the weight vectors, so children's features move apart too; no other vector gets a gradient. From the
+    authors' program: this mean over all n^2 ordered pairs in every step, its weight 1, and 10 pictures below 13 years
+    as a childhood. Ours: half of a person's pictures are enough too, for sets with few of each; any margin, where
+    theirs is ArcFace's; and no n x n matrix: sum_ij cos^2 is the squared norm of the sum of the w_i w_i' (512 x 512),
+    to which each share of a head adds its own.
+    """
+
+    summary = "the margin head's weight vectors of children are kept apart"
+    penalty_name = "child_prototype_similarity"
+    needs_age_groups = True
+    updates = 0
+    default_weight = 1.0
+
+    def attach(
+        self,
+        head: MarginHead,
+        identities: np.ndarray,
+        age_groups: np.ndarray,
+        total: Callable[[Tensor], Tensor],
+    ) -> None:
+        people = people_with_childhood(identities, age_groups, head.num_identities)
+        if len(people) < 2:
+            raise UserError(f"--disentangle inter_prototype keeps people apart of whom {MIN_CHILD_PICTURES} pictures, "
+                            f"or half, are of {AGE_GROUP_UPPER_EDGES[CHILDREN]} years or less, and --train-data has "
+                            f"{len(people)} of them: give data with more, or another method.")  # fmt: skip
+        own = people[(people >= head.own.start) & (people < head.own.stop)] - head.own.start
+        places = torch.from_numpy(own).to(head.weight.device)
+        self.num_people = len(people)
+        self.total = total if len(head.own) < head.num_identities else lambda value: value
+        self.own_vectors = lambda: head.vectors(places)  # the head itself would become a part of this module
+
+    def penalty(
+        self, age: Tensor | None, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None
+    ) -> Tensor:
+        """A scalar from 0 to 1 whose gradient reaches the margin head alone, in each process its own vectors."""
+        vectors = F.normalize(self.own_vectors())  # (own of the n, 512)
+        outer = vectors.t() @ vectors
+        outer = outer + (self.total(outer.detach()) - outer.detach())  # others' vectors have no gradient here
+        return ((outer**2).sum() - self.num_people) / self.num_people**2  # the n are cos(w_i, w_i)
