@@ -49,6 +49,8 @@ def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, weights,
     small = (*SMALL, "--run-folder", tmp_path / "run", "--epochs", 1, "--warmup-steps", 1)
     if settings(path)["schedule"] == "steps":
         small += ("--learning-rate-epochs", 1)
+    if settings(path)["disentangle"] == "inter_prototype":
+        small += ("--child-pictures", 1)
     if settings(path)["init_from"] is not None:
         small += ("--init-from", weights)
     outcome = train_identity(tmp_path / "run", f"@{path}", *small, "--batch-size", 9)

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
 from models.club import ESTIMATORS, SampledCLUB
 from models.disentangle.base import Critic
+from models.disentangle.inter_prototype import OLDEST_CHILD, InterPrototype
 from models.disentangle.registry import CRITICS, method_summaries
 from models.iresnet import BACKBONES
 from models.margin import MARGINS
@@ -63,6 +64,9 @@ Disentangle = one_of("What keeps age out of the embedding.", method_summaries())
 DisentangleWeight = Annotated[
     float | None, arg(help=f"Weight of the critic's penalty in the identity loss. None: {defaults(WEIGHTS)}.")
 ]
+ChildPictures = Annotated[
+    int, arg(help=f"Pictures of up to {OLDEST_CHILD} years by which somebody is one of the children kept apart.")
+]
 Estimator = one_of("CLUB's negatives.", {name: one.negatives for name, one in ESTIMATORS.items()})
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,6 +115,7 @@ class TrainConfig:
     """With --sharded-classes: share of the identities in a step's softmax; those in the batch always are."""
     disentangle: Disentangle = "iefp"
     disentangle_weight: DisentangleWeight = bounded(None, low=0)
+    child_pictures: ChildPictures = bounded(InterPrototype.child_pictures, low=1)
     estimator: Estimator = "sampled"
     mutual_information_weight: float = bounded(SampledCLUB.default_weight, low=0)
     """Lambda: weight of the mutual information in the identity loss; 0 leaves explicit purification out."""
@@ -231,6 +236,7 @@ class TrainConfig:
         "class_sampling_rate": (IDENTITY, With("sharded_classes")),
         "disentangle": (IDENTITY,),
         "disentangle_weight": critic_flag("disentangle_weight"),
+        "child_pictures": critic_flag("child_pictures"),
         "estimator": (IDENTITY, methods(lambda critic: critic.attribute == "clubmi")),
         "mutual_information_weight": critic_flag("mutual_information_weight"),
         "mutual_information_warmup": (*critic_flag("mutual_information_warmup"), With("mutual_information_weight")),

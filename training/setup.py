@@ -203,7 +203,9 @@ def use_ages(config: TrainConfig, model: IEFP, index: Faces, process: DistInfo) 
         return
     head, critic = model.margin_fc, model.critic_of(config.disentangle)
     if critic is not None:
-        critic.attach(head, index.identities, index.age_groups, Collectives(process).sum)
+        says = critic.attach(config, head, index.identities, index.age_groups, Collectives(process).sum)
+        if says:
+            print_rank0(process, says)
     if config.age_prior:
         unknown = int((index.ages == UNKNOWN).sum())
         if unknown:

@@ -48,7 +48,7 @@ class Critic(nn.Module, ABC):
     warmup_steps: ClassVar[int] = 0
     """Steps over which that weight rises from 0 in a straight line."""
     flags: ClassVar[Mapping[str, str]] = {"default_weight": "disentangle_weight"}
-    """Which setting of train.py, unless it is None, replaces which of these four numbers."""
+    """Which setting of train.py, unless it is None, replaces which of these numbers, or of a critic's own."""
 
     @classmethod
     def setting(cls, config: Any, name: str) -> float:
@@ -58,12 +58,13 @@ class Critic(nn.Module, ABC):
 
     def attach(
         self,
+        config: Any,
         head: MarginHead,
         identities: np.ndarray,
         age_groups: np.ndarray,
         total: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Called once before training, for a critic that goes by the weight vectors of the margin head.
+    ) -> str | None:
+        """Called once before training, for critics that go by the margin head; returns what to print, if anything.
 
         identities, age_groups (N,), -1 where unknown, are those of all training pictures. `total` adds up a tensor over
         all processes, which may each hold a share of the head.
@@ -80,7 +81,7 @@ class Critic(nn.Module, ABC):
     def penalty(
         self, age: Tensor | None, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None
     ) -> Tensor:
-        """The same, with CLUB's negatives (N,) -> a scalar; its gradient reaches `identity`, or the margin head, only."""
+        """The same, with CLUB's negatives (N,) -> a scalar whose gradient reaches `identity` or the head alone."""
 
 
 CRITICS: dict[str, type[Critic]] = {}  # by the name that --disentangle takes; models.disentangle.registry fills it

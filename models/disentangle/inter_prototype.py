@@ -7,6 +7,7 @@ BMVC 2021 (arXiv 2110.11630); details after the authors' program (github leebebe
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,51 +18,49 @@ from meta import AGE_GROUP_UPPER_EDGES, UserError
 from models.disentangle.base import Critic, register_critic
 from models.margin import MarginHead
 
-CHILDREN = 0  # the age group, up to 12 years
-MIN_CHILD_PICTURES = 10
-
-
-def people_with_childhood(identities: np.ndarray, age_groups: np.ndarray, num_identities: int) -> np.ndarray:
-    """The identities (n,) with at least 10 pictures up to 12 years, or with half of all theirs, where that is fewer."""
-    pictures = np.bincount(identities, minlength=num_identities)
-    as_child = np.bincount(identities[age_groups == CHILDREN], minlength=num_identities)
-    return np.flatnonzero((as_child > 0) & (as_child >= np.minimum(MIN_CHILD_PICTURES, pictures / 2)))
+CHILDREN = 0  # the age group
+OLDEST_CHILD = AGE_GROUP_UPPER_EDGES[CHILDREN]  # years
 
 
 @register_critic("inter_prototype")
 class InterPrototype(Critic):
-    """mean_ij (cos(w_i, w_j) - [i = j])^2 over the people i, j with a childhood; w: their rows of the head's weight.
+    """mean_ij (cos(w_i, w_j) - [i = j])^2 over the people i, j known as children; w: their rows of the head's weight.
 
     Features follow the weight vectors, so children's features move apart too; no other vector gets a gradient. From the
-    authors' program: this mean over all n^2 ordered pairs in every step, its weight 1, and 10 pictures below 13 years
-    as a childhood. Ours: half of a person's pictures are enough too, for sets with few of each; any margin, where
-    theirs is ArcFace's; and no n x n matrix: sum_ij cos^2 is the squared norm of the sum of the w_i w_i' (512 x 512),
-    to which each share of a head adds its own.
+    authors' program: this mean over all n^2 ordered pairs in every step, its weight 1, and who counts as a child, by 10
+    pictures below 13 years. Ours: any margin, where theirs is ArcFace's, and no n x n matrix: sum_ij cos^2 is the
+    squared norm of the sum of the w_i w_i' (512 x 512), to which each share of a head adds its own.
     """
 
     summary = "the margin head's weight vectors of children are kept apart"
-    penalty_name = "child_prototype_similarity"
+    penalty_name = "child_similarity"
     needs_age_groups = True
     updates = 0
     default_weight = 1.0
+    child_pictures: int = 10
+    """Pictures of up to 12 years by which a person is known as a child."""
+    flags = Critic.flags | {"child_pictures": "child_pictures"}
 
     def attach(
         self,
+        config: Any,
         head: MarginHead,
         identities: np.ndarray,
         age_groups: np.ndarray,
         total: Callable[[Tensor], Tensor],
-    ) -> None:
-        people = people_with_childhood(identities, age_groups, head.num_identities)
+    ) -> str:
+        least = self.setting(config, "child_pictures")
+        people = np.flatnonzero(np.bincount(identities[age_groups == CHILDREN]) >= least)
         if len(people) < 2:
-            raise UserError(f"--disentangle inter_prototype keeps people apart of whom {MIN_CHILD_PICTURES} pictures, "
-                            f"or half, are of {AGE_GROUP_UPPER_EDGES[CHILDREN]} years or less, and --train-data has "
-                            f"{len(people)} of them: give data with more, or another method.")  # fmt: skip
+            raise UserError(f"--disentangle inter_prototype keeps people apart who have {least} pictures of up to "
+                            f"{OLDEST_CHILD} years, and --train-data holds {len(people)} of them: lower "
+                            f"--child-pictures, or give another method.")  # fmt: skip
         own = people[(people >= head.own.start) & (people < head.own.stop)] - head.own.start
         places = torch.from_numpy(own).to(head.weight.device)
         self.num_people = len(people)
         self.total = total if len(head.own) < head.num_identities else lambda value: value
         self.own_vectors = lambda: head.vectors(places)  # the head itself would become a part of this module
+        return f"inter_prototype: {len(people):,} of {head.num_identities:,} people are known as children"
 
     def penalty(
         self, age: Tensor | None, identity: Tensor, age_groups: Tensor | None, permutation: Tensor | None

@@ -1,11 +1,14 @@
 """--disentangle: each method has the property that it is named for, and every method trains and resumes."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
 from scripts import load_script
+from test_sharded_margin import in_threads
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,10 +24,13 @@ from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.margin import CosFace
 from models.weights import load_estimator, load_identity_branch
+from training.config import TrainConfig
 from utils.distributed import DistInfo
 
 SIZE = 6
 METHODS = ("none", *CRITICS)
+LEARNING = tuple(name for name, critic in CRITICS.items() if critic.updates)
+FLAGS_OF = {"inter_prototype": ("--child-pictures", 1)}  # for few pictures
 OTHERS = tuple(name for name in CRITICS if name != "iefp")  # whose weights are in addition to the published ones
 
 
@@ -60,7 +66,7 @@ def raise_objective(critic, age, identity, age_groups, steps) -> list[float]:
 # ------------------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("method", CRITICS)
+@pytest.mark.parametrize("method", LEARNING)
 def test_a_critic_learns_and_its_penalty_reaches_the_identity_features_alone(method, batch):
     age, identity, age_groups = batch
     critic, identity = critic_of(method), identity.requires_grad_()
@@ -175,6 +181,76 @@ def test_age_of_length_is_half_the_squared_error_of_a_line():
     assert critic.penalty(None, identity, groups, None).item() == pytest.approx(expected / 3 / 2)
 
 
+# ------------------------------------------------------------------------------------------------- inter_prototype
+
+AGES_OF = {0: [0, 0, 7, 0], 1: [0, 0], 2: [0, 0, 0], 3: [7, 7, 7, 7], 4: [0, -1, -1, -1], 5: [1, 1, 1], 6: [0] * 9}
+CHILDREN = [0, 2, 6]  # by three pictures of group 0
+
+
+def attached(own=None, total=lambda value: value):
+    """The critic on a head of 8 people, of the last of whom there is no picture; and the head."""
+    head, critic = CosFace(8, size=SIZE, own=own).double(), CRITICS["inter_prototype"]()
+    with torch.no_grad():
+        head.weight.copy_(normal(8, SIZE)[head.own.start : head.own.stop])
+    identities = np.repeat(list(AGES_OF), [len(groups) for groups in AGES_OF.values()])
+    critic.attach(TrainConfig(child_pictures=3), head, identities, np.concatenate(list(AGES_OF.values())), total)
+    return critic, head
+
+
+def penalty_and_gradient(critic, head) -> tuple[torch.Tensor, torch.Tensor]:
+    penalty = critic.penalty(None, None, None, None)
+    return penalty.detach(), torch.autograd.grad(penalty, head.weight)[0]
+
+
+def test_inter_prototype_is_the_mean_squared_cosine_of_childrens_weight_vectors():
+    """Over all ordered pairs of people known as children, of which those of one person count 0; with its gradient."""
+    critic, head = attached()
+    rows = F.normalize(head.weight[CHILDREN])
+    plain = ((rows @ rows.t() - torch.eye(len(CHILDREN))) ** 2).mean()
+    penalty, gradient = penalty_and_gradient(critic, head)
+    torch.testing.assert_close(penalty, plain.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain, head.weight)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_inter_prototype_pushes_children_apart_and_leaves_everybody_else_alone():
+    critic, head = attached()
+    with torch.no_grad():
+        head.weight[2] = head.weight[0] + 0.3 * head.weight[2]  # two children who are much alike
+    before, gradient = penalty_and_gradient(critic, head)
+    others = [i for i in range(8) if i not in CHILDREN]
+    assert not gradient[others].any() and gradient[CHILDREN].any(dim=1).all()
+    alike, optimiser = F.cosine_similarity(head.weight[0], head.weight[2], dim=0), torch.optim.SGD([head.weight], lr=1)
+    for _ in range(50):
+        optimiser.zero_grad()
+        critic.penalty(None, None, None, None).backward()
+        optimiser.step()
+    after, _ = penalty_and_gradient(critic, head)
+    assert alike > 0.9 and F.cosine_similarity(head.weight[0], head.weight[2], dim=0).abs() < 0.5 * alike
+    assert 0 <= after < 0.2 * before
+
+
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_shares_of_a_head_have_the_penalty_and_the_gradient_of_the_whole(is_sampled):
+    penalty, gradient = penalty_and_gradient(*attached())
+
+    def part(rank, collectives):
+        critic, head = attached(range(3) if rank == 0 else range(3, 8), collectives.sum)
+        head.has_sparse_gradient = is_sampled
+        return penalty_and_gradient(critic, head)
+
+    penalties, gradients = zip(*in_threads(2, part), strict=True)
+    for one in penalties:
+        torch.testing.assert_close(one, penalty, rtol=1e-12, atol=0)
+    assert all(one.is_sparse == is_sampled for one in gradients)
+    torch.testing.assert_close(torch.cat([one.to_dense() for one in gradients]), gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_inter_prototype_asks_for_two_children(train_identity, tmp_path):
+    outcome = train_identity(tmp_path / "run", "--disentangle", "inter_prototype")
+    assert outcome.status == 2 and len(outcome.err.strip().splitlines()) == 1
+    assert "have 10 pictures of up to 12 years" in outcome.err and "holds 0 of them: lower --child-p" in outcome.err
+
+
 # ----------------------------------------------------------------------------------------------------- in training
 
 
@@ -188,13 +264,15 @@ def differences(a, b, prefixes=("",)) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_resumes_to_the_bit_in_the_published_layout_and_is_named_beside(train_identity, tmp_path, method):
-    flags = ("--disentangle", method, "--epochs", 1, "--save-every", 1, "--keep-checkpoints", 9)
+    flags = ("--disentangle", method, *FLAGS_OF.get(method, ()), "--epochs", 1, "--save-every", 1,
+             "--keep-checkpoints", 9)  # fmt: skip
     assert train_identity(tmp_path / "run", *flags).status == 0
     whole = weights_of(tmp_path / "run")
     checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pth"))
     content = torch.load(checkpoints[-1], weights_only=True)
-    assert set(content["optimisers"]) == {"identity"} | {"iefp": {"club"}, "none": set()}.get(method, {"critic"})
-    assert any(key.startswith("critic.") for key in content["model"]) == (method in OTHERS)
+    trained = {CRITICS[method].name} if method in LEARNING else set()
+    assert set(content["optimisers"]) == {"identity"} | trained
+    assert any(key.startswith("critic.") for key in content["model"]) == ("critic" in trained)
     for path in checkpoints[1:]:
         path.unlink()
     (tmp_path / "run" / "iefp.pth").unlink()
@@ -211,7 +289,8 @@ def test_each_method_resumes_to_the_bit_in_the_published_layout_and_is_named_bes
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     if method != "none":
         critic = CRITICS[method]
-        assert {critic.objective_name, critic.penalty_name, f"{critic.name}_gradient_norm"} <= events[1].keys()
+        learned = {critic.objective_name, f"{critic.name}_gradient_norm"} if method in LEARNING else set()
+        assert {critic.penalty_name, *learned} <= events[1].keys()
     assert ("age_loss" in events[1]) == (method in ("iefp", "dal"))
 
 
@@ -223,6 +302,9 @@ def two_steps(method="iefp", **settings) -> tuple[dict[str, torch.Tensor], list[
     model = IEFP("iresnet18_quarter", 1, 3, critic=critic).train()
     config = train.TrainConfig(disentangle=method, learning_rate=0.02, precision="fp32", **settings)
     stage = train.IdentityStage(config, model, DistInfo(0, 1, torch.device("cpu")))
+    if stage.critic is not None:
+        one_each = dataclasses.replace(config, child_pictures=1)
+        stage.critic.attach(one_each, model.margin_fc, np.arange(3), np.array([0, 7, 0]), lambda value: value)
     losses = []
     for step in range(2):
         images, permutation = normal(4, 3, 112, 112, seed=step).float(), torch.tensor([3, 0, 1, 2])
@@ -263,9 +345,13 @@ def test_lambda_rises_in_a_straight_line():
     [
         (("--disentangle", "grl", "--mutual-information-weight", 1), "--mutual-information-weight does nothing with"),
         (("--disentangle", "none", "--club-steps", 2), "--club-steps does nothing with --disentangle none"),
-        (("--disentangle", "none", "--disentangle-weight", 1), "give --disentangle dal or grl or orthogonal"),
+        (
+            ("--disentangle", "none", "--disentangle-weight", 1),
+            "give --disentangle dal or grl or inter_prototype or orthogonal",
+        ),
         (("--disentangle-weight", 1), "--disentangle-weight does nothing with --disentangle iefp"),
         (("--stage", "age", "--disentangle", "dal"), "--disentangle do nothing with --stage age"),
+        (("--disentangle", "dal", "--child-pictures", 3), "--child-pictures does nothing with --disentangle dal"),
         (("--club-steps", 0), "--club-steps 0 is out of range"),
     ],
 )
@@ -274,7 +360,7 @@ def test_a_flag_that_would_do_nothing_is_refused(train_identity, tmp_path, flags
     assert outcome.status == 2 and words in outcome.err and len(outcome.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("method", ["grl", "orthogonal"])
+@pytest.mark.parametrize("method", ["grl", "orthogonal", "inter_prototype"])
 def test_a_method_that_goes_by_age_groups_asks_for_ages(run_main, tiny_faces, age_weights, tmp_path, method):
     folder = tiny_faces / TRAINING_SETS["ms1mv3"].folder
     pack_folder(index_identity_folders(folder, None), tmp_path / "train.rec")

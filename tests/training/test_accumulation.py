@@ -144,7 +144,7 @@ def test_the_age_branch_takes_parts_too():
         torch.testing.assert_close(stages[1].reply[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("method", ["none", *CRITICS])
+@pytest.mark.parametrize("method", ["none", *(name for name, critic in CRITICS.items() if critic.updates)])
 def test_every_method_learns_in_parts_and_tells_the_same_losses(method):
     stages = [make_stage(accumulation=parts, disentangle=method) for parts in (1, 2)]
     reply = [stage.step(make_batch()) for stage in stages]
