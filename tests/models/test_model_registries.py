@@ -1,6 +1,7 @@
 """A new margin and a new critic need their class alone: --help, the checks of flags and a run know them from it."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -44,6 +45,7 @@ class ToyCritic(Critic):
 def train_with_toys(flags: list[str]) -> None:
     """--help, some flags that do nothing, and a run, in a process where the toys registered before train.py was loaded,
     as they would from a file in models/."""
+    os.environ["COLUMNS"] = "400"  # no sentence of the help is broken
     MARGINS["toy"] = ToyMargin
     register_critic("toy")(ToyCritic)
     for name in [name for name in sys.modules if name == "script_train" or name.startswith("training.")]:
@@ -58,10 +60,7 @@ def train_with_toys(flags: list[str]) -> None:
     run_script(lambda: train.train(parse_config(train.TrainConfig, flags)))
 
 
-def test_a_toy_margin_and_a_toy_critic_are_choices_in_the_help_and_train(
-    tiny_faces, age_weights, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", "400")  # no sentence of the help is broken
+def test_a_toy_margin_and_a_toy_critic_are_choices_in_the_help_and_train(tiny_faces, age_weights, tmp_path):
     data, run = tiny_faces / TRAINING_SETS["ms1mv3"].folder, tmp_path / "run"
     flags = ("--train-data", data, *SMALL, "--batch-size", 9, "--epochs", 1, "--run-folder", run, "--age-weights",
              age_weights, "--margin", "toy", "--margin-values", 0.5, 0.25, "--disentangle", "toy",
