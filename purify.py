@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 purify.py --weights backbone.pth --data pictures/ -o purified.pth
 
 The pictures are aligned faces of people of all ages, as many as a feature has numbers or more; who they are is not
-needed. The new file is used as the old one is. FILE.json beside it says what it was fitted on. Features are cached:
+needed. The new file is used as the old one is. A JSON file beside it says what it was fitted on. Features are cached:
 stopped and started again, the same command goes on.
 """
 
@@ -23,7 +23,7 @@ from data.check.image_scan import check_shapes
 from data.index_cache import CACHE_FOLDER
 from evaluation.erasure.fitting import fit_erasure
 from evaluation.erasure.pictures import AgedPictures, check_enough, choose, open_aged_pictures
-from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, open_source
+from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, facts_path, open_source
 from evaluation.models_under_test import Extraction, in_step
 from meta import FILENAME_PATTERNS, UserError
 from models.erasure import BASES, KNOTS, Basis
@@ -57,7 +57,7 @@ class PurifyConfig:
     data: Path
     """Pictures of people of all ages: a folder, flat or with one folder a person, or a record file (train.rec)."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = output_file(dataclasses.MISSING)
-    """File to write, of the kind of --weights. FILE.json beside it says what it was fitted on."""
+    """File to write, of the kind of --weights. A JSON file beside it says what it was fitted on."""
     ages: Path | None = input_file()
     """CSV of picture (path below --data, or record key) and age. Without it ages come from the labels of the record
     file, from the file names, or, where these hold none, from the age branch of --weights."""
@@ -84,7 +84,7 @@ class PurifyConfig:
     workers: int = bounded(min(8, available_cores()), low=0)
     """Processes that read pictures; 0 reads in the main process."""
     force: bool = False
-    """Replace the file of --output."""
+    """Replace the file of --output and the JSON file beside it."""
 
     NEEDS: ClassVar[Needs] = {
         "names": (Without("ages"),),
@@ -129,7 +129,8 @@ def check_flags(config: PurifyConfig) -> None:
         raise UserError(f"the folder {config.output.parent} of -o {config.output.name} does not exist: make it first.")
     if config.output.exists() and config.output.samefile(config.weights):
         raise UserError(f"-o {config.output} is the --weights themselves: give another name.")
-    check_is_new(config.output, config.force)
+    for path in (config.output, facts_path(config.output)):
+        check_is_new(path, config.force)
     basis_of(config)
 
 

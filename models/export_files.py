@@ -25,7 +25,6 @@ from meta import (
     PIXEL_MEAN,
     PIXEL_SCALE,
     UserError,
-    wrong_file,
 )
 from models.export import Embedder, example_images
 from models.iefp import IEFP
@@ -138,8 +137,6 @@ def read_onnx(path: Path) -> Any:
         UserError: no ONNX file, or one whose weights lie in other files.
     """
     (onnx,) = need("onnx")
-    if wrong := wrong_file(path, "ONNX file"):
-        raise UserError(f"{path} {wrong[0]}: {wrong[1]}.")
     try:
         model = onnx.load(path, load_external_data=False)
     except (MemoryError, OSError):

@@ -49,7 +49,7 @@ def feature_pieces(
     Raises:
         UserError: in every process, for a picture that can't be read.
     """
-    size, store = source.size, _Store(source, faces, with_ages, extraction, process)
+    size, store = source.size, FeatureStore(source, faces, with_ages, extraction, process)
     pieces = [np.sort(chosen[start : start + PICTURES_A_PIECE]) for start in range(0, len(chosen), PICTURES_A_PIECE)]
     known = in_step(lambda: store.load(pieces), process)
     lacks = gather_lists([array is None for array in known], process)[: len(pieces)]  # of the first process
@@ -99,7 +99,7 @@ def _fill(array: np.ndarray, extracted: Extracted, size: int) -> None:
         array[:, -1] = probabilities @ np.array(AGE_GROUP_MIDDLES, np.float32)
 
 
-class _Store:
+class FeatureStore:
     """The cache of pieces; in the first process alone, and where there is a folder for it."""
 
     def __init__(self, source: Source, faces: Faces, with_ages: bool, extraction: Extraction, process: DistInfo):

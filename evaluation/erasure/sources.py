@@ -85,10 +85,10 @@ class WeightsSource:
                 save_safetensors(tensors, path, {"branches": kept, **facts})
             else:
                 torch.save(tensors, path)
-            write_json(path.with_suffix(".json"), description)  # the unit's sign may stand there alone
+            write_json(facts_path(path), description)  # the unit's sign may stand there alone
             check_same(output, features_of(load_for_embedding(path)[0], images), before)
-        write_json(output.with_suffix(".json"), description)
-        return [output, output.with_suffix(".json")]
+        write_json(facts_path(output), description)
+        return [output, facts_path(output)]
 
 
 class OnnxSource:
@@ -118,8 +118,8 @@ class OnnxSource:
         with same_name_beside(output) as path:
             path.write_bytes(proto.SerializeToString(deterministic=True))
             check_same(output, features_of(OnnxNetwork(path, proto), images), before)
-        write_json(output.with_suffix(".json"), facts)
-        return [output, output.with_suffix(".json")]
+        write_json(facts_path(output), facts)
+        return [output, facts_path(output)]
 
 
 class OnnxNetwork:
@@ -169,6 +169,11 @@ def check_suffixes(weights: Path, output: Path) -> None:
         raise UserError(f"-o {output} does not end in {' or '.join(allowed)}, as what {weights} becomes does: give it "
                         f"such a name.")  # fmt: skip
     need(*PACKAGES.get(of_output, ()))
+
+
+def facts_path(output: Path) -> Path:
+    """The JSON file beside, where models.weights looks for the description that a .pth file lacks."""
+    return output.with_suffix(".json") if output.suffix in (".pth", ".pt") else Path(f"{output}.json")
 
 
 def is_erased_file(path: Path) -> bool:
