@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -69,8 +69,11 @@ class Faces(Protocol):
         """Changes with what decides which picture stands at which position: what is kept by position depends on it."""
         ...
 
-    def state(self, progress: Progress = no_progress) -> str:
-        """Changes with the fingerprint and where files were written anew: pixels may be others then."""
+    def state(self, progress: Progress = no_progress, rows: Sequence[int] | None = None) -> str:
+        """Changes with the fingerprint and where files were written anew: pixels may be others then.
+
+        With `rows` of these pictures alone, in this order, as far as they can be told from the others.
+        """
         ...
 
 
@@ -142,13 +145,16 @@ class FaceIndex:
         digest.update(np.ascontiguousarray(self.path_bytes))
         return digest.hexdigest()
 
-    def state(self, progress: Progress = no_progress) -> str:
+    def state(self, progress: Progress = no_progress, rows: Sequence[int] | None = None) -> str:
         """SHA-256 of the names, sizes and times of the files: changes where what is computed from the pixels may.
 
-        A file that is missing counts as such: to read it is the error.
+        A file that is missing counts as such: to read it is the error. With `rows` of these files alone.
         """
-        digest = hashlib.sha256(self.fingerprint().encode())
-        for i in progress(range(len(self)), len(self), "sizes and times of pictures"):
+        digest = hashlib.sha256(self.fingerprint().encode() if rows is None else b"")
+        shown = range(len(self)) if rows is None else rows
+        for i in progress(shown, len(shown), "sizes and times of pictures"):
+            if rows is not None:
+                digest.update(os.fsencode(self.name(i)) + b"\0")
             try:
                 found = os.stat(self.path(i))
                 digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))

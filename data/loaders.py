@@ -1,7 +1,7 @@
 """Pictures in batches, decoded by worker processes; the order of training depends on seed and epoch alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -192,6 +192,13 @@ def evaluation_loader(
     assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
     share = (range(len(index)) if indices is None else indices)[rank::world_size]
     return _loader(FaceDataset(index, on_bad_image), workers, pin_memory, batch_size=batch_size, sampler=share)
+
+
+def loader_of_batches(
+    index: Faces, rows: Iterable[list[int]], workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """One batch for each list of positions, once over; read through `batches`."""
+    return _loader(FaceDataset(index), workers, pin_memory, batch_sampler=rows)
 
 
 def _loader(faces: FaceDataset, workers: int, pin_memory: bool, **how) -> DataLoader:

@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,9 +93,15 @@ class RecordIndex:
             digest.update(np.ascontiguousarray(numbers, "<i8"))
         return digest.hexdigest()
 
-    def state(self, progress: Progress = no_progress) -> str:
-        """SHA-256 of the fingerprint and of when the file was written."""
-        return hashlib.sha256(f"{self.fingerprint()} {os.stat(self.root).st_mtime_ns}".encode()).hexdigest()
+    def state(self, progress: Progress = no_progress, rows: Sequence[int] | None = None) -> str:
+        """SHA-256 of the fingerprint and of when the file was written; with `rows` of where these pictures lie."""
+        written = os.stat(self.root).st_mtime_ns
+        if rows is None:
+            return hashlib.sha256(f"{self.fingerprint()} {written}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.num_bytes} {written}".encode())
+        for numbers in (self.keys[rows], self.offsets[rows]):
+            digest.update(np.ascontiguousarray(numbers, "<i8"))
+        return digest.hexdigest()
 
     def _whole_name(self, i: int) -> str:
         return f"{self.root} key {self.key(i)}"

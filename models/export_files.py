@@ -130,11 +130,11 @@ def write_onnx(model: Any, path: Path, metadata: Metadata) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def read_onnx_metadata(path: Path) -> Metadata:
-    """The metadata of an ONNX file that export.py wrote.
+def read_onnx(path: Path) -> Any:
+    """The ONNX model (onnx.ModelProto) of a file that holds all of it.
 
     Raises:
-        UserError: no ONNX file, one of another program or opset, or one whose weights lie in other files.
+        UserError: no ONNX file, or one whose weights lie in other files.
     """
     (onnx,) = need("onnx")
     try:
@@ -143,11 +143,21 @@ def read_onnx_metadata(path: Path) -> Metadata:
         raise
     except Exception as error:  # protobuf raises its own kinds
         raise UserError(f"{path} can't be read as an ONNX file ({type(error).__name__}): export it again.") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise UserError(f"{path} keeps weights in other files: export it again as one file.")
+    return model
+
+
+def read_onnx_metadata(path: Path) -> Metadata:
+    """The metadata of an ONNX file that export.py wrote.
+
+    Raises:
+        UserError: no ONNX file, one of another program or opset, or one whose weights lie in other files.
+    """
+    model = read_onnx(path)
     metadata = from_texts({entry.key: entry.value for entry in model.metadata_props})
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by export.py: its metadata lacks what is to be checked.")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise UserError(f"{path} keeps weights in other files, as export.py never does: export it again.")
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     if opsets.get("", 0) != OPSET:
         raise UserError(f"{path} has opset {opsets.get('', 'none')}, and export.py writes {OPSET}: it was converted, "
@@ -156,7 +166,13 @@ def read_onnx_metadata(path: Path) -> Metadata:
 
 
 def open_onnx(path: Path) -> Run:
-    """The ONNX file on the CPU, with as many threads as torch has.
+    """An ONNX file of export.py as a function of its images, see `onnx_session`."""
+    run = onnx_session(path)
+    return lambda images: run({"images": images})
+
+
+def onnx_session(path: Path) -> Callable[[dict[str, np.ndarray]], tuple[np.ndarray, ...]]:
+    """The ONNX file on the CPU, with as many threads as torch has: inputs by name -> the outputs.
 
     Raises:
         UserError: onnxruntime can't run it.
@@ -177,9 +193,9 @@ def open_onnx(path: Path) -> Run:
     except Exception as error:
         raise user_error(error) from None
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def run(inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         try:
-            return tuple(session.run(None, {"images": images}))
+            return tuple(session.run(None, inputs))
         except MemoryError:
             raise
         except Exception as error:
@@ -210,10 +226,16 @@ def open_own_program(path: Path) -> Run:
 
 def write_safetensors(weights: WeightFile, path: Path, with_age: bool, metadata: Metadata) -> None:
     """Writes the tensors of the identity branch, and with `with_age` of the age branch, under their published names."""
-    (safetensors,) = need("safetensors.torch")
     prefixes = ("backbone_id.", *(AGE_PREFIXES if with_age else ()))
-    tensors = {key: value.clone().contiguous() for key, value in weights.tensors.items() if key.startswith(prefixes)}
-    path.write_bytes(safetensors.save(tensors, as_texts(metadata)))  # save_file makes it private
+    tensors = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
+    save_safetensors(tensors, path, metadata)
+
+
+def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Metadata) -> None:
+    """Writes these tensors with their metadata."""
+    (safetensors,) = need("safetensors.torch")
+    copies = {key: value.clone().contiguous() for key, value in tensors.items()}  # none may share memory
+    path.write_bytes(safetensors.save(copies, as_texts(metadata)))  # save_file makes it private
 
 
 # --------------------------------------------------------------------------------------------------- outputs compared

@@ -68,7 +68,8 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """Images (N, 3, 112, 112) in [-1, 1] -> features (N, 512) after the purification unit, before L2 normalisation.
 
-    Features have the parameters' dtype, also where autocast computed them in a shorter one.
+    An erasure of age (models/erasure.py), which purify.py gives to trained weights, is applied last. Features have the
+    parameters' dtype, also where autocast computed them in a shorter one.
 
     Raises:
         UserError: for an unknown backbone or purification.
@@ -91,6 +92,12 @@ class IResNet(nn.Module):
         self.fc = nn.Linear(8 * width * FINAL_SIDE**2, EMBEDDING_SIZE)
         self.features = nn.BatchNorm1d(EMBEDDING_SIZE)
         self.spu = PurificationUnit(purification)
+        self.erasure: nn.Linear | None = None
+
+    def set_erasure(self, has_one: bool) -> None:
+        """Adds the layer of an erasure, whose weights are to be loaded, or removes it."""
+        like = {"device": self.fc.weight.device, "dtype": self.fc.weight.dtype}
+        self.erasure = nn.Linear(EMBEDDING_SIZE, EMBEDDING_SIZE, **like) if has_one else None
 
     def forward(self, images: Tensor) -> Tensor:
         x = norm_prelu(self.bn1, self.prelu, self.conv1(images))  # (N, 64, 112, 112)
@@ -100,7 +107,8 @@ class IResNet(nn.Module):
         x = self.layer4(x)  # (N, 512, 7, 7)
         x = self.dropout(torch.flatten(self.bn2(x), 1))  # (N, 512 * 7 * 7)
         x = self.features(self.fc(x))  # (N, 512)
-        return self.spu(x).to(self.fc.weight.dtype)
+        x = self.spu(x).to(self.fc.weight.dtype)
+        return x if self.erasure is None else self.erasure(x)
 
 
 def _layer(in_planes: int, planes: int, num_blocks: int) -> nn.Sequential:

@@ -3,7 +3,7 @@
 Files are read with `weights_only=True`, or as safetensors: nothing in them is executed. Backbone and purification are
 inferred from keys and shapes. The sign of a purification unit, which doesn't show there, comes from the JSON file of
 the same name that train.py writes beside its weights, from "branches" in a checkpoint, or from the metadata of a
-.safetensors file.
+.safetensors file. An erasure of age that follows the unit (purify.py) has keys of its own, `backbone_id.erasure.*`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
+from meta import EMBEDDING_SIZE, IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
 from models.iefp import AGE_PREFIXES, IEFP
 from models.iresnet import BACKBONES
 from models.purification import formula, parse_purification
@@ -28,6 +28,7 @@ ACCEPTED = (
     "iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by export.py."
 )
 SAFETENSORS = ".safetensors"
+ERASURE = "backbone_id.erasure."
 MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
 MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
@@ -53,6 +54,7 @@ class WeightFile:
     identity_branch: Branch | None
     age_branch: Branch | None
     disentangle: str = "iefp"  # the method that trained it, if the file or the JSON file beside it states one
+    is_bare: bool = False  # an InsightFace backbone.pth, in whose names there is no "backbone_id."
 
 
 def load_identity_branch(model: IEFP, path: str | Path) -> None:
@@ -107,9 +109,11 @@ def load_what_fits(model: IEFP, path: str | Path, prefixes: tuple[str, ...]) -> 
     model.load_state_dict(fitting, strict=False)
     new = [key for key in expected if key not in fitting]
     unused = [key for key in found if key not in fitting]
+    is_erased = any(key.startswith(ERASURE) for key in unused)
     return (
         f"{path}: {len(fitting)} of {len(expected)} tensors taken; {len(new)} start new ({_first(new) or 'none'}); "
         f"{len(unused)} of the file not used ({_first(unused) or 'none'})"
+        f"{'; training starts before the erasure of age: purify.py makes a new one afterwards' * is_erased}"
     )
 
 
@@ -165,7 +169,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     content = _read_content(path)
-    tensors = _rename(path, _find_tensors(path, content))
+    found = _find_tensors(path, content)
+    tensors = _rename(path, found)
     config, inside = content.get("config"), content.get("branches")
     described = inside if isinstance(inside, dict) else _read_description(path)
     method = config if isinstance(config, dict) else described
@@ -173,7 +178,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
     for name, prefix in (("identity_branch", "backbone_id."), ("age_branch", "backbone_ae.")):
         keys = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
         branches[name] = _read_branch(path, keys, described.get(name)) if keys else None
-    return WeightFile(path, tensors, **branches, disentangle=str(method.get("disentangle", "iefp")))
+    is_bare = not found.keys() & tensors.keys() and branches["identity_branch"] is not None
+    return WeightFile(path, tensors, **branches, disentangle=str(method.get("disentangle", "iefp")), is_bare=is_bare)
 
 
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
@@ -410,7 +416,12 @@ def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
     if held is None:
         raise _lacks(weights, branch)
     found = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
+    is_erased = any(key.startswith(ERASURE) for key in found)
     expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    expected = {key: value for key, value in expected.items() if not key.startswith(ERASURE)}
+    if is_erased:
+        layer = torch.nn.Linear(EMBEDDING_SIZE, EMBEDDING_SIZE).state_dict()
+        expected |= {ERASURE + key: value for key, value in layer.items()}
     # Files of other tools may lack BatchNorm's counters, which nothing reads.
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
@@ -426,6 +437,8 @@ def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
             f"{weights.path} does not fit the {branch} branch (it holds {held.backbone} with purification "
             f"{held.purification}): {listed}. {ACCEPTED}"
         )
+    if branch == "identity":
+        model.backbone_id.set_erasure(is_erased)
     model.load_state_dict(found, strict=False)
 
 

@@ -58,6 +58,7 @@ def run_main(monkeypatch, capfd):
         "prepare": ("Subcommand", None),
         "embed": ("EmbedConfig", "main"),
         "export": ("ExportConfig", "export"),
+        "purify": ("PurifyConfig", "purify"),
     }
 
     def run(script: str, *flags: object) -> Outcome:

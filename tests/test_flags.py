@@ -24,7 +24,8 @@ from models.weights import age_file_tensors, load_for_embedding, read_weight_fil
 from training import setup
 from utils.cli import Either, Without, available_cores, given, parse_config, run_script
 
-SCRIPTS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig"}
+SCRIPTS = {"train": "TrainConfig", "test": "TestConfig", "embed": "EmbedConfig", "export": "ExportConfig",
+           "purify": "PurifyConfig"}  # fmt: skip
 SUBCOMMANDS = {typing.get_args(one)[1].name: typing.get_args(one)[0] for one in
                typing.get_args(load_script("prepare").Subcommand)}  # fmt: skip
 # Every class of settings, by the words that call it.
@@ -110,6 +111,10 @@ def parse(line: str):
          "without --weights"),
         ("prepare unpack --names plain --ages t.csv", "--ages does nothing with --names plain"),
         ("prepare align-morph2 --raw x --subjects s.csv --seed 0", "--seed does nothing with --subjects s.csv"),
+        ("purify --weights w --data x -o p.pth --ages a.csv --names fgnet", "--names does nothing with --ages a.csv"),
+        ("purify --weights w --data x -o p.pth --basis groups --knots 0 9", "--knots does nothing with --basis groups"),
+        ("purify --weights w --data x -o p.pth --no-keep-embeddings --cache-folder x", "--cache-folder does nothing "
+         "with --no-keep-embeddings"),
     ],
 )  # fmt: skip
 def test_a_flag_that_changes_nothing_beside_the_others_is_one_sentence_that_says_why(line, sentence):
@@ -253,7 +258,11 @@ def test_every_flag_with_a_wrong_value_is_status_2_and_nothing_is_written(words,
     """6: all flags of all scripts, walked through: a wrong value ends with status 2 before anything is written."""
     monkeypatch.chdir(tmp_path)
     cases = [case for case in every_flag() if case[0] == words]
-    needed = {"prepare bin": "--pairs x --images x --output x", "embed": "a.jpg"}.get(" ".join(words), "")
+    needed = {
+        "prepare bin": "--pairs x --images x --output x",
+        "embed": "a.jpg",
+        "purify": "--weights x --data x --output x",
+    }.get(" ".join(words), "")
     needed = "--raw x" if "align" in words[-1] else needed
     for _, name, flags in cases:
         outcome = run_main(words[0], *words[1:], *needed.split(), *flags.split())
@@ -286,6 +295,7 @@ FILE = "README.md"
         ("prepare check --json folder --force", "--json"),
         ("embed a.jpg -o folder --force", "--output"),
         ("export -o folder", "--output"),
+        ("purify --weights w.pth --data x -o folder", "--output"),
     ],
 )
 def test_a_folder_to_write_that_is_a_file_and_a_file_that_is_a_folder_are_one_sentence(
@@ -395,6 +405,17 @@ BEFORE_WORK = [
     ("test --weights WEIGHTS --distractors none.npz", "--distractors none.npz does not exist",
      "script_test.open_models"),
     ("test --weights WEIGHTS --morph2-subjects 20 20", "is asked for twice", "script_test.open_models"),
+    ("purify --weights none.pth --data PEOPLE -o x.pth", "none.pth does not exist", "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data nowhere -o x.pth", "--data nowhere does not exist", "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o x.onnx", "-o x.onnx does not end in", "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o x/x.pth", "the folder x of -o", "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o WEIGHTS --force", "is the --weights themselves",
+     "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o x.pth --ages none.csv", "--ages none.csv is no file",
+     "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o x.pth --knots 9 5", "are not ascending", "script_purify.open_source"),
+    ("purify --weights WEIGHTS --data PEOPLE -o x.pth --device nowhere", "--device nowhere is no device",
+     "script_purify.open_source"),
 ]  # fmt: skip
 
 
@@ -403,7 +424,7 @@ def test_a_mistake_in_the_flags_is_found_before_the_work(
     line, sentence, work, run_main, photographs, weights, tmp_path, monkeypatch
 ):
     """Missing files, devices and names come before listing pictures and building models, in the other scripts too."""
-    for name in ("prepare", "embed", "export", "test"):
+    for name in ("prepare", "embed", "export", "test", "purify"):
         load_script(name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "packed.rec").touch()

@@ -15,6 +15,7 @@ CONFIGS = {
     "prepare": "Subcommand",
     "embed": "EmbedConfig",
     "export": "ExportConfig",
+    "purify": "PurifyConfig",
 }
 PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *sorted((ROOT / "docs").glob("*.md"))]
 

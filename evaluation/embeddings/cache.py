@@ -53,9 +53,9 @@ class EmbeddingCache:
             except OSError as error:
                 self._cannot_write(path, error)
 
-    def load_array(self, describes: dict[str, Any]) -> np.ndarray | None:
+    def load_array(self, describes: dict[str, Any], kind: str = "distractors") -> np.ndarray | None:
         """An array that `new_array` wrote under this description, mapped into memory, or None."""
-        path = self._array_path(describes)
+        path = self._array_path(describes, kind)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
         except (OSError, ValueError, EOFError) as error:
@@ -63,9 +63,14 @@ class EmbeddingCache:
             return None
 
     @contextmanager
-    def new_array(self, describes: dict[str, Any], shape: tuple[int, int]) -> Iterator[np.ndarray]:
-        """An array (N, D) float32 to be filled: in a file that stays when all went well, or else in memory."""
-        path = self._array_path(describes)
+    def new_array(
+        self, describes: dict[str, Any], shape: tuple[int, int], kind: str = "distractors"
+    ) -> Iterator[np.ndarray]:
+        """An array (N, D) float32 to be filled: in a file that stays when all went well, or else in memory.
+
+        The name of the file begins with `kind`.
+        """
+        path = self._array_path(describes, kind)
         beside = _beside(path)
         try:
             array = self._array_in_file(beside, shape)
@@ -98,8 +103,8 @@ class EmbeddingCache:
         self._is_writable = False
         self.report(f"embeddings are not cached: {path} can't be written ({error})")
 
-    def _array_path(self, describes: dict[str, Any]) -> Path:
-        return self.folder / f"distractors_{_digest(describes)}.npy"
+    def _array_path(self, describes: dict[str, Any], kind: str) -> Path:
+        return self.folder / f"{kind}_{_digest(describes)}.npy"
 
     def _files(self, of_model: dict[str, Any], pictures: str) -> list[tuple[Path, tuple[str, ...]]]:
         named = (

@@ -46,27 +46,29 @@ def extract(
     to_network_input: Callable[..., Tensor],
     with_age: bool = True,
     *,
-    what: str = "embedding",
+    what: str | None = "embedding",
     with_grey: bool = True,
+    size: int = EMBEDDING_SIZE,
     silent_below: float = 0.0,
 ) -> Extracted:
     """Embeds every image and its mirror image; each is decoded once and mirrored on the device.
 
     `batches` yields objects with `.images` uint8 (B, 3, 112, 112) and `.indices` (B,); over all processes each index
-    0..N-1 comes once. Every process gets the whole result. No progress is shown of what takes fewer seconds than
-    `silent_below` where there is no terminal.
+    0..N-1 comes once. Every process gets the whole result. `size` is that of the model's features. No progress is shown
+    without `what`, or where there is no terminal of what takes fewer seconds than `silent_below`.
 
     Raises:
         UserError: in every process, for a picture that one of them can't read.
     """
-    views = np.zeros((2, num_images, EMBEDDING_SIZE), np.float32)
+    views = np.zeros((2, num_images, size), np.float32)
     ages = np.zeros((2, num_images, NUM_AGE_GROUPS), np.float32)
     grey = np.zeros((num_images if with_grey else 0, GREY_SIDE**2), np.float32)
     age_features = np.zeros((num_images if with_age else 0, EMBEDDING_SIZE), np.float32)
     seen = np.zeros(num_images, np.int64)
     failures = []
     try:
-        for batch in counted(batches, -(-num_images // process.world_size), what, process.is_first, silent_below):
+        is_shown = process.is_first and what is not None
+        for batch in counted(batches, -(-num_images // process.world_size), what, is_shown, silent_below):
             rows = batch.indices.numpy()
             np.add.at(seen, rows, 1)  # seen[rows] += 1 would count an index once that a batch holds twice
             if with_grey:

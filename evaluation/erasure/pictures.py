@@ -1,0 +1,109 @@
+"""The pictures that an erasure is fitted to, with the ages that are known of them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.ages.tables import read_ages
+from data.faces import UNKNOWN, Faces, index_pictures
+from data.filenames import parse_age
+from data.index_cache import find_record_file, open_index
+from data.layout import is_image_name
+from meta import FILENAME_PATTERNS, FilenamePattern, UserError
+from utils.files import Progress, no_progress
+
+
+@dataclass(frozen=True, eq=False)
+class AgedPictures:
+    """Pictures, and whole years (N,), -1 where unknown; None where no age is known, nor where one could stand."""
+
+    faces: Faces
+    ages: np.ndarray | None
+    ages_from: str  # where they come from, in words
+    has_people: bool  # whether it is known who is on them
+
+
+def open_aged_pictures(
+    data: Path,
+    names: str | None = None,
+    table: Path | None = None,
+    *,
+    cache_folder: Path | None = None,
+    report: Callable[[str], None] = print,
+    progress: Progress = no_progress,
+) -> AgedPictures:
+    """The pictures of a record file, of a folder with one folder a person, or directly in a folder or deeper.
+
+    Ages come from `table`, else from the labels of the record file, or from the file names: by the pattern `names`, or
+    without it by the one that fits every name.
+
+    Raises:
+        UserError: no pictures, names or a table that do not give the ages they should, or names that several patterns
+            fit.
+    """
+    records = find_record_file(data)
+    if records is not None and names is not None:
+        raise UserError(f"--names does nothing with the record file {records!r}, whose pictures have no names: leave "
+                        f"it out.")  # fmt: skip
+    is_flat = records is None and os.path.isdir(data) and any(map(is_image_name, os.listdir(data)))
+    if is_flat:
+        faces: Faces = index_pictures(data, "pictures")
+    else:
+        faces = open_index(data, None, what="pictures", cache_folder=cache_folder, report=report, progress=progress)
+    if table is not None:
+        return AgedPictures(faces, read_ages(table, faces, progress), f"the table {table}", not is_flat)
+    if records is not None:
+        return AgedPictures(faces, faces.ages, "the labels of the record file", has_people=True)
+    pattern = FILENAME_PATTERNS.get(names) if names else _fitting_pattern(faces)
+    if pattern is None:
+        return AgedPictures(faces, None, "", not is_flat)
+    ages = np.fromiter((parse_age(faces.name(i), pattern) for i in range(len(faces))), np.int16, len(faces))
+    return AgedPictures(faces, ages, f"the file names ({pattern.name})", not is_flat)
+
+
+def _fitting_pattern(faces: Faces) -> FilenamePattern | None:
+    """The pattern by which every name holds an age; None without one. Raises: UserError for several."""
+    fitting = list(FILENAME_PATTERNS.values())
+    for i in range(len(faces)):
+        fitting = [pattern for pattern in fitting if _holds_age(faces.name(i), pattern)]
+        if not fitting:
+            return None
+    if len(fitting) > 1:
+        listed = " or ".join(f"--names {pattern.name}" for pattern in fitting)
+        raise UserError(f"names such as {faces.name(0)!r} in {faces.root!r} hold an age in more than one way: give "
+                        f"{listed}.")  # fmt: skip
+    return fitting[0]
+
+
+def _holds_age(name: str, pattern: FilenamePattern) -> bool:
+    try:
+        return parse_age(name, pattern) != UNKNOWN
+    except UserError:
+        return False
+
+
+def choose(pictures: AgedPictures, max_images: int | None, seed: int) -> np.ndarray:
+    """Positions of the pictures to take: all whose age is known or will be estimated, or a sample of these.
+
+    A larger sample of the same seed holds the smaller one, in its order.
+    """
+    ages = pictures.ages
+    usable = np.arange(len(pictures.faces)) if ages is None else np.flatnonzero(ages != UNKNOWN)
+    if max_images is None or max_images >= len(usable):
+        return usable
+    return np.random.default_rng(seed).permutation(usable)[:max_images]
+
+
+def check_enough(pictures: AgedPictures, chosen: np.ndarray, size: int) -> None:
+    """Raises UserError for fewer pictures than `size`, the numbers in a feature, or ages that are all one."""
+    of_age = "" if pictures.ages is None else " whose age is known"
+    if len(chosen) < size:
+        raise UserError(f"there are {len(chosen):,} pictures{of_age} in {pictures.faces.root!r}, fewer than the {size} "
+                        f"numbers in a feature: give more.")  # fmt: skip
+    if pictures.ages is not None and len(np.unique(pictures.ages[chosen])) == 1:
+        age = pictures.ages[chosen[0]]
+        raise UserError(f"all {len(chosen):,} pictures in {pictures.faces.root!r} are of the age {age} by "
+                        f"{pictures.ages_from}: give people of several ages.")  # fmt: skip
