@@ -22,9 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.held_out import measure
-from benchmarks.paired import of_figure, paired_difference, summarise, tables
+from benchmarks.paired import tables
 from benchmarks.timing import machine
 from data.synthetic.sets import write_training_set
+from evaluation.groups.seeds import of_figure, paired_difference, summarise
 from utils.distributed import choose_device
 from utils.files import write_json
 

@@ -82,6 +82,9 @@ def parse(line: str):
         ("test --no-analysis --seed 0", "--seed does nothing without --analysis or --morph2-subjects"),
         ("test --no-analysis --no-pictures", "--no-pictures does nothing with --no-analysis"),
         ("test --no-keep-embeddings --cache-folder x", "--cache-folder does nothing with --no-keep-embeddings"),
+        ("test --group a x.pth --weights y.pth", "--group does nothing with --weights y.pth, since a group names its "
+         "own files: leave it out."),
+        ("test --embeddings x.npz --group a x.pth", "--group does nothing with --embeddings x.npz"),
         ("test --embeddings x.npz --batch-size 64", "--batch-size does nothing without --weights"),
         ("embed a.jpg b.jpg -o x.npz --far 1e-3", "--far does nothing with --output x.npz"),
         ("embed a.jpg b.jpg -ox.npz --top 5", "--top does nothing without --gallery"),
@@ -394,6 +397,9 @@ BEFORE_WORK = [
      "script_test.open_models"),
     ("test --weights WEIGHTS --distractors none.npz", "--distractors none.npz does not exist",
      "script_test.open_models"),
+    ("test --group a WEIGHTS --group b none.pth", "none.pth does not exist", "script_test.open_models"),
+    ("test --group a WEIGHTS --group b none.npz", "--group none.npz does not exist", "script_test.open_models"),
+    ("test --group a WEIGHTS --group b none.pth PEOPLE", "they are paired by order", "script_test.open_models"),
     ("test --weights WEIGHTS --morph2-subjects 20 20", "is asked for twice", "script_test.open_models"),
 ]  # fmt: skip
 
