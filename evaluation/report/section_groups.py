@@ -19,8 +19,8 @@ NUM_TEXT_COLUMNS = 3
 
 def group_rows(groups: Tree) -> tuple[list[str], list[list[str | None]]]:
     """Header and rows: a figure and group each, with the difference to the first group."""
-    less = f"less {words(groups.get('first'), 'the first')}"
-    header = ["benchmark", "measure", "group", "mean ± deviation", "seeds", less, "95 % interval", "p"]
+    first = words(groups.get("first"), "the first")
+    header = ["benchmark", "measure", "group", "mean ± deviation", "seeds", f"less {first}", "95 % interval", "p"]
     rows: list[list[str | None]] = []
     for entry in dicts(groups, "figures"):
         title, measure, group = (words(entry.get(key), "not stated") for key in ("title", "measure", "group"))
@@ -29,9 +29,10 @@ def group_rows(groups: Tree) -> tuple[list[str], list[list[str | None]]]:
         apart, half_width, p_value = (figure(difference, key) for key in ("mean", "half_width", "p_value"))
         level = [shown(mean, f".{decimals}f"), shown(deviation, f".{decimals}f")]
         ends = [shown(end, f"+.{decimals}f") for end in limits(apart, half_width)]
-        rows.append([title, measure, group, " ± ".join(filter(None, level)), shown(num_seeds, "d"),
-                     shown(apart, f"+.{decimals}f"), " to ".join(ends) or None, shown(p_value, ".3g")])  # fmt: skip
-    if all(row[5] is None for row in rows):  # one group alone
+        compared = [shown(apart, f"+.{decimals}f"), " to ".join(ends) or None, shown(p_value, ".3g")]
+        rows.append([title, measure, group, " ± ".join(filter(None, level)), shown(num_seeds, "g"),
+                     *(["", "", ""] if group == first else compared)])  # fmt: skip
+    if not any(row[5] for row in rows):  # one group alone
         return header[:5], [row[:5] for row in rows]
     return header, rows
 
