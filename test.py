@@ -3,6 +3,7 @@
     python test.py                                          the published weights and data
     python test.py --weights runs/iefp/iefp.pth --face-dataset demo/face_dataset
     python test.py --weights runs/*/iefp.pth                several models side by side
+    python test.py --group plain runs/plain_*/iefp.pth --group iefp runs/iefp_*/iefp.pth
     python test.py --embeddings others.npz --benchmarks fgnet
     torchrun --nproc-per-node 2 test.py                     the same on two GPUs
 
@@ -18,11 +19,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from tyro.conf import UseAppendAction
 
 from data.benchmarks import EvalSpec, specs_of_benchmark, specs_of_bins, specs_of_folders
 from data.faces import Faces, index_pictures
@@ -34,8 +36,10 @@ from evaluation.calibration import write_calibrations
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.feature_files import Distractors, holds_features
 from evaluation.embeddings.feature_files import open_distractors as open_feature_file
+from evaluation.groups.models import Group, check_groups, compare_groups, files_of
 from evaluation.models_under_test import Extraction, Model, open_models
 from evaluation.report.page import report_html
+from evaluation.report.section_groups import group_text
 from evaluation.report.tables import comparison_table, table
 from evaluation.scoring import make_rows, missing_figures
 from meta import (
@@ -77,6 +81,9 @@ class TestConfig:
     embeddings: tuple[Path, ...] = ()
     """Embeddings of other people's models, scored without their code: .npz with names and embeddings, .npy or .bin
     with a text file of names beside it."""
+    group: Annotated[tuple[Group, ...], UseAppendAction] = ()
+    """A name and its files, models trained alike with one seed each: --group plain runs/plain_*/iefp.pth. Gives mean
+    and deviation over the seeds, and differences to the first group; models are paired by order."""
     benchmarks: tuple[Literal[tuple(BENCHMARKS)], ...] = tuple(BENCHMARKS)
     face_dataset: Path = Path(FACE_DATASET_FOLDER)
     """Folder that holds the benchmarks' folders."""
@@ -117,6 +124,7 @@ class TestConfig:
     """Processes that read images; 0 reads in the main process."""
 
     NEEDS: ClassVar[Needs] = {
+        "group": tuple(Without(one, why="since a group names its own files") for one in ("weights", "embeddings")),
         "names": (With("identity_folders"),),
         "morph2_subjects": (With("benchmarks", *(name for name, one in BENCHMARKS.items() if one.subject_counts)),),
         "pictures": (With("analysis"),),
@@ -133,7 +141,7 @@ class TestConfig:
 
 
 # Settings that may differ between machines: places and how a machine is used.
-OF_A_MACHINE = {"weights", "embeddings", "face_dataset", "bins", "identity_folders", "distractors", "output",
+OF_A_MACHINE = {"weights", "embeddings", "group", "face_dataset", "bins", "identity_folders", "distractors", "output",
                 "cache_folder", "device", "workers"}  # fmt: skip
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
@@ -172,15 +180,17 @@ def test(config: TestConfig) -> int:
     """Runs every benchmark asked for that has its data; the exit status says whether all did."""
     process = init_distributed(config.device)
     compare_settings(config, process, OF_A_MACHINE)
-    weights, settings = weights_of(config), settings_of(config)
+    check_groups(config.group)
+    (weights, embeddings), settings = files_to_test(config), settings_of(config)
     check_files(config)
-    models = open_models(weights, config.embeddings, extraction_of(config), process)
+    models = open_models(weights, embeddings, extraction_of(config), process)
     options = RunOptions(
         config.analysis,
         config.seed,
         config.allow_missing,
         check_shapes=bool(weights) and not config.assume_aligned,
         distractors=open_distractors(config),
+        with_first=not config.group,
     )
     ran = run_benchmarks(settings, models, process, options, lambda why: print(f"test.py: {why}", file=sys.stderr))
     if process.is_first:
@@ -190,17 +200,20 @@ def test(config: TestConfig) -> int:
     return status
 
 
-def weights_of(config: TestConfig) -> tuple[Path, ...]:
-    return config.weights or (() if config.embeddings else (Path(WEIGHT_FILES["iefp"].path),))
+def files_to_test(config: TestConfig) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Weight files, and files of embeddings; the released weights where nothing is given."""
+    weights, embeddings = files_of(config.group) if config.group else (config.weights, config.embeddings)
+    return weights or (() if embeddings else (Path(WEIGHT_FILES["iefp"].path),)), embeddings
 
 
 def check_files(config: TestConfig) -> None:
     """Raises UserError for files that aren't there, before any model is built."""
-    for path in weights_of(config):
+    weights, embeddings = files_to_test(config)
+    for path in weights:
         check_weight_file(path)
-    for path in (*config.embeddings, config.distractors):
+    for path in (*embeddings, config.distractors):
         if path is not None and not path.exists():
-            name = "distractors" if path == config.distractors else "embeddings"
+            name = "distractors" if path == config.distractors else "group" if config.group else "embeddings"
             raise UserError(f"--{name} {path} does not exist: check its path.")
 
 
@@ -236,6 +249,11 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
             heading = f"{model.name}\n\n" if len(models) > 1 else ""
             texts.append(heading + table(make_rows(ran.results[model.name])))
             texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
+    if config.group:
+        names = dict(zip((path for paths in files_to_test(config) for path in paths), models, strict=True))
+        members = {name: [names[path].name for path in paths] for name, paths in config.group}
+        report["groups"] = compare_groups(members, ran.results)
+        texts.append(group_text(report["groups"]))
     if ran.comparisons:
         texts.append(comparison_table(ran.comparisons))
     text = "\n\n".join(texts)

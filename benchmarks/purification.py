@@ -4,7 +4,7 @@
     python benchmarks/purification.py --output runs/purification --variants plain both grl --seeds 0 1 2
     python benchmarks/purification.py --output runs/purification --add both-0.1="--mutual-information-weight 0.1"
 
-The rivals none, grl, dal and orthogonal stand beside plain: they have no purification unit.
+The rivals grl, dal and orthogonal have no purification unit.
 
 Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
 order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
@@ -22,9 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.held_out import measure
-from benchmarks.paired import of_figure, paired_difference, summarise, tables
+from benchmarks.paired import tables
 from benchmarks.timing import machine
 from data.synthetic.sets import write_training_set
+from evaluation.groups.seeds import of_figure, paired_difference, summarise
 from utils.distributed import choose_device
 from utils.files import write_json
 
@@ -32,11 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "plain"
 PUBLISHED_LAMBDA = "0.001"
 VARIANTS = {
-    PLAIN: "--purification 0 --mutual-information-weight 0",
-    "implicit": "--purification 1 --mutual-information-weight 0",
+    PLAIN: "--purification 0 --disentangle none",  # as recipes/plain-cosface.args
+    "implicit": "--purification 1 --disentangle none",
     "explicit": f"--purification 0 --mutual-information-weight {PUBLISHED_LAMBDA}",
     "both": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA}",
-    "none": "--purification 0 --disentangle none",  # what plain should equal: without a CLUB that nobody listens to
     "grl": "--purification 0 --disentangle grl",
     "dal": "--purification 0 --disentangle dal",
     "orthogonal": "--purification 0 --disentangle orthogonal",

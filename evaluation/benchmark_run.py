@@ -27,6 +27,7 @@ class RunOptions:
     allow_missing: bool = False  # leave pairs out whose pictures are missing
     check_shapes: bool = True  # photographs are an error
     distractors: Distractors | Faces | None = None  # features, or pictures that each model has to embed
+    with_first: bool = True  # every model is compared with the first one
 
 
 @dataclass
@@ -75,7 +76,7 @@ def run_benchmarks(
                 metadata = {"title": setting.title, "benchmark": setting.published_as}
                 ran.results[model.name][setting.name] = metadata | result
                 of_models.append((model, comparable))
-        if options.analysis:
+        if options.analysis and options.with_first:
             ran.comparisons += _compare_all(setting, of_models, options.seed)
     return ran
 

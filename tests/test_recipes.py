@@ -1,11 +1,15 @@
 """recipes/*.args: each says what it is, is what it says, and starts."""
 
 import dataclasses
+import shlex
 
 import pytest
+import torch
 from conftest import SMALL
 from scripts import ROOT, load_script
 
+from benchmarks.purification import PLAIN, VARIANTS
+from models.weights import read_weight_file
 from utils.cli import parse_config
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.args") if not path.stem.startswith("demo"))
@@ -56,3 +60,29 @@ def test_a_recipe_starts_and_ends_at_a_small_size(path, train_identity, weights,
     outcome = train_identity(tmp_path / "run", f"@{path}", *small, "--batch-size", 9)
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "run" / "iefp.pth").is_file()
+
+
+def test_plain_cosface_is_one_thing_in_recipe_benchmark_and_readme():
+    """The recipe's flags, but for the run folder, are those of the benchmark and of the README's line."""
+    recipe = settings(ROOT / "recipes" / "plain-cosface.args") | {"run_folder": None}
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith("runs/plain_cosface"))
+    for words in (shlex.split(VARIANTS[PLAIN]), shlex.split(line)[2:]):
+        config = parse_config(load_script("train").TrainConfig, words)
+        assert dataclasses.asdict(config) | {"run_folder": None} == recipe
+
+
+def test_a_critic_that_weighs_nothing_changes_no_bit_and_the_age_branch_is_kept_without_a_critic(
+    train_identity, tmp_path
+):
+    """Plain CosFace was once measured with a CLUB of weight 0 beside it; those figures are of the same networks."""
+    files = []
+    for name, method in (("none", "--disentangle none"), ("weightless", "--mutual-information-weight 0")):
+        outcome = train_identity(tmp_path / name, "--purification", 0, *method.split(), "--epochs", 1,
+                                 "--cache-folder", tmp_path / "cache")  # fmt: skip
+        assert outcome.status == 0, outcome.err
+        files.append(read_weight_file(tmp_path / name / "iefp.pth"))
+    plain, weightless = (file.tensors for file in files)
+    identity = [key for key in plain if key.startswith(("backbone_id.", "margin_fc."))]
+    assert len(identity) > 50 and all(torch.equal(plain[key], weightless[key]) for key in identity)
+    assert any(not torch.equal(plain[key], weightless[key]) for key in plain if key.startswith("clubmi."))
+    assert files[0].age_branch is not None

@@ -18,6 +18,7 @@ from evaluation.report.reading import (
     settings_of,
     words,
 )
+from evaluation.report.section_groups import group_blocks
 from evaluation.report.tables import DIFFERENCES
 from evaluation.scoring import LABELS
 
@@ -45,8 +46,8 @@ SUMMARY_WORDS = (
 
 
 def summary(report: Tree, tested: Sequence[Tested]) -> list[Block]:
-    """What was tested, the main figures, and published ones beside them."""
-    blocks: list[Block] = [SUMMARY_WORDS, *described_models(report)]
+    """Groups where there are any, what was tested, the main figures, and published ones beside them."""
+    blocks: list[Block] = [*group_blocks(report), SUMMARY_WORDS, *described_models(report)]
     rows, reasons = main_rows(tested)
     if rows:
         used = [0, 1, 2, *(3 + i for i in range(len(COLUMNS) + 1) if any(row[3 + i] is not None for row in rows))]
@@ -212,6 +213,8 @@ def side_by_side(report: Tree) -> list[Block]:
                 verdict = "yes" if is_apart else "no"
                 apart += [f"{title}, {measure}, {models} ({value:+.2f})"] * is_apart
             rows.append([title, measure, models, f"{value:+.2f}", limits, verdict])
+    if not rows and dicts(branch(report, "groups"), "members"):
+        return ["Models are compared by group: see the summary."]
     if not rows:
         several = len(model_names(report)) > 1
         why = "The report holds no comparison of its models." if several else "One model or none was tested."

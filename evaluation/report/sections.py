@@ -9,6 +9,7 @@ from evaluation.report.blocks import Block, Terms
 from evaluation.report.reading import Tested, Tree, each, settings_of
 from evaluation.report.section_accuracy import histograms, identification, verification, worst_errors
 from evaluation.report.section_age import AGE_GAP_WORDS, age_gap, age_leak
+from evaluation.report.section_groups import first_of_groups
 from evaluation.report.section_summary import did_not_run, side_by_side, summary
 
 
@@ -69,9 +70,18 @@ SECTIONS: dict[str, tuple[str, BlocksOf]] = {  # id: title, and what the section
     "did-not-run": ("What did not run", lambda report, tested: did_not_run(report)),
     "how-to-read": ("How to read this", lambda report, tested: [Terms(GLOSSARY)]),
 }
+OF_ALL_MODELS = ("summary", "side-by-side", "did-not-run", "how-to-read")  # the others draw each model
+OF_FIRST_MODELS = "The first model of each group is shown; results.json holds all of them."
 
 
 def sections_of(report: Tree) -> list[Section]:
     """All sections in their order, also those that only say what is missing."""
     tested = settings_of(report)
-    return [Section(name, title, list(blocks_of(report, tested))) for name, (title, blocks_of) in SECTIONS.items()]
+    drawn = first_of_groups(report, tested)
+    sections = []
+    for name, (title, blocks_of) in SECTIONS.items():
+        if name in OF_ALL_MODELS or drawn == tested:
+            sections.append(Section(name, title, list(blocks_of(report, tested))))
+        else:
+            sections.append(Section(name, title, [OF_FIRST_MODELS, *blocks_of(report, drawn)]))
+    return sections

@@ -1,4 +1,4 @@
-"""benchmarks/purification.py: its statistics, its estimate of what two embeddings share, and one whole tiny run."""
+"""benchmarks/purification.py: its tables, its estimate of what two embeddings share, and one whole tiny run."""
 
 import json
 import sys
@@ -7,56 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks import held_out, paired, purification
-
-RUNS = {
-    "plain": {0: {"a": 1.0, "b": 5.0}, 1: {"a": 2.0, "b": None}, 2: {"a": 4.0, "b": 6.0}},
-    "other": {0: {"a": 2.0, "b": 5.5}, 1: {"a": 3.5, "b": 7.0}, 2: {"a": 4.5, "b": 6.0}},
-}
-
-
-def test_paired_differences_agree_with_numpy():
-    differences = np.array([1.0, 1.5, 0.5])
-    reply = paired.paired_difference({0: 2.0, 1: 3.5, 2: 4.5, 9: 100.0}, {0: 1.0, 1: 2.0, 2: 4.0, 8: 3.0})
-    assert reply["num_seeds"] == 3
-    assert reply["mean"] == pytest.approx(differences.mean())
-    assert reply["standard_error"] == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
-    assert reply["half_width"] == pytest.approx(4.30 * differences.std(ddof=1) / np.sqrt(3))
-    assert not reply["is_beyond_chance"]  # 1.0 against 1.24
-
-
-def test_the_interval_covers_a_true_difference_as_often_as_it_says():
-    rng, covered = np.random.default_rng(0), 0
-    for _ in range(2_000):
-        values, baseline = (dict(enumerate(rng.normal(size=3))) for _ in range(2))
-        covered += not paired.paired_difference(values, baseline)["is_beyond_chance"]
-    assert 0.935 < covered / 2_000 < 0.965
-
-
-def test_one_seed_has_no_error():
-    reply = paired.paired_difference({0: 2.0}, {0: 1.5})
-    assert reply["mean"] == 0.5
-    assert reply["standard_error"] is reply["is_beyond_chance"] is None
-    assert paired.spread([3.0]) == {"mean": 3.0, "deviation": None, "num_seeds": 1}
-
-
-def test_a_summary_leaves_out_seeds_without_a_figure():
-    summary = paired.summarise(RUNS, "plain", ["a", "b", "c"])
-    assert summary["plain"]["b"]["spread"] == {
-        "mean": 5.5,
-        "deviation": pytest.approx(np.std([5, 6], ddof=1)),
-        "num_seeds": 2,
-    }
-    assert "difference" not in summary["plain"]["a"]
-    assert summary["other"]["b"]["difference"]["num_seeds"] == 2
-    assert summary["other"]["b"]["difference"]["mean"] == 0.25
-    assert "c" not in summary["other"]
+from evaluation.groups.seeds import summarise
 
 
 def test_tables_tell_means_deviations_and_stars():
     runs = {"plain": {0: {"a": 1.0}, 1: {"a": 2.0}}, "other": {0: {"a": 3.0}, 1: {"a": 4.0}}}
-    text = paired.tables(paired.summarise(runs, "plain", ["a"]), {"a": ("A, %", 1)})
+    text = paired.tables(summarise(runs, "plain", ["a"]), {"a": ("A, %", 1)})
     assert "| variant | A, % |\n|---|---:|\n| plain | 1.5 ± 0.7 |\n| other | 3.5 ± 0.7 |" in text
-    assert text.endswith("| other | +2.0 ± 0.0* |")
+    assert text.endswith("| other | +2.0 ± 0.0* (p 0.5) |")
     assert "2.0 ± " in text and "| plain | +" not in text
 
 
