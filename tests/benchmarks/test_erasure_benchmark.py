@@ -15,5 +15,5 @@ def test_what_is_timed_finds_the_age_and_erases_it(monkeypatch, capsys, tmp_path
     reply = json.loads(out.splitlines()[-1])
     assert "features of 3,000 of 3,000 pictures are in" in out  # none was to be computed
     assert reply["num_features"] == 6000 and reply["seconds"] > 0 and reply["peak_mb"] >= reply["before_mb"]
-    assert reply["age_r2_before"] > 0.9 and abs(reply["age_r2_after"]) < 0.02
+    assert reply["age_r2_before"] > 0.8 and abs(reply["age_r2_after"]) < 0.02
     assert not list(tmp_path.iterdir())
