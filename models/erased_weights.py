@@ -42,9 +42,9 @@ def is_erased(weights: WeightFile) -> bool:
 def erased_tensors(weights: WeightFile, erasure: Erasure) -> dict[str, Tensor]:
     """All tensors of a file with the erasure in its identity branch, under the file's own names.
 
-    CLUB's are left out: they know the features before.
+    Those of a critic, as CLUB is one, are left out: they know the features before.
     """
-    tensors = {key: value for key, value in weights.tensors.items() if not key.startswith("clubmi.")}
+    tensors = {key: value for key, value in weights.tensors.items() if not key.startswith(("clubmi.", "critic."))}
     projection, mean = torch.from_numpy(erasure.projection), torch.from_numpy(erasure.mean)
     if weights.identity_branch.purification == 0:
         changed = _folded(tensors, projection, mean)

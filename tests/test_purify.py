@@ -399,7 +399,7 @@ def test_names_that_several_patterns_fit_are_asked_about(few, network, run_main,
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"scale": np.nan}, "hold NaN or infinity"),
-                                                ({"side": 96}, "only (N, 3, 112, 112) is known")])  # fmt: skip
+                                                ({"side": 96}, "only one of (N, 3, 112, 112) is known")])  # fmt: skip
 def test_a_mistake_in_the_model_is_one_sentence(changes, words, few, run_main, tmp_path):
     weights = save_network(tmp_path / "old.onnx", **changes)
     in_one_sentence(purify(run_main, weights, few, tmp_path / "new.onnx"), words)

@@ -55,26 +55,11 @@ def feature_pieces(
     lacks = gather_lists([array is None for array in known], process)[: len(pieces)]  # of the first process
     missing = [rows for rows, is_missing in zip(pieces, lacks, strict=True) if is_missing]
     store.report(missing, len(chosen))
-    shares = {id(rows): _batch_rows(rows, extraction.batch_size, process) for rows in missing}
-    loader = loader_of_batches(
-        faces,
-        (own for rows in missing for own in shares[id(rows)]),
-        extraction.workers,
-        process.device.type == "cuda",
-    )
-    num_batches = sum(map(len, shares.values()))
-    stream = progress(
-        batches(loader), num_batches, f"embedding, {extraction.batch_size} a batch", enabled=process.is_first
-    )
+    embedded = _embed(source, faces, missing, with_ages, extraction, process)
     for rows, array, is_missing in zip(pieces, known, lacks, strict=True):
         if is_missing:
             with store.new(rows) as array:
-                own = (
-                    batch._replace(indices=_positions(batch.indices, rows))
-                    for batch in islice(stream, len(shares[id(rows)]))
-                )
-                extracted = extract(source.model, own, len(rows), process, to_network_input, with_ages, what=None,
-                                    with_grey=False, size=size)  # fmt: skip
+                extracted = next(embedded)
                 if array is not None:
                     _fill(array, extracted, size)
         if array is None:
@@ -83,9 +68,24 @@ def feature_pieces(
             yield Piece(rows, array[:, : 2 * size].reshape(-1, 2, size), array[:, -1] if with_ages else None)
 
 
-def _batch_rows(rows: np.ndarray, batch_size: int, process: DistInfo) -> Sequence[np.ndarray]:
-    own = rows[process.rank :: process.world_size]
-    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+def _embed(
+    source: Source,
+    faces: Faces,
+    pieces: Sequence[np.ndarray],
+    with_ages: bool,
+    extraction: Extraction,
+    process: DistInfo,
+) -> Iterator[Extracted]:
+    """The features of each piece in turn; one loader reads the pictures of all, so that its workers start once."""
+    batch_size, shares = extraction.batch_size, [rows[process.rank :: process.world_size] for rows in pieces]
+    own_rows = (share[i : i + batch_size].tolist() for share in shares for i in range(0, len(share), batch_size))
+    loader = loader_of_batches(faces, own_rows, extraction.workers, process.device.type == "cuda")
+    counts = [-(-len(share) // batch_size) for share in shares]
+    shown = progress(batches(loader), sum(counts), f"embedding, {batch_size} a batch", enabled=process.is_first)
+    for rows, count in zip(pieces, counts, strict=True):
+        own = (batch._replace(indices=_positions(batch.indices, rows)) for batch in islice(shown, count))
+        yield extract(source.model, own, len(rows), process, to_network_input, with_ages, what=None, with_grey=False,
+                      size=source.size)  # fmt: skip
 
 
 def _positions(indices: Tensor, rows: np.ndarray) -> Tensor:

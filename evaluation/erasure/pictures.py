@@ -48,7 +48,8 @@ def open_aged_pictures(
     if records is not None and names is not None:
         raise UserError(f"--names does nothing with the record file {records!r}, whose pictures have no names: leave "
                         f"it out.")  # fmt: skip
-    is_flat = records is None and os.path.isdir(data) and any(map(is_image_name, os.listdir(data)))
+    loose = os.listdir(data) if records is None and os.path.isdir(data) else []
+    is_flat = any(is_image_name(name) and not name.startswith(".") for name in loose)
     if is_flat:
         faces: Faces = index_pictures(data, "pictures")
     else:

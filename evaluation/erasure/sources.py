@@ -33,6 +33,7 @@ MAX_DIFFERENCE = 1e-5  # of erased features by the new file, as a share of the l
 NUM_CHECKED = 8  # pictures
 PIXELS_INSIDE = (("Sub", "_minus"), ("Mul", "_mul"))  # of models from mxnet, among the first nodes
 NUM_FIRST_NODES = 8
+PICTURE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 class Source(Protocol):
@@ -62,10 +63,10 @@ class WeightsSource:
     size = EMBEDDING_SIZE
 
     def __init__(self, path: Path, process: DistInfo):
-        if is_erased_file(path):
-            raise UserError(purified_already(path))
         self.path, self.sha256 = path, sha256(path)
         self.model, self.has_age_branch = load_for_embedding(path)
+        if is_erased(read_weight_file(path)):
+            raise UserError(purified_already(path))
         self.of_model = {
             "model": model_fingerprint(self.sha256, self.model),
             "device": process.device.type,
@@ -126,15 +127,18 @@ class OnnxNetwork:
     """An ONNX file as the extraction asks for a model: pixels in [-1, 1] -> features."""
 
     def __init__(self, path: Path, proto: Any):
-        (placed,) = (one for one in proto.graph.input if one.name not in {w.name for w in proto.graph.initializer})
-        shape = [dimension.dim_value for dimension in placed.type.tensor_type.shape.dim]
-        if len(shape) != 4 or any(size not in (0, wanted) for size, wanted in zip(shape[1:], (3, *[IMAGE_SIZE] * 2),
-                                                                                 strict=True)):  # fmt: skip
-            raise UserError(f"{path} takes pictures of {shape}: only (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) is known.")
+        weights = {one.name for one in proto.graph.initializer}
+        inputs = [one for one in proto.graph.input if one.name not in weights]
+        shape = [size.dim_value for one in inputs for size in one.type.tensor_type.shape.dim]
+        # A size that is free is 0 here.
+        fits = len(shape) == 4 and all(size in (0, wanted) for size, wanted in zip(shape[1:], PICTURE, strict=True))
+        if len(inputs) != 1 or not fits:
+            raise UserError(f"{path} has {len(inputs)} inputs of sizes {shape}: only one of (N, 3, {IMAGE_SIZE}, "
+                            f"{IMAGE_SIZE}) is known.")  # fmt: skip
         names = [node.name for node in proto.graph.node[:NUM_FIRST_NODES]]
         self.takes_bytes = all(any(name.startswith(begins) for name in names) for begins in PIXELS_INSIDE)
         self.one_at_a_time = shape[0] == 1
-        self.path, self.name, self.run = path, placed.name, onnx_session(path)
+        self.path, self.name, self.run = path, inputs[0].name, onnx_session(path)
 
     def identity_features(self, images: Tensor) -> Tensor:
         pixels = images.cpu().numpy()
@@ -174,11 +178,6 @@ def check_suffixes(weights: Path, output: Path) -> None:
 def facts_path(output: Path) -> Path:
     """The JSON file beside, where models.weights looks for the description that a .pth file lacks."""
     return output.with_suffix(".json") if output.suffix in (".pth", ".pt") else Path(f"{output}.json")
-
-
-def is_erased_file(path: Path) -> bool:
-    weights = read_weight_file(path)
-    return weights.identity_branch is not None and is_erased(weights)
 
 
 def purified_already(path: Path) -> str:
