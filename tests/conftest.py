@@ -129,8 +129,9 @@ def other_weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_test(run_main, weights, tmp_path):
-    """Runs test.py, without analysis unless asked; gives what came of it, and what results.json says of the model."""
+def run_test(run_main, weights, tmp_path, monkeypatch):
+    """Runs test.py, without analysis unless asked and without plots; gives what came of it, and the model's results."""
+    monkeypatch.setattr("evaluation.report.page.svg_of", lambda plot: b"")
 
     def run(faces: Path, *flags: object) -> tuple[Outcome, dict]:
         outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
