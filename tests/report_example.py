@@ -9,6 +9,7 @@ from PIL import Image
 
 from evaluation.embeddings.embedding_set import EmbeddingSet
 from evaluation.embeddings.extraction import Extracted
+from evaluation.report.page import report_html
 from evaluation.scoring import Options, compare, score_identities, score_pair_list, score_probe_gallery
 from meta import PUBLISHED_FIGURES
 from utils.cli import as_plain
@@ -63,6 +64,11 @@ SETS = {"fgnet": ("FG-NET", "fgnet"), "morph2_10000": ("MORPH2 10,000", "morph2"
 def example_report() -> dict:
     """A copy of the report that a test may change."""
     return json.loads(example_json())
+
+
+@cache
+def example_page() -> str:
+    return report_html(example_report(), picture)
 
 
 def picture(setting: str, name: str) -> bytes | None:

@@ -1,7 +1,5 @@
 """Raw releases in their published formats: prepare.py aligns them, finds nothing wrong, and test.py scores them."""
 
-import json
-
 import pytest
 from raw_releases import CALFW, draw, fgnet, morph2  # noqa: F401 (fixtures)
 
@@ -21,7 +19,7 @@ def calfw(tmp_path):
 
 
 @pytest.fixture
-def go(run_main, weights, tmp_path):
+def go(run_main, run_test, tmp_path):
     """raw -> prepare -> check -> test.py; gives the results."""
 
     def run(name: str, command: str, *flags: object) -> dict:
@@ -30,10 +28,9 @@ def go(run_main, weights, tmp_path):
         assert aligned.status == 0, aligned.err
         checked = run_main("prepare", "check", name, "--face-dataset", root, "--workers", 0)
         assert checked.status == 0, checked.out
-        tested = run_main("test", "--weights", weights, "--face-dataset", root, "--benchmarks", name,
-                          "--output", tmp_path / "results", "--workers", 0, "--device", "cpu")  # fmt: skip
+        tested, model = run_test(root, "--benchmarks", name)
         assert tested.status == 0, tested.err
-        return json.loads((tmp_path / "results" / "results.json").read_text())["models"][0]["results"]
+        return model["results"]
 
     return run
 

@@ -1,6 +1,5 @@
 """An entry in a registry is a flag's choice, stands in --help and runs: toy entries, registered before the scripts."""
 
-import json
 import shutil
 import sys
 
@@ -55,7 +54,7 @@ def toy(**fields) -> Benchmark:
 
 
 def test_a_pair_list_benchmark_that_is_registered_can_be_tested_checked_and_validated_on(
-    run_main, help_of, tiny_faces, weights, tmp_path
+    run_main, run_test, help_of, tiny_faces, tmp_path
 ):
     register_benchmark(toy(pair_lists=("Toy/pairs.txt",)))
     assert "cacd_vs,calfw,toy" in help_of("test") and "cacd_vs,calfw,toy" in help_of("export")
@@ -65,27 +64,24 @@ def test_a_pair_list_benchmark_that_is_registered_can_be_tested_checked_and_vali
     calfw = BENCHMARKS["calfw"]
     shutil.copytree(tiny_faces / calfw.folders[0], tmp_path / "Toy" / "faces")
     shutil.copy(tiny_faces / calfw.pair_lists[0], tmp_path / "Toy" / "pairs.txt")
-    ran = run_main("test", "--benchmarks", "toy", "--face-dataset", tmp_path, "--weights", weights, "--no-analysis",
-                   "--output", tmp_path / "results", "--workers", 0, "--device", "cpu")  # fmt: skip
+    ran, model = run_test(tmp_path, "--benchmarks", "toy")
     assert ran.status == 0 and "| Toy pairs " in ran.out, ran.err
-    (model,) = json.loads((tmp_path / "results" / "results.json").read_text())["models"]
     assert list(model["results"]) == ["toy"] and model["results"]["toy"]["num_pairs"] == 20
     checked = run_main("prepare", "check", "toy", "--face-dataset", tmp_path, "--workers", 0)
     assert checked.status == 0 and "20 pairs of 40 pictures" in checked.out
     (tmp_path / "Toy" / "pairs.txt").unlink()
-    ran = run_main("test", "--benchmarks", "toy", "--face-dataset", tmp_path, "--weights", weights)
+    ran, _ = run_test(tmp_path, "--benchmarks", "toy")
     assert ran.status == 2 and "Toy/pairs.txt does not exist: get https://example.org/toy" in ran.err
     with pytest.raises(ValueError, match="twice"):
         register_benchmark(toy())
 
 
-def test_pairs_of_a_registered_rule_need_no_list(run_main, tiny_faces, weights, tmp_path):
+def test_pairs_of_a_registered_rule_need_no_list(run_main, run_test, tiny_faces, tmp_path):
     lines = (tiny_faces / BENCHMARKS["calfw"].pair_lists[0]).read_text().splitlines()
     pairs = [(a, b, label == "1") for a, b, label in map(str.split, lines)]
     register_benchmark(toy(pair_rule=lambda: pairs))
     shutil.copytree(tiny_faces / BENCHMARKS["calfw"].folders[0], tmp_path / "Toy" / "faces")
-    flags = ("--face-dataset", tmp_path, "--weights", weights, "--no-analysis", "--workers", 0, "--device", "cpu")
-    ran = run_main("test", "--benchmarks", "toy", "--output", tmp_path / "results", *flags)
+    ran, _ = run_test(tmp_path, "--benchmarks", "toy")
     assert ran.status == 0 and "| Toy pairs " in ran.out, ran.err
     assert run_main("prepare", "check", "toy", "--face-dataset", tmp_path, "--workers", 0).status == 0
 

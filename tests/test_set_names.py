@@ -42,36 +42,22 @@ def faces(tiny_faces, tmp_path) -> Path:
     return tmp_path / "faces"
 
 
-@pytest.fixture
-def run_test(run_main, weights, tmp_path):
-    """Runs test.py; returns what came of it, and the results and failures by setting."""
-
-    def run(faces: Path, *flags: object):
-        outcome = run_main("test", "--weights", weights, "--face-dataset", faces, "--output", tmp_path / "results",
-                           "--workers", 0, "--device", "cpu", "--no-analysis", *flags)  # fmt: skip
-        path = tmp_path / "results" / "results.json"
-        model = json.loads(path.read_text())["models"][0] if path.exists() else {"results": {}, "did_not_run": {}}
-        return outcome, model["results"], model["did_not_run"]
-
-    return run
-
-
-# --------------------------------------------------------------------------------------------------------- 4a, names
-
-
 def test_a_folder_called_as_a_benchmark_costs_that_no_figure(run_test, faces, tmp_path):
     """4a: --identity-folders X/fgnet beside FG-NET: both are in results.json, and nobody is reported as the other."""
     people = faces / "ID_processed_FGNET"
     (tmp_path / "X" / "fgnet").mkdir(parents=True)
     for person in sorted(people.iterdir())[:2]:
         shutil.copytree(person, tmp_path / "X" / "fgnet" / person.name)
-    outcome, results, _ = run_test(faces, "--benchmarks", "fgnet", "--identity-folders", tmp_path / "X" / "fgnet",
-                                   "--names", "fgnet")  # fmt: skip
+    folders = (tmp_path / "X" / "fgnet", shutil.copytree(people, tmp_path / "fgnet_2"))
+    outcome, model = run_test(faces, "--benchmarks", "fgnet", "--identity-folders", *folders, "--names", "fgnet")
     assert outcome.status == 0, outcome.err
-    assert list(results) == ["fgnet", "X/fgnet"]
-    assert [results[name]["num_identities"] for name in results] == [4, 2]
-    assert [results[name]["benchmark"] for name in results] == ["fgnet", None]
+    results = model["results"]
+    assert list(results) == ["fgnet", "X/fgnet", "fgnet_2"]
+    assert [results[name]["num_identities"] for name in results] == [4, 2, 4]
+    assert [results[name]["benchmark"] for name in results] == ["fgnet", None, None]
     assert "| FG-NET " in outcome.out and "| X/fgnet " in outcome.out
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "FG-NET: measured and published" in page and "fgnet_2: measured" not in page
 
 
 def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_differ(tmp_path, monkeypatch):
@@ -92,17 +78,20 @@ def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_diff
                                    ("--benchmarks", "morph2", "--morph2-subjects", 4, 4)])  # fmt: skip
 def test_a_setting_that_is_asked_for_twice_is_refused(run_test, tiny_faces, flags):
     """4a: one would take the other's place in results.json."""
-    outcome, results, _ = run_test(tiny_faces, *flags)
-    assert outcome.status == 2 and "asked for twice" in outcome.err and outcome.err.count("\n") == 1 and not results
+    outcome, model = run_test(tiny_faces, *flags)
+    assert outcome.status == 2 and "asked for twice" in outcome.err and outcome.err.count("\n") == 1 and not model
 
 
-@pytest.mark.parametrize(("name", "benchmark"), [("lfw.bin", "lfw"), ("agedb_30.bin", "agedb_30"),
-                                                 ("calfw.bin", "calfw"), ("calfw_old.bin", None),
-                                                 ("fgnet.bin", None), ("morph2_3000.bin", None)])  # fmt: skip
-def test_a_bin_is_reported_as_the_set_of_its_whole_name_only(name, benchmark):
+def test_a_bin_is_reported_as_the_set_of_its_whole_name_only():
     """4a: calfw_old.bin is not CALFW, and no .bin is FG-NET."""
-    (setting,) = specs_of_bins([Path("some") / name])
-    assert setting.published_as == benchmark
+    known = dict.fromkeys(("calfw_old", "fgnet", "morph2_3000")) | {
+        "lfw": "lfw",
+        "agedb_30": "agedb_30",
+        "calfw": "calfw",
+    }
+    for name, benchmark in known.items():
+        (setting,) = specs_of_bins([Path("some") / f"{name}.bin"])
+        assert setting.published_as == benchmark
 
 
 def published_beside(results: dict[str, dict]) -> dict[str, str]:
@@ -123,15 +112,6 @@ def test_published_figures_stand_beside_their_benchmark_alone():
     assert "DAL" in published_beside(both)[caption] and "fgnet_2" not in published_beside(both)[caption]
 
 
-def test_the_report_of_a_run_knows_which_set_is_which(run_test, tiny_faces, tmp_path):
-    """4a: from --identity-folders fgnet_2 to the page."""
-    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "fgnet_2")
-    flags = ("--benchmarks", "calfw", "--identity-folders", tmp_path / "fgnet_2", "--names", "fgnet")
-    assert run_test(tiny_faces, *flags)[0].status == 0
-    page = (tmp_path / "results" / "report.html").read_text()
-    assert "CALFW: measured and published" in page and "fgnet_2: measured" not in page
-
-
 def test_a_validation_prints_each_set_under_its_own_name(tiny_faces, weights, tmp_path, capsys):
     """4a: the figures of calfw_old.bin are not printed under CALFW while training."""
     folder = tiny_faces / "CALFW"
@@ -149,34 +129,18 @@ def test_a_validation_prints_each_set_under_its_own_name(tiny_faces, weights, tm
         assert [figure.split(" ")[0] for figure in reply.split(", ")] == figures
 
 
-# ----------------------------------------------------------------------------------------- 5a, what one of them lacks
-
-
-def a_dangling_link(folder: Path) -> Path:
-    """One of the pictures below the folder leads nowhere."""
-    picture = sorted(folder.rglob("*.JPG"))[0]
-    picture.unlink()
-    picture.symlink_to("nowhere.jpg")
-    return picture
-
-
 @pytest.mark.parametrize("keep", [(), ("--no-keep-embeddings",)], ids=["kept", "not kept"])
-def test_a_dangling_link_ends_its_benchmark_only(run_test, faces, keep):
-    """5a: FG-NET did not run and says why, CALFW did; the status is 2."""
-    link = a_dangling_link(faces / "ID_processed_FGNET")
-    outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw", *keep)
-    assert outcome.status == 2 and list(results) == ["calfw"] and list(why_not) == ["fgnet"]
-    assert str(link) in why_not["fgnet"] and "No such file" in why_not["fgnet"]
-    assert outcome.err.count("did not run") == 1 and "Traceback" not in outcome.err
-
-
-def test_a_dangling_link_among_distractors_ends_what_searches_among_them(run_test, faces, tiny_faces, tmp_path):
-    """5a: the distractors are for FG-NET alone; CALFW has its figures."""
-    shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "others")
-    link = a_dangling_link(tmp_path / "others")
-    flags = ("--benchmarks", "fgnet", "calfw", "--distractors", tmp_path / "others")
-    outcome, results, why_not = run_test(faces, *flags)
-    assert outcome.status == 2 and list(results) == ["calfw"] and str(link) in why_not["fgnet"]
+def test_a_dangling_link_ends_its_benchmark_only(run_test, faces, tiny_faces, keep):
+    """5a: FG-NET did not run and says why, CALFW did; the status is 2. So it is with a link among its distractors."""
+    link = min((faces / "ID_processed_FGNET").rglob("*.JPG"))
+    link.unlink()
+    link.symlink_to("nowhere.jpg")
+    for root, more in ((faces, ()), (tiny_faces, ("--distractors", link.parent.parent))):
+        outcome, model = run_test(root, "--benchmarks", "fgnet", "calfw", *keep, *more)
+        why_not = model["did_not_run"]
+        assert outcome.status == 2 and list(model["results"]) == ["calfw"] and list(why_not) == ["fgnet"]
+        assert str(link) in why_not["fgnet"] and "No such file" in why_not["fgnet"]
+        assert outcome.err.count("did not run") == 1 and "Traceback" not in outcome.err
 
 
 def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces, monkeypatch):
@@ -189,34 +153,29 @@ def test_a_folder_that_cannot_be_listed_ends_its_benchmark_only(run_test, faces,
         return opening(setting, *args)
 
     monkeypatch.setattr(benchmark_run, "open_eval_set", fails)
-    outcome, results, why_not = run_test(faces, "--benchmarks", "fgnet", "calfw")
-    assert outcome.status == 2 and list(results) == ["calfw"] and "some/folder" in why_not["fgnet"]
+    outcome, model = run_test(faces, "--benchmarks", "fgnet", "calfw")
+    assert outcome.status == 2 and list(model["results"]) == ["calfw"]
+    assert "some/folder" in model["did_not_run"]["fgnet"]
 
 
-def test_a_full_disk_only_means_that_distractors_are_not_cached(run_test, faces, tiny_faces, tmp_path, monkeypatch):
+def test_a_full_disk_or_a_cache_that_nobody_may_write_only_means_that_distractors_are_not_cached(
+    run_test, tiny_faces, tmp_path, monkeypatch
+):
     """5a: without room for the distractors' embeddings they are in memory, with the same figures, and it is said."""
-    flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2",
-             "--cache-folder", tmp_path / "cache")  # fmt: skip
-    _, kept, _ = run_test(faces, *flags)
+    flags = ("--benchmarks", "fgnet", "--distractors", tiny_faces / "CALFW" / "processed_CALFW_2", "--cache-folder")
+    kept = run_test(tiny_faces, *flags, tmp_path / "cache")[1]
     assert len(list((tmp_path / "cache").glob("distractors_*.npy"))) == 1
     shutil.rmtree(tmp_path / "cache")
 
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    places = [tmp_path / "cache", *(["/proc/cache"] if os.path.isdir("/proc/self") else [])]  # not even root may write
     monkeypatch.setattr(embedding_cache.os, "posix_fallocate", full)
-    outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and "embeddings are not cached" in outcome.out and "No space left" in outcome.out
-    assert results == kept and not list((tmp_path / "cache").glob("distractors_*"))
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody, not even root, may write into")
-def test_a_cache_that_nobody_may_write_costs_nothing(run_test, faces):
-    """5a: where no cache can be made, all runs and nothing is cached."""
-    others = faces / "CALFW" / "processed_CALFW_2"
-    flags = ("--benchmarks", "fgnet", "--cache-folder", "/proc/cache", "--distractors", others)
-    outcome, results, _ = run_test(faces, *flags)
-    assert outcome.status == 0 and list(results) == ["fgnet"] and outcome.out.count("embeddings are not cached") == 1
+    for place, words in zip(places, ("No space left", "can't be written"), strict=False):
+        outcome, model = run_test(tiny_faces, *flags, place)
+        assert outcome.status == 0 and outcome.out.count("embeddings are not cached") == 1 and words in outcome.out
+        assert model["results"] == kept["results"] and not list(tmp_path.glob("cache/distractors_*"))
 
 
 def test_a_filled_array_is_kept_and_an_unfilled_one_goes(tmp_path):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scripts import load_script
+from scripts import TINY, load_script
 from test_train import same_weights, training_set
 
 from data.age_cache import BYTES_A_PICTURE, DATA, DESCRIPTION, AgeCache, cache_bytes, prepare_cache
@@ -50,12 +50,15 @@ def test_the_size_is_that_of_the_field_and_said_beforehand(reply, cache):
     assert "18.4 kB when complete" in reply[0] and in_bytes(cache_bytes(5_179_510)) == "10.6 GB"
 
 
-def test_what_was_written_is_read_in_16_bits_and_the_rest_is_not_known(cache):
-    rows = features(3)
+def test_what_was_written_is_read_in_16_bits_and_the_rest_is_not_known(tmp_path, cache, reply):
+    rows, copy = features(3), pickle.loads(pickle.dumps(cache))  # as a worker gets it
     cache.write(np.array([7, 0, 4]), rows)
-    for row, i in enumerate((7, 0, 4)):
-        assert np.array_equal(cache.read(i), rows[row].astype(np.float16))
-    assert cache.read(1) is None and cache.unknown().tolist() == [1, 2, 3, 5, 6, 8]
+    again = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
+    assert "earlier epochs or runs" in reply[-1]
+    for each in (cache, copy, again):
+        for row, i in enumerate((7, 0, 4)):
+            assert np.array_equal(each.read(i), rows[row].astype(np.float16))
+        assert each.read(1) is None and each.unknown().tolist() == [1, 2, 3, 5, 6, 8]
 
 
 def test_a_row_that_only_half_reached_the_disk_is_not_known(cache):
@@ -65,36 +68,26 @@ def test_a_row_that_only_half_reached_the_disk_is_not_known(cache):
     assert cache.read(2) is None and 2 in cache.unknown()
 
 
-def test_a_worker_gets_a_copy_that_sees_what_is_written_later(cache):
-    copy = pickle.loads(pickle.dumps(cache))
-    assert copy.read(3) is None
-    cache.write(np.array([3]), features(1))
-    assert np.array_equal(copy.read(3), cache.read(3))
-
-
-def test_a_value_beyond_16_bits_is_refused(cache):
+def test_a_value_beyond_16_bits_and_a_disk_that_fills_up_are_one_sentence(cache, monkeypatch):
     with pytest.raises(UserError, match="--age-cache off"):
         cache.write(np.array([0]), features(1) * 1e6)
+    monkeypatch.setattr(os, "pwrite", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left on device.*--age-cache off"):
+        cache.write(np.array([0]), features(1))
     assert cache.read(0) is None
 
 
-def test_the_same_cache_is_taken_up_again(tmp_path, cache, reply):
-    cache.write(np.array([5]), features(1))
-    again = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
-    assert again.read(5) is not None and "earlier epochs or runs" in reply[-1]
+FAULTS = {"size": (DATA, b"x"), "description": (DESCRIPTION, b"{"), "no size": (DESCRIPTION, b'{"num_images": null}'),
+          "no data": (DATA, None)}  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", ["size", "description", "no size", "no data"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_cache_begins_anew(tmp_path, cache, reply, fault):
     cache.write(np.array([5]), features(1))
-    if fault == "size":
-        (cache.folder / DATA).write_bytes(b"x")
-    elif fault == "description":
-        (cache.folder / DESCRIPTION).write_text("{")
-    elif fault == "no size":
-        (cache.folder / DESCRIPTION).write_text('{"num_images": null}')
-    else:
-        (cache.folder / DATA).unlink()
+    name, content = FAULTS[fault]
+    (cache.folder / name).unlink()
+    if content is not None:
+        (cache.folder / name).write_bytes(content)
     again = prepare_cache(tmp_path, "faces_age_features", OF, N, reply.append)
     assert again.folder == cache.folder and len(again.unknown()) == N
     assert os.listdir(tmp_path) == [cache.folder.name]
@@ -135,13 +128,6 @@ def test_without_room_or_a_place_training_goes_on_without(tmp_path, reply, monke
     assert "--cache-folder" in reply[-1]
 
 
-def test_a_disk_that_fills_up_is_one_sentence_and_no_signal(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(os, "pwrite", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match="No space left on device.*--age-cache off"):
-        cache.write(np.array([0]), features(1))
-    assert cache.read(0) is None
-
-
 def test_check_lists_caches_with_size_date_and_the_command_that_removes_them(tmp_path, reply):
     """11: nothing deletes a cache but a command that says so, and prepare.py check gives it."""
     root = tmp_path / "face dataset"
@@ -160,9 +146,6 @@ def test_check_lists_caches_with_size_date_and_the_command_that_removes_them(tmp
     for found in findings:
         assert os.system(found.advice.removeprefix("can go: ")) == 0
     assert [path.name for path in root.glob("**/*") if path.is_file()] == []
-
-
-# ------------------------------------------------------------------------------------------------------- in training
 
 
 @pytest.fixture
@@ -236,7 +219,7 @@ def opened(tiny_faces, tmp_path):
     shutil.copytree(training_set(tiny_faces), folder)
     train, process = load_script("train"), DistInfo(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
-    model = SimpleNamespace(backbone_ae=IResNet("iresnet18_quarter"))
+    model = SimpleNamespace(backbone_ae=IResNet(TINY))
 
     def open_it(**settings) -> AgeCache:
         config = train.TrainConfig(train_data=folder, cache_folder=tmp_path / "cache", **settings)
@@ -281,7 +264,6 @@ def test_a_picture_that_is_missing_is_for_its_reader_to_find(opened):
 
 def test_the_key_knows_what_the_weights_do_not_tell_of_the_network():
     """3a, for age features: the sign of the purification unit is in no tensor."""
-    torch.manual_seed(0)
-    plus, minus = (IResNet("iresnet18_quarter", f"x_{sign}_relu_linear_bn") for sign in ("plus", "minus"))
+    plus, minus = (IResNet(TINY, f"x_{sign}_relu_linear_bn") for sign in ("plus", "minus"))
     minus.load_state_dict(plus.state_dict())
     assert fingerprint(plus) != fingerprint(minus)

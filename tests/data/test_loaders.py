@@ -5,20 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torchvision import transforms
 
 from data.faces import index_identity_folders
 from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
-from data.transforms import (
-    COLOUR,
-    CROP,
-    augment,
-    decode_face,
-    hflip,
-    random_stream,
-    to_network_input,
-)
+from data.transforms import COLOUR, CROP, augment, decode_face, hflip, random_stream, to_network_input
 from meta import FILENAME_PATTERNS, UserError
 
 NUM_FACES = 14
@@ -28,10 +20,6 @@ def picture(seed, size=(112, 112), mode="RGB"):
     """Noise: it shows every difference of filter, order and orientation."""
     pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
-
-
-def random_images(num_images=6, size=8):
-    return torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
 def jpeg_bytes(image, **how):
@@ -50,19 +38,12 @@ def faces(tmp_path_factory):
     return index_identity_folders(folder, FILENAME_PATTERNS["ms1mv3"])
 
 
-# ------------------------------------------------------------------------------------------------------- transforms
-
-
 @pytest.mark.parametrize("size", [(112, 112), (256, 256), (90, 131), (40, 40)])
 def test_decoded_and_scaled_pixels_are_torchvisions(tmp_path, size):
     picture(1, size).save(tmp_path / "face.jpg")
-    published = transforms.Compose(
-        [
-            transforms.Resize((112, 112), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        ]
-    )
+    cubic, halves = transforms.InterpolationMode.BICUBIC, (0.5, 0.5, 0.5)
+    published = transforms.Compose([transforms.Resize((112, 112), interpolation=cubic), transforms.ToTensor(),
+                                    transforms.Normalize(halves, halves)])  # fmt: skip
     expected = published(Image.open(tmp_path / "face.jpg").convert("RGB"))
     face = decode_face(tmp_path / "face.jpg")
     assert (face.dtype, face.shape, face.is_contiguous()) == (torch.uint8, (3, 112, 112), True)
@@ -71,23 +52,11 @@ def test_decoded_and_scaled_pixels_are_torchvisions(tmp_path, size):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_pictures_of_every_common_mode_become_rgb(tmp_path, mode):
-    image = picture(2, (112, 112), mode)
     path = tmp_path / ("face.jpg" if mode == "CMYK" else "face.png")
-    image.save(path)
-    face = decode_face(path)
+    picture(2, (112, 112), mode).save(path)
     with Image.open(path) as stored:
         assert stored.mode == mode
-        expected = np.array(stored.convert("RGB"))
-    assert np.array_equal(face.permute(1, 2, 0).numpy(), expected)
-    if mode in ("L", "LA", "1"):
-        assert torch.equal(face[0], face[1])
-        assert torch.equal(face[0], face[2])
-
-
-def test_orientation_in_exif_does_not_turn_the_picture():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: to be shown turned by 90 degrees
-    assert torch.equal(decode_face(jpeg_bytes(picture(3), exif=exif)), decode_face(jpeg_bytes(picture(3))))
+        assert np.array_equal(decode_face(path).permute(1, 2, 0).numpy(), np.array(stored.convert("RGB")))
 
 
 def test_path_bytes_and_open_file_give_the_same_face(tmp_path):
@@ -101,40 +70,6 @@ def test_path_bytes_and_open_file_give_the_same_face(tmp_path):
     assert decode_face(path, size=64).shape == (3, 64, 64)
 
 
-def broken_files():
-    whole = jpeg_bytes(picture(5))
-    sixteen_bits = io.BytesIO()
-    Image.fromarray(np.full((112, 112), 40000, dtype=np.uint16)).save(sixteen_bits, "PNG")
-    buffer = io.BytesIO()
-    picture(5).save(buffer, "PNG")
-    return {
-        "truncated jpeg": (whole[: len(whole) // 2], "truncated"),
-        "truncated png": (buffer.getvalue()[:5000], "truncated"),
-        "png header only": (buffer.getvalue()[:20], "cannot be decoded"),
-        "empty": (b"", "it is not an image"),
-        "text": (b"<html>404</html>", "it is not an image"),
-        "16 bits": (sixteen_bits.getvalue(), "not 8 bits a channel"),
-    }
-
-
-@pytest.mark.parametrize("kind", broken_files())
-def test_a_broken_file_is_refused_with_name_and_reason(tmp_path, kind):
-    content, reason = broken_files()[kind]
-    path = tmp_path / "face.jpg"
-    path.write_bytes(content)
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    for source, name in ((path, ""), (content, str(path))):
-        with pytest.raises(UserError, match=reason) as caught:
-            decode_face(source, name=name)
-        assert_is_one_sentence(caught.value, path)
-
-
-def test_a_missing_file_is_refused_with_name_and_reason(tmp_path):
-    with pytest.raises(UserError, match="No such file") as caught:
-        decode_face(tmp_path / "gone.jpg")
-    assert str(caught.value).count("gone.jpg") == 1
-
-
 def assert_is_one_sentence(error, path):
     message = str(error)
     assert str(path) in message
@@ -144,7 +79,7 @@ def assert_is_one_sentence(error, path):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_network_input_has_the_type_and_layout_asked_for(dtype, channels_last):
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     before = images.clone()
@@ -158,20 +93,11 @@ def test_network_input_has_the_type_and_layout_asked_for(dtype, channels_last):
     assert torch.equal(images, before)
 
 
-def test_mirror_exchanges_left_and_right_as_torchvision_does():
-    images = random_images()
-    assert torch.equal(hflip(images), transforms.functional.hflip(images))
-    assert not torch.equal(hflip(images), images)
-    assert torch.equal(hflip(hflip(images)), images)
-
-
-def test_hflip_flips_the_images_that_are_named():
-    images = random_images(3)
+def test_hflip_is_torchvisions_of_the_images_that_are_named():
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    assert torch.equal(hflip(images), transforms.functional.hflip(images)) and not torch.equal(hflip(images), images)
     flipped = hflip(images, torch.tensor([True, False, True]))
     assert torch.equal(flipped[::2], hflip(images[::2])) and torch.equal(flipped[1], images[1])
-
-
-# ------------------------------------------------------------------------------------------------- order of training
 
 
 def epoch_of(sampler, epoch, start=0):
@@ -219,9 +145,6 @@ def test_fewer_images_than_one_whole_batch_are_refused():
     assert len(EpochSampler(14, batch_size=14, seed=0)) == 1
 
 
-# ----------------------------------------------------------------------------------------------------------- loaders
-
-
 def assert_same_batches(ours, theirs):
     assert len(ours) == len(theirs)
     for our_batch, their_batch in zip(ours, theirs, strict=True):
@@ -236,16 +159,13 @@ def test_evaluation_gives_every_face_once_in_order(faces):
     images, identities, age_groups, indices = (torch.cat(column) for column in list(zip(*loaded, strict=True))[:4])
     assert images.dtype == torch.uint8
     assert images.shape == (NUM_FACES, 3, 112, 112)
+    without_ages = index_identity_folders(faces.root, None)
+    assert next(batches(evaluation_loader(without_ages, batch_size=3))).age_groups.tolist() == [-1, -1, -1]
     assert indices.tolist() == list(range(NUM_FACES))
     assert identities.tolist() == faces.identities.tolist()
     assert age_groups.tolist() == faces.age_groups.tolist()
     for i in range(NUM_FACES):
         assert torch.equal(images[i], decode_face(faces.path(i)))
-
-
-def test_faces_without_ages_carry_minus_one(faces):
-    index = index_identity_folders(faces.root, None)
-    assert next(batches(evaluation_loader(index, batch_size=3))).age_groups.tolist() == [-1, -1, -1]
 
 
 def test_workers_change_nothing(faces):
@@ -284,14 +204,11 @@ def test_loading_draws_nothing_from_the_global_generator(faces):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, workers):
-    folder = tmp_path / "person"
-    folder.mkdir()
+    broken = tmp_path / "person" / "4.jpg"
+    broken.parent.mkdir()
     for i in range(6):
-        (folder / f"{i}.jpg").write_bytes(jpeg_bytes(picture(i)))
-    broken = folder / "4.jpg"
-    broken.write_bytes(broken.read_bytes()[:3000])
+        (broken.parent / f"{i}.jpg").write_bytes(jpeg_bytes(picture(i))[: 3000 if i == 4 else None])
     index = index_identity_folders(tmp_path, None)
-
     loaded = []
     with pytest.raises(UserError, match="truncated") as caught:
         for batch in batches(evaluation_loader(index, 2, workers)):
@@ -303,9 +220,6 @@ def test_an_unreadable_picture_reaches_the_user_as_one_sentence(tmp_path, worker
         list(batches(training_loader(index, EpochSampler(6, 3, seed=0), workers=workers)))
     assert_is_one_sentence(caught.value, broken)
     del caught  # it holds this frame, so only the garbage collector would end the workers, see `batches`
-
-
-# ------------------------------------------------------------------------------------------------ random changes
 
 
 def test_changes_are_those_of_a_plain_loop_and_a_fifth_of_the_images_each():

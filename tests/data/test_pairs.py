@@ -59,53 +59,19 @@ def test_list_is_read_in_order_and_each_image_stands_once(tmp_path, faces):
     assert (pair_list.first.dtype, pair_list.second.dtype, pair_list.genuine.dtype) == (np.int64, np.int64, bool)
 
 
-def test_lists_written_on_windows_read_the_same(tmp_path, faces):
-    pair_list = read_pair_list(write_list(tmp_path, b"\xef\xbb\xbfa.jpg b.jpg 1\r\na.jpg c.jpg 0\r\n"), faces)
-    assert pairs_of(pair_list) == [("a.jpg", "b.jpg", True), ("a.jpg", "c.jpg", False)]
-
-
 def test_names_that_are_not_utf8_find_their_file(tmp_path, faces):
     open(os.path.join(os.fsencode(faces), b"Jos\xe9.jpg"), "wb").close()
     pair_list = read_pair_list(write_list(tmp_path, b"a.jpg Jos\xe9.jpg 1\n"), faces)
     assert os.fsencode(pair_list.images.name(1)) == b"Jos\xe9.jpg"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "a.jpg b.jpg",
-        "a.jpg b.jpg 1 1",
-        "a.jpg,b.jpg,1",
-        "a.jpg b.jpg 2",
-        "a.jpg b.jpg -1",
-        "a.jpg b.jpg 1.0",
-        "a.jpg b.jpg True",
-        "1 a.jpg b.jpg",
-        "my face.jpg b.jpg 1",
-        "one",
-    ],
-)
+@pytest.mark.parametrize("line", ["a.jpg b.jpg", "a.jpg b.jpg 1 1", "a.jpg,b.jpg,1", "a.jpg b.jpg 2", "a.jpg b.jpg -1",
+                                  "a.jpg b.jpg 1.0", "1 a.jpg b.jpg", "my face.jpg b.jpg 1", "one"])  # fmt: skip
 def test_a_malformed_line_is_refused_with_its_place_and_text(tmp_path, faces, line):
     path = write_list(tmp_path, f"a.jpg b.jpg 1\n\n{line}\na.jpg c.jpg 0\n")
     with pytest.raises(UserError, match="is expected") as caught:
         read_pair_list(path, faces)
-    for part in (str(path), "line 3", repr(line)):
-        assert part in str(caught.value)
-
-
-def test_a_file_that_is_no_text_is_refused_in_a_short_message(tmp_path, faces):
-    for content in (bytes(range(128, 256)) * 40, "a.jpg b.jpg 1\n".encode("utf-16")):
-        with pytest.raises(UserError, match="line 1,") as caught:
-            read_pair_list(write_list(tmp_path, content), faces)
-        assert len(str(caught.value)) < 800
-
-
-@pytest.mark.parametrize("name", ["../secret.jpg", "sub/../../secret.jpg", "/etc/passwd", "..", "a.jpg\0"])
-def test_a_name_outside_the_folder_is_refused_even_where_the_file_exists(tmp_path, faces, name):
-    (tmp_path / "secret.jpg").touch()
-    path = write_list(tmp_path, f"a.jpg {name} 1\n")
-    with pytest.raises(UserError, match="line 1, .*outside the folder"):
-        read_pair_list(path, faces, allow_missing=True)
+    assert all(part in str(caught.value) for part in (str(path), "line 3", repr(line)))
 
 
 def test_a_name_with_two_dots_in_it_is_inside(tmp_path, faces):
@@ -134,16 +100,9 @@ def test_allow_missing_drops_and_counts_pairs_and_keeps_the_order(tmp_path, face
     assert len(pair_list.images) == 3
 
 
-def test_no_pair_left_is_refused_even_with_allow_missing(tmp_path, faces):
+def test_a_list_without_a_pair_left_and_a_missing_folder_are_named(tmp_path, faces):
     with pytest.raises(UserError, match="none of the 1 pairs"):
         read_pair_list(write_list(tmp_path, "x.jpg a.jpg 1\n"), faces, allow_missing=True)
-
-
-def test_missing_or_empty_list_and_missing_folder_are_named(tmp_path, faces):
-    with pytest.raises(UserError, match=r"nowhere\.txt.*cannot be read"):
-        read_pair_list(tmp_path / "nowhere.txt", faces)
-    with pytest.raises(UserError, match=r"pairs\.txt.*holds no pairs"):
-        read_pair_list(write_list(tmp_path, "\n  \n"), faces)
     with pytest.raises(UserError, match="nofaces.*does not exist"):
         read_pair_list(write_list(tmp_path, "a.jpg b.jpg 1\n"), tmp_path / "nofaces", allow_missing=True)
     with pytest.raises(UserError, match="nofaces.*does not exist"):
@@ -163,27 +122,6 @@ def test_lists_are_found_at_both_published_places_the_described_one_first(tmp_pa
     assert find_pair_list(tmp_path, benchmark) == described
 
 
-@pytest.fixture(scope="module")
-def cacd_vs_faces(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processed_CACDVS_2")
-    for number in range(4000):
-        for side in (0, 1):
-            (folder / f"{number:04d}_{side}.{('jpg', 'JPG', 'png')[number % 3]}").touch()
-    return folder
-
-
-def test_the_rule_of_cacd_vs_gives_ten_folds_of_200_genuine_then_200_impostor_pairs(cacd_vs_faces):
-    pair_list = make_pairs(BENCHMARKS["cacd_vs"], cacd_vs_faces)
-    folds = pair_list.genuine.reshape(10, 400)
-    assert folds[:, :200].all()
-    assert not folds[:, 200:].any()
-    assert len(pair_list.images) == 8000
-    names = pairs_of(pair_list)
-    assert names[0] == ("0000_0.jpg", "0000_1.jpg", True)
-    assert names[1] == ("0001_0.JPG", "0001_1.JPG", True)
-    assert names[-1] == ("3999_0.jpg", "3999_1.jpg", False)
-
-
 def test_cacd_vs_missing_images_are_refused_or_dropped_like_a_lists(tmp_path):
     for name in ("0000_0.jpg", "0000_0.png", "0000_1.JPEG", "0200_0.jpg", "0200_1.jpg", "0201_0.jpg"):
         (tmp_path / name).touch()
@@ -196,28 +134,20 @@ def test_cacd_vs_missing_images_are_refused_or_dropped_like_a_lists(tmp_path):
 
 
 def test_the_written_list_reads_as_the_rule(tmp_path):
-    faces = tmp_path / "faces"
-    faces.mkdir()
-    for name in ("0000_0.jpg", "0000_1.jpg", "3999_0.jpg", "3999_1.jpg"):
-        (faces / name).touch()
-    path = tmp_path / BENCHMARKS["cacd_vs"].pair_lists[0]
+    """Ten folds of 200 genuine pairs, then 200 impostor pairs; tests/test_prepare.py looks at every line."""
+    for name in ("0000_0.jpg", "0000_1.jpg", "0199_0.JPG", "0199_1.png", "0200_0.jpg", "0200_1.jpg"):
+        (tmp_path / name).touch()
+    path = tmp_path / "list" / "pairs.txt"
     write_cacd_vs_list(path)
-    lines = path.read_text().splitlines()
-    assert len(lines) == 4000
-    assert lines[199:201] == ["0199_0.jpg 0199_1.jpg 1", "0200_0.jpg 0200_1.jpg 0"]
     assert os.listdir(path.parent) == [path.name]  # nothing left beside it
-    read, made = (
-        read_pair_list(path, faces, allow_missing=True),
-        make_pairs(BENCHMARKS["cacd_vs"], faces, allow_missing=True),
-    )
-    assert (
-        pairs_of(read)
-        == pairs_of(made)
-        == [
-            ("0000_0.jpg", "0000_1.jpg", True),
-            ("3999_0.jpg", "3999_1.jpg", False),
-        ]
-    )
+    made = make_pairs(BENCHMARKS["cacd_vs"], tmp_path, allow_missing=True)
+    expected = [
+        ("0000_0.jpg", "0000_1.jpg", True),
+        ("0199_0.JPG", "0199_1.png", True),
+        ("0200_0.jpg", "0200_1.jpg", False),
+    ]
+    assert pairs_of(made) == expected
+    assert pairs_of(read_pair_list(path, tmp_path, allow_missing=True)) == [expected[0], expected[2]]
 
 
 def test_a_list_that_cannot_be_put_in_place_leaves_nothing_beside_it(tmp_path, monkeypatch):
@@ -234,24 +164,18 @@ def test_a_list_that_cannot_be_put_in_place_leaves_nothing_beside_it(tmp_path, m
     assert os.listdir(tmp_path) == ["list.txt"]
 
 
-# -------------------------------------------------------------------------------------------------------------- folds
-
-
-def one_kind_first(path):
-    """Sorts the genuine pairs of a list before the others."""
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(sorted(lines, key=lambda line: line.split()[2], reverse=True)))
-
-
 def test_a_fold_of_one_kind_is_refused_wherever_a_list_is_opened(tiny_faces, tmp_path):
     """14: test.py and train.py name list and fold as prepare.py check does, before anything is embedded."""
     shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
-    path = find_pair_list(tmp_path, BENCHMARKS["calfw"])
+    path, own = find_pair_list(tmp_path, BENCHMARKS["calfw"]), tmp_path / "own.bin"
     assert fold_counts(read_answers(path)) == [(1, 1)] * 10
     open_complete_eval_set("calfw", tmp_path)
-    one_kind_first(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:6], lines[6].replace(" 1\n", " 0\n"), *lines[7:]]))  # one wrong answer
+    with pytest.raises(UserError, match=r"in 1 of the ten folds \(fold 4: 0 genuine, 2 impostor\)"):
+        open_complete_eval_set("calfw", tmp_path)
+    path.write_text("".join(sorted(lines, key=lambda line: line.split()[2], reverse=True)))
     pairs = read_pair_list(path, tmp_path / BENCHMARKS["calfw"].folders[0])
-    own = tmp_path / "own.bin"
     write_verification_bin(pairs, own, reencode=True)
     for name, file in (("calfw", path), (str(own), own)):
         words = r"in 10 of the ten folds \(fold 1: 2 genuine, 0 impostor; fold 2"
@@ -261,17 +185,6 @@ def test_a_fold_of_one_kind_is_refused_wherever_a_list_is_opened(tiny_faces, tmp
             open_eval_set(find_spec(name, tmp_path), str)
         assert str(of_training.value) == str(of_test.value)
         assert str(file) in str(of_test.value) and "\n" not in str(of_test.value)
-
-
-def test_a_single_fold_of_one_kind_is_named(tiny_faces, tmp_path):
-    """14: it needs no more than one wrong answer in the list."""
-    shutil.copytree(tiny_faces / "CALFW", tmp_path / "CALFW")
-    path = find_pair_list(tmp_path, BENCHMARKS["calfw"])
-    lines = path.read_text().splitlines()
-    lines[6] = lines[6].rsplit(" ", 1)[0] + " 0"
-    path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"in 1 of the ten folds \(fold 4: 0 genuine, 2 impostor\)"):
-        open_complete_eval_set("calfw", tmp_path)
 
 
 def test_pairs_left_out_for_missing_pictures_do_not_make_a_list_wrong(tiny_faces, tmp_path):

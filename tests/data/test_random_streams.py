@@ -10,9 +10,9 @@ from data.loaders import FaceBatch
 from utils.distributed import DistInfo
 
 train = load_script("train")
-BATCH, STEPS = 10, 3000
-# Pearson's r of independent draws is normal with a deviation of 1 / sqrt(STEPS) = 0.018.
-MOST_CORRELATION = 0.1
+BATCH, STEPS = 10, 1500
+# Pearson's r of independent draws is normal with a deviation of 1 / sqrt(STEPS) = 0.026.
+MOST_CORRELATION = 0.14
 
 
 def faces_of(images: torch.Tensor) -> FaceBatch:
@@ -49,12 +49,10 @@ def correlations(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.T @ second / len(first)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("cropped", "flipped"), ("coloured", "flipped"), ("cropped", "coloured")]
-)
-def test_no_images_change_goes_with_a_flip_or_another_change_of_any_image(drawn, first, second):
+def test_no_images_change_goes_with_a_flip_or_another_change_of_any_image(drawn):
     """7b: image i's crop was tied to image 9 i's flip, as both came from one seed."""
-    assert correlations(drawn[first], drawn[second]).abs().max() < MOST_CORRELATION
+    for first, second in (("cropped", "flipped"), ("coloured", "flipped"), ("cropped", "coloured")):
+        assert correlations(drawn[first], drawn[second]).abs().max() < MOST_CORRELATION
 
 
 def test_a_fifth_of_the_images_that_are_not_mirrored_are_cropped(drawn):
@@ -62,7 +60,7 @@ def test_a_fifth_of_the_images_that_are_not_mirrored_are_cropped(drawn):
     for is_mirrored in (False, True):
         for image in range(BATCH):
             steps = drawn["flipped"][:, image] == is_mirrored
-            assert drawn["cropped"][steps, image].double().mean() == pytest.approx(0.2, abs=0.05)
+            assert drawn["cropped"][steps, image].double().mean() == pytest.approx(0.2, abs=0.06)
     assert drawn["flipped"].double().mean() == pytest.approx(0.5, abs=0.01)
     assert drawn["coloured"].double().mean() == pytest.approx(0.2, abs=0.01)
 

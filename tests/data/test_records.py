@@ -109,9 +109,6 @@ def refusal(function, *arguments, **how):
     return message
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
-
-
 def test_a_file_of_insightface_gives_pictures_identities_and_nothing_else(tmp_path):
     path = tmp_path / "train.rec"
     write_records(path, insightface([0, 0, 1, 2, 2]))
@@ -171,11 +168,8 @@ def test_identity_records_and_heads_give_the_same_and_the_former_are_read_where_
     assert_same_index(index_record_file(path), quick)
     assert quick.identities.tolist() == [2] * 5 + [0] + [1] * 4 + [3] * 2
     assert quick.identity_names == ("3", "5", "7", "900000")
-
-
-def test_identity_records_out_of_order_are_sorted(tmp_path):
-    path = tmp_path / "train.rec"
-    write_records(path, insightface([4, 4, 2], [(3, 4), (1, 3)]))
+    monkeypatch.undo()
+    write_records(path, insightface([4, 4, 2], [(3, 4), (1, 3)]))  # out of order
     assert index_record_file(path).identities.tolist() == [1, 1, 0]
 
 
@@ -252,8 +246,7 @@ def test_an_index_travels_to_other_processes_and_threads_without_a_file_position
     assert wrong == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_give_the_same_batches_from_records_as_from_folders(tmp_path, folder, workers):
+def test_loaders_give_the_same_batches_from_records_as_from_folders(tmp_path, folder, workers=2):
     pack_folder(folder, tmp_path / "train.rec")
     index = index_record_file(tmp_path / "train.rec")
     index.decode(0)  # opened before the workers are forked
@@ -273,9 +266,6 @@ def test_descriptors_are_closed_with_the_index(tmp_path, folder):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# ------------------------------------------------------------------------------------------------ damaged and hostile
-
-
 def test_a_truncated_file_is_refused_with_the_place_and_the_number_of_good_records(tmp_path):
     path = tmp_path / "train.rec"
     offsets = write_records(path, insightface([0, 0, 1, 1]))
@@ -292,46 +282,25 @@ def test_a_truncated_file_is_refused_with_the_place_and_the_number_of_good_recor
         path.write_bytes(content[: offsets[3]])  # at the end of a record
         message = refusal(index_record_file, path)
         assert "the first 3 are good" in message if with_index else "says that there are 7 records, but 3" in message
-
-
-def test_a_scan_names_the_record_that_has_lost_its_magic_word(tmp_path):
-    path = tmp_path / "train.rec"
-    offsets = write_records(path, insightface([0, 0, 1, 1]), with_index=False)
-    content = bytearray(path.read_bytes())
-    content[offsets[2]] ^= 1
-    path.write_bytes(content)
-    assert f"byte {offsets[2]:,} does not have the magic word" in (message := refusal(index_record_file, path))
+    path.write_bytes(content.replace(MAGIC_WORD, b"some", 3).replace(b"some", MAGIC_WORD, 2))
+    message = refusal(index_record_file, path)
+    assert f"byte {offsets[2]:,} does not have the magic word" in message
     assert "the 2 records before it are good" in message
 
 
-def damage_head(content):
-    content[8:12] = struct.pack("<I", 4_000_000_000)  # labels
-
-
-def damage_length(content):
-    content[4:8] = struct.pack("<I", 0x1FFFFFFF)
-
-
-def damage_part(content):
-    content[7] |= 0x40  # a middle part without a first
-
-
-def damage_short(content):
-    content[4:8] = struct.pack("<I", 20)
-
-
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [(damage_head, "claims 4,000,000,000 labels in"), (damage_length, "has a length of 536,870,911, beyond the file's"),
-     (damage_part, "has a part of kind 2 at byte"), (damage_short, "has 20 bytes, fewer than the 24")],
-)  # fmt: skip
-def test_a_damaged_record_is_an_unreadable_picture_and_training_can_skip_it(tmp_path, damage, why):
+@pytest.mark.parametrize(("place", "damage", "why"), [
+    (8, struct.pack("<I", 4_000_000_000), "claims 4,000,000,000 labels in"),
+    (4, struct.pack("<I", 0x1FFFFFFF), "has a length of 536,870,911, beyond the file's"),
+    (7, b"\x40", "has a part of kind 2 at byte"),  # a middle part without a first
+    (4, struct.pack("<I", 20), "has 20 bytes, fewer than the 24"),
+])  # fmt: skip
+def test_a_damaged_record_is_an_unreadable_picture_and_training_can_skip_it(tmp_path, place, damage, why):
     path = tmp_path / "train.rec"
     offsets = write_records(path, insightface([0, 0, 0, 1, 1]))
     content = bytearray(path.read_bytes())
     record = bytearray(content[offsets[2] :])
-    damage(record)
-    path.write_bytes(content[: offsets[2]] + record)
+    record[place : place + len(damage)] = damage
+    path.write_bytes(content[: offsets[2]] + bytes(record))
     index = index_record_file(path)  # by the identity records: the middle of an identity is not looked at
     for method in (index.read, index.decode):
         with pytest.raises(UnreadablePicture) as caught:
@@ -346,19 +315,14 @@ def test_a_damaged_record_is_an_unreadable_picture_and_training_can_skip_it(tmp_
     assert why in result.left_out[0]
 
 
-def test_records_without_a_picture_are_unreadable_and_named(tmp_path):
+def test_records_without_a_picture_and_of_a_file_that_went_are_unreadable_and_named(tmp_path):
     path = tmp_path / "train.rec"
     write_records(path, [payload(0, 0, PICTURES[0]), payload(1, 0), payload(2, 0, b"text")])
     index = index_record_file(path)
     for i in (1, 2):
         with pytest.raises(UnreadablePicture, match=f"train.rec key {i}' cannot be decoded, it is not an image"):
             index.decode(i)
-
-
-def test_a_file_that_vanishes_after_the_index_is_an_unreadable_picture(tmp_path):
-    path = tmp_path / "train.rec"
-    write_records(path, [payload(0, 0, PICTURES[0])])
-    index = pickle.loads(pickle.dumps(index_record_file(path)))
+    index = pickle.loads(pickle.dumps(index))
     path.unlink()
     with pytest.raises(UnreadablePicture, match="No such file"):
         index.decode(0)
@@ -389,6 +353,8 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path):
     assert "key 2 is missing from its index" in refusal(index_record_file, path)
     write_records(path, [payload(0, (1, 1))])
     assert "holds no pictures" in refusal(index_record_file, path)
+    write_records(path, insightface([0, 0]))
+    assert "1 identity, but at least 2" in refusal(index_record_file, path, min_identities=2)
 
 
 def test_what_is_no_record_file_is_refused(tmp_path):
@@ -405,13 +371,6 @@ def test_what_is_no_record_file_is_refused(tmp_path):
         assert name == "text" or "elsewhere" in message
 
 
-def test_too_few_identities_are_refused(tmp_path):
-    write_records(tmp_path / "train.rec", insightface([0, 0]))
-    message = refusal(index_record_file, tmp_path / "train.rec", min_identities=2)
-    assert "record file" in message
-    assert "1 identity, but at least 2" in message
-
-
 def test_the_property_file_has_to_agree(tmp_path):
     path, properties = tmp_path / "train.rec", tmp_path / "property"
     write_records(path, insightface([0, 0, 1]))
@@ -426,9 +385,6 @@ def test_the_property_file_has_to_agree(tmp_path):
         assert str(properties) in message
     write_records(tmp_path / "val.rec", insightface([0]))
     assert len(index_record_file(tmp_path / "val.rec")) == 1  # property belongs to train.rec
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
 
 
 def slow_parts(content):
@@ -466,14 +422,12 @@ def test_a_record_with_the_magic_word_inside_is_cut_and_joined_again(tmp_path_fa
 def test_pictures_that_hold_the_magic_word_survive(tmp_path, with_index):
     path = tmp_path / "train.rec"
     pictures = [PICTURES[0] + fill + MAGIC_WORD * 3 + b"x" for fill in (b"", b"1", b"12", b"123")]
+    magic_number = int.from_bytes(MAGIC_WORD, "little")
     with open(path, "wb") as stored, open(path.with_suffix(".idx"), "w") as places:
         writer = RecordWriter(stored, places)
-        magic_number = int.from_bytes(MAGIC_WORD, "little")
         for key, picture in enumerate(pictures):
             writer.write(key, (3,), picture)
-        writer.write(
-            magic_number, (4, 5), PICTURES[1]
-        )  # an id that looks like it: the first part is shorter than a head
+        writer.write(magic_number, (4, 5), PICTURES[1])  # an id that looks like it: a part shorter than a head
     assert path.read_bytes().count(MAGIC_WORD) > 5
     if not with_index:
         path.with_suffix(".idx").unlink()
@@ -516,12 +470,9 @@ def test_pack_unpack_pack_gives_the_same_bytes(tmp_path, folder, ages):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
     pack_folder(index, tmp_path / "3" / "train.rec")  # records out of records
     assert (tmp_path / "3" / "train.rec").read_bytes() == first.read_bytes()
-
-
-def test_packing_brings_the_pictures_of_an_identity_together(tmp_path):
     write_records(tmp_path / "mixed.rec", [payload(k, label, PICTURES[k]) for k, label in enumerate((9, 4, 9, 4))])
-    pack_folder(index_record_file(tmp_path / "mixed.rec"), tmp_path / "train.rec")
-    index = index_record_file(tmp_path / "train.rec")
+    pack_folder(index_record_file(tmp_path / "mixed.rec"), tmp_path / "4" / "train.rec")
+    index = index_record_file(tmp_path / "4" / "train.rec")  # the pictures of an identity come together
     assert index.identities.tolist() == [0, 0, 1, 1]
     assert [index.read(i) for i in range(4)] == [PICTURES[k] for k in (1, 3, 0, 2)]
 
@@ -582,7 +533,7 @@ def test_unpacking_goes_on_where_it_was_stopped(tmp_path, folder):
     assert kept.read_bytes() == PICTURES[0]
 
 
-def test_unpacking_refuses_folders_that_hold_anything_else(tmp_path, folder):
+def test_unpacking_refuses_folders_that_hold_anything_else_and_ages_that_are_not_all_there(tmp_path, folder):
     pack_folder(folder, tmp_path / "train.rec")
     index = index_record_file(tmp_path / "train.rec")
     assert "is not empty" in refusal(unpack_record_file, index, tmp_path / "faces", True)
@@ -594,19 +545,9 @@ def test_unpacking_refuses_folders_that_hold_anything_else(tmp_path, folder):
     unpack_record_file(index, tmp_path / "dry", True, dry_run=True)
     assert not (tmp_path / "dry").exists()
     assert (tmp_path / "out" / ORIGIN_NAME).exists()
-
-
-def test_unpacking_with_ages_needs_all_of_them(tmp_path, folder):
-    pack_folder(with_ages(folder, None), tmp_path / "train.rec")
-    index = index_record_file(tmp_path / "train.rec")
-    assert "ages of 0 of its 10 pictures" in refusal(unpack_record_file, index, tmp_path / "out", True)
-    some = with_ages(index, np.array([-1] + [30] * 9))
-    assert "ages of 9 of its 10 pictures" in refusal(unpack_record_file, some, tmp_path / "out", True)
-    assert unpack_record_file(with_ages(index, np.arange(10)), tmp_path / "out", True).num_written == 10
-    assert (tmp_path / "out" / "00000002" / "00000010_age_09.jpg").read_bytes() == PICTURES[9]
-
-
-# ------------------------------------------------------------------------------------------ what both indexes promise
+    for known, ages in ((0, None), (9, np.array([-1] + [30] * 9))):
+        some = with_ages(index, ages)
+        assert f"ages of {known} of its 10 pictures" in refusal(unpack_record_file, some, tmp_path / "new", True)
 
 
 def test_folders_and_records_keep_the_same_promises(tmp_path, folder):
@@ -644,20 +585,6 @@ def test_a_fingerprint_changes_with_order_and_place_alone(tmp_path, folder):
     assert len(prints) == 4
 
 
-def test_reading_a_folders_picture_refuses_pipes_and_missing_files(tmp_path):
-    (tmp_path / "a").mkdir()
-    os.mkfifo(tmp_path / "a" / "pipe.jpg")
-    (tmp_path / "a" / "link.jpg").symlink_to(tmp_path / "nowhere")
-    index = index_identity_folders(tmp_path, None)
-    for i, part in ((0, "No such file"), (1, "a folder or a device")):
-        for method in (index.read, index.decode):
-            with pytest.raises(UnreadablePicture, match=part):
-                method(i)
-
-
-# ------------------------------------------------------------------------------------------------------ fast decoding
-
-
 @pytest.mark.parametrize(
     "how",
     [{}, {"quality": 100, "subsampling": 0}, {"quality": 10, "subsampling": 1}, {"optimize": True},
@@ -687,14 +614,8 @@ def test_a_header_that_pil_refuses_does_not_get_past_the_fast_way():
     picture = PICTURES[0]
     scan = picture.index(b"\xff\xda")
     assert is_aligned_jpeg(picture)
-    for marker in (
-        b"\xff\x01\x00\x02",
-        b"\xff\xff\x00\x02",
-        b"\x00\x00\x00\x02",
-        b"\xff\xee\x00\x02",
-        b"\xff\xd9\x00\x02",
-    ):
-        assert not is_aligned_jpeg(picture[:scan] + marker + picture[scan:])
+    for marker in (b"\xff\x01", b"\xff\xff", b"\x00\x00", b"\xff\xee", b"\xff\xd9"):
+        assert not is_aligned_jpeg(picture[:scan] + marker + b"\x00\x02" + picture[scan:])
     frame = picture.index(b"\xff\xc0")
     end = frame + 2 + int.from_bytes(picture[frame + 2 : frame + 4], "big")
     assert not is_aligned_jpeg(picture[:frame] + picture[end:])
@@ -702,16 +623,12 @@ def test_a_header_that_pil_refuses_does_not_get_past_the_fast_way():
 
 
 def test_damaged_jpegs_decode_alike_or_not_at_all():
-    draw = np.random.RandomState(5)
-    outcomes = {"same": 0, "refused": 0}
-    for number in range(300):
+    draw, num_decoded = np.random.RandomState(5), 0
+    for number in range(200):
         picture = bytearray(PICTURES[number % 4])
         for place in draw.randint(0, len(picture), draw.randint(1, 4)):
             picture[place] ^= 1 << draw.randint(8)
         face = decode_aligned(bytes(picture))
-        if face is None:
-            outcomes["refused"] += 1
-        else:
-            outcomes["same"] += 1
-            assert torch.equal(face, decode_face(bytes(picture)))
-    assert min(outcomes.values()) > 5
+        num_decoded += face is not None
+        assert face is None or torch.equal(face, decode_face(bytes(picture)))
+    assert 5 < num_decoded < 195

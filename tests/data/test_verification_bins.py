@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import pickle
-import struct
 import time
 import tracemalloc
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.faces import index_names
 from data.loaders import batches, evaluation_loader
 from data.pairs import PairList, read_pair_list
 from data.transforms import UnreadablePicture, decode_face
@@ -51,9 +49,6 @@ def refused(path):
     return message
 
 
-# ------------------------------------------------------------------------------------------------- reading a set
-
-
 def test_pairs_come_in_order_and_a_picture_of_two_pairs_stands_once(tmp_path):
     path = write(tmp_path, (PICTURES, [True, False]))
     pairs = read_verification_bin(path)
@@ -65,7 +60,10 @@ def test_pairs_come_in_order_and_a_picture_of_two_pairs_stands_once(tmp_path):
     faces = pairs.images
     assert [faces.read(i) for i in range(len(faces))] == [PICTURES[0], PICTURES[1], PICTURES[3]]
     assert [faces.name(i) for i in range(3)] == ["lfw.bin image 0", "lfw.bin image 1", "lfw.bin image 3"]
-    assert [faces.key(i) for i in range(3)] == ["0", "1", "3"]
+    assert [faces.key(i) for i in range(3)] == ["0", "1", "3"] and faces.read(-1) == PICTURES[3]
+    for ask in (faces.read, faces.name, faces.key):
+        with pytest.raises(IndexError):
+            ask(3)
 
 
 def test_the_pictures_are_an_index_of_faces_that_the_loaders_take(tmp_path):
@@ -77,14 +75,9 @@ def test_the_pictures_are_an_index_of_faces_that_the_loaders_take(tmp_path):
         (batch,) = batches(evaluation_loader(faces, batch_size=8, workers=workers))
         expected = torch.stack([decode_face(content) for content in (PICTURES[0], PICTURES[1], PICTURES[3])])
         assert torch.equal(batch.images, expected)
-
-
-def test_an_index_beyond_the_end_is_an_error_and_minus_one_is_the_last(tmp_path):
-    faces = read_verification_bin(write(tmp_path, (PICTURES, [True, False]))).images
-    assert faces.read(-1) == PICTURES[3]
-    for ask in (faces.read, faces.name, faces.key):
-        with pytest.raises(IndexError):
-            ask(3)
+    faces = read_verification_bin(write(tmp_path, ([PICTURES[0], b"no picture"], [True]))).images
+    with pytest.raises(UnreadablePicture, match=r"'lfw.bin image 1' cannot be decoded, it is not an image"):
+        faces.decode(1)
 
 
 def test_another_file_has_another_fingerprint(tmp_path):
@@ -95,80 +88,23 @@ def test_another_file_has_another_fingerprint(tmp_path):
     assert len(prints) == 3
 
 
-def test_an_unreadable_picture_is_named_by_file_and_number(tmp_path):
-    faces = read_verification_bin(write(tmp_path, ([PICTURES[0], b"no picture"], [True]))).images
-    with pytest.raises(UnreadablePicture, match=r"'lfw.bin image 1' cannot be decoded, it is not an image"):
-        faces.decode(1)
-
-
 # What Python 2.7.18 and numpy 1.16.6 wrote for (pictures, answers): protocol 0, and cPickle's protocol 2.
 FROM_PYTHON_2 = {
-    "text": rb"""((lp0
-S'\xff\xd8a\n\'"\\\x00z'
-p1
-aS'two'
-p2
-ag1
-aS'four'
-p3
-a(lp4
-I01
-aI00
-atp5
-.""",
-    "binary": b"\x80\x02]q\x01(U\t\xff\xd8a\n'\"\\\x00zq\x02U\x03twoq\x03h\x02U\x04fourq\x04e]q\x05(\x88\x89e\x86.",
-}
+    "text": b'((lp0\nS\'\\xff\\xd8a\\n\\\'"\\\\\\x00z\'\np1\naS\'two\'\np2\nag1\naS\'four\'\np3\na(lp4\nI01\naI00\natp'
+    b'5\n.',
+    "binary": b'\x80\x02]q\x01(U\t\xff\xd8a\n\'"\\\x00zq\x02U\x03twoq\x03h\x02U\x04fourq\x04e]q\x05(\x88\x89e\x86.',
+}  # fmt: skip
 ARRAYS_FROM_PYTHON_2 = {
-    "text": rb"""((lp1
-cnumpy.core.multiarray
-_reconstruct
-p2
-(cnumpy
-ndarray
-p3
-(I0
-tS'b'
-tRp4
-(I1
-(I7
-tcnumpy
-dtype
-p5
-(S'u1'
-I0
-I1
-tRp6
-(I3
-S'|'
-NNNI-1
-I-1
-I0
-tbI00
-S'hello\xff\n'
-tbaS'two'
-p7
-a(lp8
-cnumpy.core.multiarray
-scalar
-p9
-(g5
-(S'b1'
-I0
-I1
-tRp10
-(I3
-S'|'
-NNNI-1
-I-1
-I0
-tbS'\x01'
-tRp11
-at.""",
-    "binary": b"\x80\x02]q\x01(cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87R"
-    b"q\x04(K\x01K\x07\x85cnumpy\ndtype\nq\x05U\x02u1K\x00K\x01\x87Rq\x06(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-    b"K\x00tb\x89U\x07hello\xff\ntbU\x03twoq\x07e]q\x08cnumpy.core.multiarray\nscalar\nq\th\x05U\x02b1K\x00K\x01\x87Rq\n"
-    b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbU\x01\x01\x86Rq\x0ba\x86.",
-}
+    "text": b"((lp1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n(I0\ntS'b'\ntRp4\n(I1\n(I7\ntcnum"
+    b"py\ndtype\np5\n(S'u1'\nI0\nI1\ntRp6\n(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\nS'hello\\xff\\n'\ntbaS'two'\np7"
+    b"\na(lp8\ncnumpy.core.multiarray\nscalar\np9\n(g5\n(S'b1'\nI0\nI1\ntRp10\n(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbS"
+    b"'\\x01'\ntRp11\nat.",
+    "binary": b'\x80\x02]q\x01(cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87Rq'
+    b'\x04(K\x01K\x07\x85cnumpy\ndtype\nq\x05U\x02u1K\x00K\x01\x87Rq\x06(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff'
+    b'\xff\xff\xffK\x00tb\x89U\x07hello\xff\ntbU\x03twoq\x07e]q\x08cnumpy.core.multiarray\nscalar\nq\th\x05U'
+    b'\x02b1K\x00K\x01\x87Rq\n(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbU\x01\x01\x86Rq\x0ba\x86'
+    b'.',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["text", "binary"])
@@ -181,16 +117,11 @@ def test_what_python_2_wrote_reads_alike(tmp_path, kind):
     assert pairs.genuine.tolist() == [True]
 
 
-ANSWERS = {
-    "booleans": [True, False],
-    "a tuple": (True, False),
-    "numbers": [1, 0],
-    "numpy's booleans": [np.True_, np.False_],
-    "an array": np.array([True, False]),
-}
+ANSWERS = {"booleans": [True, False], "a tuple": (True, False), "numbers": [1, 0],
+           "numpy's booleans": [np.True_, np.False_], "an array": np.array([True, False])}  # fmt: skip
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 def test_every_protocol_and_kind_of_picture_and_answer_reads_alike(tmp_path, protocol, answers):
     array = np.frombuffer(PICTURES[1], dtype=np.uint8)
@@ -250,9 +181,6 @@ def test_the_sets_of_a_folder_are_found_in_order(tmp_path):
     assert [path.name for path in find_verification_bins(tmp_path)] == ["agedb_30.bin", "lfw.bin"]
 
 
-# ------------------------------------------------------------------------------------------- pickles that mean harm
-
-
 class Call:
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -302,8 +230,7 @@ HOSTILE = {
     "an array of objects": (ARRAY.replace(b"u1", b"O8"), "of the type 'O8'"),
     "an array larger than its bytes": (ARRAY.replace(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"), "does not fit"),
     "an array of negative size": (ARRAY.replace(b"K\x04\x85", b"J\xff\xff\xff\xff\x85"), "does not fit"),
-    "an array of many dimensions": (
-        ARRAY.replace(b"K\x04\x85", b"(" + b"K\x01" * 90 + b"K\x04t"), "does not fit"),
+    "an array of many dimensions": (ARRAY.replace(b"K\x04\x85", b"(" + b"K\x01" * 90 + b"K\x04t"), "does not fit"),
     "an array of another class": (ARRAY.replace(b"cnumpy\nndarray", b"cnumpy\nmatrix"), "it asks for"),
     "a list that is filled": (b"](K\x01tb.", "fills something"),
     "something added to a number": (b"K\x01K\x01a.", "no list"),
@@ -336,9 +263,9 @@ def lists_of_lists():
 
 
 def one_picture_many_times():
-    """A megabyte, named 40,000 times: 40 GB for whoever copies or hashes it each time."""
+    """A megabyte, named 10,000 times: 10 GB for whoever copies or hashes it each time."""
     big = counted(b"B", 4, 1 << 20) + b"a" * (1 << 20) + b"q\x00"
-    return b"(]q\x01(" + big + b"h\x00" * 39_999 + b"e](" + b"\x88" * 20_000 + b"et."
+    return b"(]q\x01(" + big + b"h\x00" * 9_999 + b"e](" + b"\x88" * 5_000 + b"et."
 
 
 def one_array_many_times():
@@ -347,8 +274,8 @@ def one_array_many_times():
     dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85Rq\x01"
     array = b"h\x03h\x00h\x01J\x00\x00\x10\x00\x85h\x02tRa"
     names = b"X\x01\x00\x00\x00Cq\x02cnumpy.core.numeric\n_frombuffer\nq\x03"
-    return content + dtype + names + b"(]" + array.replace(b"h\x03h\x00", b"h\x03(h\x00") * 20_000 + b"](" \
-        + b"\x88" * 10_000 + b"et."  # fmt: skip
+    return content + dtype + names + b"(]" + array.replace(b"h\x03h\x00", b"h\x03(h\x00") * 5_000 + b"](" \
+        + b"\x88" * 2_500 + b"et."  # fmt: skip
 
 
 BOMBS = {
@@ -357,15 +284,15 @@ BOMBS = {
     "itself": lambda: b"(]q\x00(h\x00h\x00e]\x88at.",
     "one": one_picture_many_times,
     "arrays": one_array_many_times,
-    "deep": lambda: b"]" + b"\x85" * (198_000) + b".",
-    "marks": lambda: b"(" * (200_001),
+    "deep": lambda: b"]" + b"\x85" * 49_000 + b".",
+    "marks": lambda: b"(" * 50_001,
     "kept far": lambda: b"]r\xff\xff\xff\x7f.",
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_no_small_file_takes_much_memory_or_time(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(restricted_pickle, "MAX_INSTRUCTIONS", 200_000)  # a tenth: measuring memory takes time
+    monkeypatch.setattr(restricted_pickle, "MAX_INSTRUCTIONS", 50_000)  # a fortieth: measuring memory takes time
     path = write(tmp_path, BOMBS[name]())
     tracemalloc.start()
     began = time.process_time()
@@ -420,9 +347,6 @@ def test_what_is_kept_before_it_is_filled_is_filled_everywhere():
     assert first is second and isinstance(first, Array) and first.content == b"\0\1\2"
 
 
-# --------------------------------------------------------------------------------------------------- writing a set
-
-
 @pytest.fixture
 def pairs(tmp_path):
     folder = tmp_path / "faces"
@@ -449,22 +373,12 @@ def test_a_written_set_reads_as_it_was_here_and_in_insightfaces_way(tmp_path, pa
     assert all(type(answer) is bool for answer in issame) and type(bins) is list
     assert os.path.getsize(path) < sum(map(len, contents)) + 500  # a picture of many pairs is stored once
     assert os.listdir(path.parent) == ["mine.bin"]
-
-
-def test_a_set_that_was_read_can_be_written_again(tmp_path, pairs):
-    first = write_verification_bin(pairs, tmp_path / "first.bin")
-    second = write_verification_bin(read_verification_bin(tmp_path / "first.bin"), tmp_path / "second.bin")
-    assert first == second
-
-
-def test_a_file_that_is_there_is_kept_unless_forced(tmp_path, pairs):
-    path = tmp_path / "mine.bin"
-    path.write_bytes(b"mine")
+    assert write_verification_bin(read, tmp_path / "again.bin") == reply
     with pytest.raises(UserError, match=r"mine\.bin' exists.*--force"):
         write_verification_bin(pairs, path)
-    assert path.read_bytes() == b"mine"
+    path.write_bytes(b"mine")
     write_verification_bin(pairs, path, force=True)
-    assert len(read_verification_bin(path)) == 3
+    assert sha256(path) == reply.sha256
 
 
 @pytest.mark.parametrize(("kind", "size"), [("JPEG", (120, 112)), ("PNG", (224, 224)), ("BMP", (112, 112))])
@@ -492,33 +406,3 @@ def test_a_broken_picture_stops_the_writing_and_leaves_nothing(tmp_path, pairs, 
     with pytest.raises(UnreadablePicture, match=r"b\.jpg.*No such file"):
         write_verification_bin(pairs, tmp_path / "mine.bin", reencode=reencode)
     assert sorted(os.listdir(tmp_path)) == ["faces", "pairs.txt"]
-
-
-def test_progress_is_told_for_every_picture(tmp_path, pairs):
-    reply = []
-
-    def progress(items, total, what):
-        reply.append((len(list(items)), total, what))
-        return iter(range(total))
-
-    write_verification_bin(pairs, tmp_path / "mine.bin", progress=progress)
-    assert reply == [(3, 3, "reading pictures")]
-
-
-def test_a_set_of_seven_thousand_pairs_is_read_within_a_second_or_two(tmp_path):
-    images = [struct.pack("<I", number) * 500 for number in range(14_000)]
-    path = write(tmp_path, pickle.dumps((images, [True, False] * 3500), 2))
-    began = time.process_time()
-    pairs = read_verification_bin(path)
-    assert time.process_time() - began < 3
-    assert len(pairs) == 7000 and len(pairs.images) == 14_000
-    assert pairs.images.read(13_999) == images[-1]
-
-
-def test_index_names_of_other_folders_is_written_alike(tmp_path, pairs):
-    """A PairList made by hand, as programs do."""
-    images = index_names(tmp_path / "faces", ["c.png", "a.png"])
-    made = PairList(images, np.array([0]), np.array([1]), np.array([False]), (), 0)
-    write_verification_bin(made, tmp_path / "made.bin")
-    read = read_verification_bin(tmp_path / "made.bin")
-    assert (read.images.read(0), read.genuine.tolist()) == (images.read(0), [False])

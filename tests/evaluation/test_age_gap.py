@@ -1,13 +1,11 @@
 """Tables by age agree with slow plain versions, and find a model out that compares ages instead of people."""
 
-import json
-
 import numpy as np
 import pytest
 import reference
 from sklearn.metrics import roc_auc_score
 
-from evaluation import age_gap, arrays, protocols
+from evaluation import age_gap, arrays
 from evaluation.age_gap import (
     by_age_gap,
     by_younger_age,
@@ -15,12 +13,10 @@ from evaluation.age_gap import (
     pairs_by_younger_age,
     rank1_by_mate_distance,
 )
-from evaluation.protocols import leave_one_out
 from meta import UserError
 
 GAPS = {"0-1": (0, 1), "2-5": (2, 5), "6-10": (6, 10), "11-20": (11, 20), "21-30": (21, 30), "31+": (31, 120)}
 YOUNGER = {"0-3": (0, 3), "4-10": (4, 10), "11-17": (11, 17), "18-30": (18, 30), "31-50": (31, 50), "51+": (51, 120)}
-KINDS = ("random", "matched")
 
 
 def life_pictures(seed, num_pictures=60, num_people=6, size=6, oldest=70, noise=1.0):
@@ -94,14 +90,11 @@ def assert_same_row(row, expected):
         assert row[key] == same, key
 
 
-# --------------------------------------------------------------------------------------------------- the plain versions
-
-
 @pytest.mark.parametrize(
     ("of_pictures", "of_pairs", "bins", "column"),
     [(by_age_gap, pairs_by_age_gap, GAPS, 2), (by_younger_age, pairs_by_younger_age, YOUNGER, 3)],
 )
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_tables_are_the_plain_ones(seed, of_pictures, of_pairs, bins, column, monkeypatch):
     embeddings, identities, ages = life_pictures(seed)
     ages[::9] = -1
@@ -145,17 +138,7 @@ def test_the_row_of_all_pools_random_impostors_and_averages_matched_ones():
     )
 
 
-def test_the_row_of_all_says_how_many_pairs_its_mean_covers():
-    embeddings, identities, ages = life_pictures(15, num_pictures=70, num_people=10)
-    table = by_age_gap(embeddings, identities, ages)["bins"]
-    rows = [row for name, row in table.items() if name != "all"]
-    covered = sum(row["num_genuine"] for row in rows if row["auc_matched_impostors_percent"] is not None)
-    assert 0 < covered < table["all"]["num_genuine"]
-    sentence = f"AUC against matched impostors covers {covered:,} of {table['all']['num_genuine']:,} genuine pairs"
-    assert sentence in table["all"]["reason"]
-
-
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_rank1_with_distant_mates_is_the_plain_version(seed, monkeypatch):
     embeddings, identities, ages = life_pictures(seed, num_pictures=40)
     ages[::11] = -1
@@ -174,11 +157,7 @@ def test_rank1_with_distant_mates_is_the_plain_version(seed, monkeypatch):
                 hits.append(identities[best] == identities[p])
                 chances.append(len(distant) / len(gallery))
         enough = len(hits) >= 10
-        expected[f"{years}+"] = (
-            len(hits),
-            np.mean(hits) * 100 if enough else None,
-            np.mean(chances) * 100 if enough else None,
-        )
+        expected[f"{years}+"] = [len(hits), *(100 * np.mean(part) if enough else None for part in (hits, chances))]
     for numbers_a_block in (2**22, 90):
         monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", numbers_a_block)
         result = rank1_by_mate_distance(embeddings, identities, ages, years=(0, 5, 30))
@@ -188,20 +167,6 @@ def test_rank1_with_distant_mates_is_the_plain_version(seed, monkeypatch):
             assert (row["num_probes"], row["num_probes_left_out"]) == (count, 40 - count)
             assert row["rank1_percent"] == (rank1 if rank1 is None else pytest.approx(rank1))
             assert row["chance_rank1_percent"] == (chance if chance is None else pytest.approx(chance))
-
-
-def test_rank1_with_all_mates_is_leave_one_out():
-    embeddings, identities, ages = life_pictures(6, num_pictures=90)
-    assert np.bincount(identities).min() > 1
-    row = rank1_by_mate_distance(embeddings, identities, ages, years=(0,))["0+"]
-    assert row["num_probes"] == 90
-    assert row["rank1_percent"] == pytest.approx(leave_one_out(embeddings, identities)["rank1_percent"], rel=1e-12)
-    assert row["chance_rank1_percent"] == pytest.approx(
-        protocols.leave_one_out_chance(identities)["rank1_percent"], rel=1e-12
-    )
-
-
-# ------------------------------------------------------------------------------------------------- what the tables find
 
 
 def test_a_model_that_compares_ages_is_found_out():
@@ -217,15 +182,9 @@ def test_a_model_that_compares_ages_is_found_out():
     assert table["all"]["auc_random_impostors_percent"] > 80
     assert table["all"]["auc_matched_impostors_percent"] == pytest.approx(50, abs=7)
     assert table["all"]["auc_same_years_impostors_percent"] == pytest.approx(50, abs=1e-9)
-    younger = by_younger_age(age_only(ages), identities, ages)["bins"]["all"]
-    assert younger["auc_random_impostors_percent"] > 80
-
-
-def test_a_model_of_ages_looks_for_the_age_and_not_for_the_mate():
-    _, identities, ages = life_pictures(9, num_pictures=400, num_people=40)
-    result = rank1_by_mate_distance(age_only(ages), identities, ages)
-    for row in result.values():
-        assert row["rank1_percent"] < 5
+    assert by_younger_age(age_only(ages), identities, ages)["bins"]["all"]["auc_random_impostors_percent"] > 80
+    _, identities, ages = life_pictures(9, num_pictures=400, num_people=40)  # it looks for the age, not for the mate
+    assert all(row["rank1_percent"] < 5 for row in rank1_by_mate_distance(age_only(ages), identities, ages).values())
 
 
 def test_a_model_of_people_holds_against_matched_impostors_at_every_gap():
@@ -235,26 +194,6 @@ def test_a_model_of_people_holds_against_matched_impostors_at_every_gap():
         assert row["auc_matched_impostors_percent"] > 99 and row["auc_random_impostors_percent"] > 99
         assert row["mean_genuine_cosine"] > 0.7 and abs(row["mean_matched_impostor_cosine"]) < 0.1
     assert all(row["rank1_percent"] > 99 for row in rank1_by_mate_distance(embeddings, identities, ages).values())
-
-
-def test_a_person_who_changes_with_the_years_loses_genuine_cosine_gap_by_gap():
-    embeddings, identities, ages = life_pictures(11, num_pictures=300, num_people=20, size=32, noise=0.2)
-    drift = np.random.default_rng(12).normal(size=(20, 32))[identities] * ages[:, None] / 30
-    cosines = [row["mean_genuine_cosine"] for row in by_age_gap(embeddings + drift, identities, ages)["bins"].values()]
-    assert cosines[:-1] == sorted(cosines[:-1], reverse=True)
-
-
-def test_identities_at_random_are_chance():
-    embeddings, identities, ages = life_pictures(13, num_pictures=400, num_people=10, noise=0.5)
-    identities = np.random.default_rng(14).permutation(identities)
-    everything = by_age_gap(embeddings, identities, ages)["bins"]["all"]
-    for kind in KINDS:
-        assert everything[f"auc_{kind}_impostors_percent"] == pytest.approx(50, abs=3)
-    row = rank1_by_mate_distance(embeddings, identities, ages)["5+"]
-    assert row["rank1_percent"] == pytest.approx(row["chance_rank1_percent"], abs=6)
-
-
-# ------------------------------------------------------------------------------------------ too few, unknown, bad input
 
 
 def test_a_bin_with_too_few_pairs_has_counts_and_a_reason_but_no_figure():
@@ -278,16 +217,7 @@ def test_too_few_matched_impostors_for_a_far_are_said():
     assert row["reason"] == f"{row['num_matched_impostor']} matched impostor pairs, TAR needs 1,000 for FAR 1e-3"
 
 
-@pytest.mark.parametrize("table_of", [by_age_gap, by_younger_age])
-def test_pictures_without_an_age_change_nothing_but_their_count(table_of):
-    embeddings, identities, ages = life_pictures(17)
-    known = np.arange(60) % 4 > 0
-    table = table_of(embeddings, identities, np.where(known, ages, -1))
-    assert table["bins"] == table_of(embeddings[known], identities[known], ages[known])["bins"]
-    assert table["num_pictures_without_age"] == 15
-
-
-@pytest.mark.parametrize("num_known", [0, 1, 2])
+@pytest.mark.parametrize("num_known", [0, 2])
 def test_no_known_ages_give_empty_bins(num_known):
     embeddings, identities, ages = life_pictures(18)
     ages[num_known:] = -1
@@ -312,25 +242,6 @@ def test_pairs_without_an_age_are_counted_and_left_out():
     assert nothing["num_pairs_without_age"] == 400 and nothing["bins"]["all"]["reason"]
 
 
-@pytest.mark.parametrize("people", ["one", "all different"])
-def test_one_kind_of_pair_gives_counts_only(people):
-    embeddings, identities, ages = life_pictures(20)
-    identities = np.zeros(60, int) if people == "one" else np.arange(60)
-    for row in by_age_gap(embeddings, identities, ages)["bins"].values():
-        assert row["auc_random_impostors_percent"] is None and row["auc_matched_impostors_percent"] is None
-        assert row["reason"]
-
-
-def test_results_are_plain_json():
-    embeddings, identities, ages = life_pictures(21)
-    embeddings = embeddings.astype(np.float32)
-    results = [table(embeddings, identities, ages.astype(np.int16)) for table in (by_age_gap, by_younger_age)]
-    results.append(rank1_by_mate_distance(embeddings, identities, ages))
-    results.append(pairs_by_age_gap(np.float32([0.5] * 30), np.arange(30) % 2, ages[:30], ages[30:]))
-    for result in results:
-        assert json.loads(json.dumps(result, allow_nan=False)) == result
-
-
 def test_bins_are_named_by_their_years():
     assert age_gap.bin_names(age_gap.GAP_LOWER_EDGES) == tuple(GAPS)
     assert age_gap.bin_names(age_gap.YOUNGER_LOWER_EDGES) == tuple(YOUNGER)
@@ -339,9 +250,7 @@ def test_bins_are_named_by_their_years():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda e, i, a: (np.where(np.eye(60, 6) > 0, np.nan, e), i, a), "NaN or infinity in 6 of 60 rows"),
         (lambda e, i, a: (e * (np.arange(60) != 7)[:, None], i, a), "no direction in 1 of 60 rows, the first is row 7"),
-        (lambda e, i, a: (e, i[:-1], a), "59 entries for 60 images"),
         (lambda e, i, a: (e, i, a[:-1]), r"ages has shape \(59,\)"),
         (lambda e, i, a: (e, i, a + 0.5), "dtype float64, it must hold 60 whole numbers"),
         (lambda e, i, a: (e, i, a + 100), "it must hold years from 0 to 120"),
@@ -353,6 +262,8 @@ def test_a_bad_set_is_refused_in_a_sentence(spoil, message):
     for function in (by_age_gap, by_younger_age, rank1_by_mate_distance):
         with pytest.raises(UserError, match=message):
             function(*arrays)
+    with pytest.raises(UserError, match="years holds -5"):
+        rank1_by_mate_distance(*life_pictures(22), years=(10, -5))
 
 
 @pytest.mark.parametrize(
@@ -368,8 +279,3 @@ def test_a_bad_list_is_refused_in_a_sentence(scores, first, message):
     for function in (pairs_by_age_gap, pairs_by_younger_age):
         with pytest.raises(UserError, match=message):
             function(np.array(scores), np.array([1, 0, 1]), np.array(first), np.array([4, 5, 6]))
-
-
-def test_negative_years_are_refused():
-    with pytest.raises(UserError, match="years holds -5"):
-        rank1_by_mate_distance(*life_pictures(23), years=(10, -5))

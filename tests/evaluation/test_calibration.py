@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from evaluation.age_gap import COMMON_RATES, GAP_LOWER_EDGES, by_age_gap, pairs_by_age_gap
+from evaluation.age_gap import COMMON_RATES, GAP_LOWER_EDGES, by_age_gap
 from evaluation.calibration import (
     FILE_NAME,
     GAPS,
@@ -74,10 +74,7 @@ def calibrations(tmp_path):
     return write_calibrations(tmp_path, [model], "concatenate")
 
 
-# ------------------------------------------------------------------------------------------------------------- exact
-
-
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_thresholds_and_tar_by_gap_are_those_of_a_plain_loop_over_all_pairs(seed):
     embeddings, people, ages = life_pictures(seed)
     pairs, calibrated = plain_pairs(embeddings, people, ages), calibrate(result_of(seed))
@@ -112,17 +109,6 @@ def test_where_all_ages_are_known_the_thresholds_are_those_of_all_pairs():
         assert same == {key: with_ages["at_far"][rate][key] for key in same}
 
 
-def test_a_list_of_pairs_has_the_thresholds_of_its_set():
-    embeddings, people, ages = life_pictures(1, num_pictures=60)
-    scores, genuine, gaps = (np.array(column) for column in zip(*plain_pairs(embeddings, people, ages), strict=True))
-    of_list = pairs_by_age_gap(scores, genuine, gaps, np.zeros_like(gaps))["common_thresholds"]
-    of_set = by_age_gap(embeddings, people, ages)["common_thresholds"]
-    for rate, row in of_set.items():
-        assert (row["threshold"] is None) == (of_list[rate]["threshold"] is None)
-        assert row["threshold"] is None or of_list[rate]["threshold"] == pytest.approx(row["threshold"], abs=1e-11)
-        assert row["impostors_allowed"] == of_list[rate]["impostors_allowed"]
-
-
 def test_a_far_without_enough_impostors_is_left_out_and_said():
     draw = np.random.default_rng(0)
     genuine = np.arange(600) < 100
@@ -138,14 +124,8 @@ def test_a_benchmark_without_analysis_and_a_file_of_embeddings_have_no_calibrati
     assert write_calibrations(tmp_path, [others], "concatenate") is None and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("years", "gap"), [(0, "0-1"), (1, "0-1"), (2, "2-5"), (20.6, "21-30"), (31, "31+"), (99, "31+")]
-)
-def test_years_fall_into_their_bin(years, gap):
-    assert gap_of(years) == gap
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
+def test_years_fall_into_their_bin():
+    assert [gap_of(years) for years in (0, 1, 2, 20.6, 31, 99)] == ["0-1", "0-1", "2-5", "21-30", "31+", "31+"]
 
 
 def test_the_benchmark_with_most_impostors_is_taken_unless_another_is_named(calibrations):
@@ -171,9 +151,7 @@ def test_a_far_or_a_benchmark_that_is_not_there_is_refused(calibrations):
         calibration.at(1e-1, "lfw")
 
 
-def test_a_calibration_of_another_model_or_another_join_is_refused(calibrations):
-    with pytest.raises(UserError, match=r"about other weights.* \(runs/a/iefp.pth\), not about .* fingerprint cdcd"):
-        read_calibration(calibrations, "cd" * 32, "concatenate")
+def test_a_calibration_of_another_join_is_refused(calibrations):
     with pytest.raises(UserError, match="joined by 'concatenate', here they are joined by 'add'"):
         read_calibration(calibrations, FINGERPRINT, "add")
 
@@ -203,27 +181,18 @@ def set_threshold(value):
     return broken(lambda model: model["benchmarks"]["fgnet"]["at_far"]["1e-2"].update(threshold=value))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[" * 100_000,
-        lambda text: "[1, 2]",
-        lambda text: text.replace('"schema": 1', '"schema": 99'),
-        lambda text: '{"schema": 1, "models": {}}',
-        lambda text: '{"schema": 1, "models": [7]}',
-        broken(lambda model: model.pop("benchmarks")),
-        broken(lambda model: model.update(benchmarks=[])),
-        broken(lambda model: model.update(benchmarks={})),
-        broken(lambda model: model["benchmarks"]["fgnet"].pop("num_impostor")),
-        broken(lambda model: model["benchmarks"]["fgnet"].update(num_impostor=-1)),
-        set_threshold("0.3"),
-        set_threshold(7.0),
-        set_threshold(float("nan")),
-        set_threshold(True),
-    ],
-)
+DAMAGES = [
+    lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[" * 100_000, lambda text: "[1, 2]",
+    lambda text: text.replace('"schema": 1', '"schema": 99'), lambda text: '{"schema": 1, "models": {}}',
+    lambda text: '{"schema": 1, "models": [7]}', broken(lambda model: model.pop("benchmarks")),
+    broken(lambda model: model.update(benchmarks=[])), broken(lambda model: model.update(benchmarks={})),
+    broken(lambda model: model["benchmarks"]["fgnet"].pop("num_impostor")),
+    broken(lambda model: model["benchmarks"]["fgnet"].update(num_impostor=-1)),
+    *(set_threshold(value) for value in ("0.3", 7.0, float("nan"), True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
 def test_a_damaged_file_is_refused_in_a_sentence(calibrations, damage):
     calibrations.write_text(damage(calibrations.read_text()))
     with pytest.raises(UserError, match=r"calibration.*test\.py writes such files") as refused:

@@ -95,6 +95,10 @@ def test_what_is_broken_is_named(name):
     getattr(faces.extracted, name)[3, 1] = np.nan
     with pytest.raises(UserError, match=f"{name} holds NaN or infinity in 1 of 60 rows, the first is row 3"):
         score_identities(faces, Options(analysis=False))
+    faces = made_up(7)
+    faces.extracted.original[5] = faces.extracted.mirror[5] = 0  # no embedding
+    with pytest.raises(UserError, match="embeddings has no direction in 1 of 60 rows, the first is row 5"):
+        score_identities(faces, Options(analysis=False))
 
 
 def test_a_broken_age_embedding_costs_its_own_figures_only():
@@ -103,11 +107,3 @@ def test_a_broken_age_embedding_costs_its_own_figures_only():
     leaks = score_identities(faces, Options())[0]["analysis"]["leaks"]
     assert "age_features holds NaN" in leaks["age_in_age"]["reason"]
     assert "reason" not in leaks["age_in_identity"]
-
-
-def test_a_picture_without_an_embedding_is_named():
-    faces = made_up(7)
-    for view in (faces.extracted.original, faces.extracted.mirror):
-        view[5] = 0
-    with pytest.raises(UserError, match="embeddings has no direction in 1 of 60 rows, the first is row 5"):
-        score_identities(faces, Options(analysis=False))

@@ -25,6 +25,7 @@ class LinearModel:
         self.estimator = torch.randn(512, 8, generator=draw) / 10
 
     def identity_features(self, images):
+        assert images.dtype == torch.float32 and images.abs().max() <= 1 and not torch.is_grad_enabled()
         return F.avg_pool2d(images, 8).flatten(1) @ self.identity
 
     def age_features(self, images):
@@ -86,34 +87,14 @@ def test_each_row_is_what_its_picture_and_its_mirror_image_give_by_themselves(pi
     assert not np.allclose(result.original, result.mirror, atol=0.1)
 
 
-def test_shapes_and_types_are_those_of_the_class(pictures):
-    result = extracted(in_order(pictures, 3))
-    shapes = {name: (values.shape, values.dtype) for name, values in vars(result).items()}
-    assert shapes == {
-        "original": ((7, 512), np.float32),
-        "mirror": ((7, 512), np.float32),
-        "age_probabilities_original": ((7, 8), np.float32),
-        "age_probabilities_mirror": ((7, 8), np.float32),
-        "grey_pixels": ((7, 56 * 56), np.float32),
-        "age_features": ((7, 512), np.float32),
-    }
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 6, 7, 100])
-def test_the_batch_size_does_not_matter(pictures, batch_size):
-    assert_same(extracted(in_order(pictures, batch_size)), extracted(in_order(pictures, 3)))
-
-
-def test_rows_stand_in_index_order_though_batches_come_shuffled(pictures):
-    shuffled = batches_of(pictures, [6], [4, 0, 2], [1, 5, 3])
-    assert_same(extracted(shuffled), extracted(in_order(pictures, 3)))
-
-
-def test_age_probabilities_are_positive_and_sum_to_1(pictures):
-    result = extracted(in_order(pictures, 3))
-    for probabilities in (result.age_probabilities_original, result.age_probabilities_mirror):
-        assert (probabilities > 0).all()
-        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+def test_neither_the_batch_size_nor_the_order_matters(pictures):
+    expected = extracted(in_order(pictures, 3))
+    for batches in (in_order(pictures, 1), in_order(pictures, 100), batches_of(pictures, [6], [4, 0, 2], [1, 5, 3])):
+        assert_same(extracted(batches), expected)
+    ages = {"age_probabilities_original": 8, "age_probabilities_mirror": 8, "age_features": 512}
+    sizes = {"original": 512, "mirror": 512, "grey_pixels": 56 * 56} | ages
+    assert {name: values.shape for name, values in vars(expected).items()} == {k: (7, v) for k, v in sizes.items()}
+    assert {values.dtype for values in vars(expected).values()} == {np.dtype(np.float32)}
 
 
 def test_without_an_age_branch_it_is_not_asked_and_ages_are_none(pictures):
@@ -124,36 +105,12 @@ def test_without_an_age_branch_it_is_not_asked_and_ages_are_none(pictures):
     assert np.array_equal(result.original, extracted(batches).original)
 
 
-def test_the_network_gets_floats_in_the_published_range_and_no_gradients(pictures):
-    seen = []
-
-    class Watching(LinearModel):
-        def identity_features(self, images):
-            seen.append((images.dtype, images.shape, images.min() >= -1, images.max() <= 1, torch.is_grad_enabled()))
-            return super().identity_features(images)
-
-    extract(Watching(), in_order(pictures, 7), NUM_IMAGES, ALONE, to_network_input)
-    assert seen == [(torch.float32, (14, 3, 112, 112), True, True, False)]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [[0, 1], [2, 3], [3, 4]],
-        [[0, 1], [2, 3], [4, 4]],
-        [[0, 1, 2, 3, 4, 0]],
-        [[0, 1], [3, 4]],
-        [[0, 1], [2, 3]],
-        [],
-    ],
-    ids=["twice", "twice in its batch", "twice in the only batch", "never", "last never", "none at all"],
-)
+@pytest.mark.parametrize("rows", [
+    [[0, 1], [2, 3], [3, 4]], [[0, 1], [2, 3], [4, 4]], [[0, 1, 2, 3, 4, 0]], [[0, 1], [3, 4]], [[0, 1], [2, 3]], [],
+], ids=["twice", "twice in its batch", "twice in the only batch", "never", "last never", "none at all"])  # fmt: skip
 def test_an_image_embedded_twice_or_never_is_noticed(pictures, rows):
     with pytest.raises(AssertionError, match="exactly once"):
         extracted(batches_of(pictures, *rows), num_images=5)
-
-
-# ----------------------------------------------------------------------------------------------------------- grey
 
 
 def test_grey_pixels_are_pils_within_its_rounding(pictures):
@@ -165,8 +122,5 @@ def test_grey_pixels_are_pils_within_its_rounding(pictures):
         expected = (luma.reshape(56, 2, 56, 2).mean((1, 3)) - 127.5) / 127.5
         difference = np.abs(mine - expected) * 127.5  # in grey levels
         assert difference.max() <= 0.51  # PIL rounds each pixel by up to a half
-
-
-def test_black_is_minus_1_and_white_is_1():
-    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 112, 112)
-    assert grey_pixels(images).tolist() == pytest.approx(np.repeat([[-1.0], [1.0]], 56 * 56, axis=1), abs=1e-5)
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 112, 112)
+    assert grey_pixels(ends)[:, 0].tolist() == pytest.approx([-1, 1], abs=1e-5)

@@ -1,6 +1,5 @@
 """evaluation/identification.py: CMC and open-set figures agree with slow plain versions, each other and chance."""
 
-import json
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import reference
 import torch
 
-from evaluation import arrays, identification, protocols
+from evaluation import arrays, identification
 from meta import UserError
 
 TIE = 1e-12
@@ -63,7 +62,7 @@ def plain_open_set(probe, probe_identities, gallery, gallery_identities, distrac
 
 @pytest.mark.parametrize("with_distractors", [True, False])
 @pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_leave_one_out_cmc_is_the_plain_version(seed, ties, with_distractors):
     rows, identities = faces(seed, ties=ties)
     extra = faces(seed + 100, num_images=11, ties=ties)[0] if with_distractors else None
@@ -82,7 +81,7 @@ def test_leave_one_out_cmc_is_the_plain_version(seed, ties, with_distractors):
     assert (result["num_gallery"], result["num_distractors"]) == (25, num_candidates - 25)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_probe_gallery_cmc_is_the_plain_version_with_several_images_a_person(seed):
     gallery, gallery_identities = faces(seed, ties=seed % 2 == 0)
     probe, probe_identities = faces(seed + 50, num_images=17, ties=seed % 2 == 0)
@@ -101,37 +100,25 @@ def test_probe_gallery_cmc_is_the_plain_version_with_several_images_a_person(see
 
 
 @pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_open_set_figures_are_the_plain_version(seed, ties):
     probe, probe_identities = faces(seed, num_images=60, num_identities=12, ties=ties, spread=0.4)
     gallery, gallery_identities = faces(seed, num_images=20, num_identities=12, ties=ties, spread=0.4)
     keep = gallery_identities < 2
     gallery, gallery_identities = gallery[keep], gallery_identities[keep]
     extra = faces(seed + 9, num_images=7, ties=ties)[0]
+    sets = probe, probe_identities, gallery, gallery_identities
     for distractors in ((), extra):
-        result = identification.open_set_identification(
-            probe, probe_identities, gallery, gallery_identities, extra if len(distractors) else None
-        )
+        result = identification.open_set_identification(*sets, extra if len(distractors) else None)
         for rate, one_in in (("1e-1", 10), ("1e-2", 100)):
-            expected = plain_open_set(
-                probe, probe_identities, gallery, gallery_identities.tolist(), distractors, one_in
-            )
-            assert result[f"dir_at_far_{rate}_percent"] == (
-                None if expected is None else pytest.approx(expected, rel=1e-12)
-            )
+            expected = plain_open_set(*sets[:3], gallery_identities.tolist(), distractors, one_in)
+            if expected is None:  # more non-mates are needed than there are
+                assert result[f"dir_at_far_{rate}_percent"] is result[f"threshold_at_far_{rate}_cosine"] is None
+                assert result[f"false_alarms_allowed_at_far_{rate}"] == 0
+            else:
+                assert result[f"dir_at_far_{rate}_percent"] == pytest.approx(expected, rel=1e-12)
         assert result["num_known_probes"] + result["num_strangers"] == 60
         assert result["num_distractors"] == len(distractors)
-
-
-def test_rank_one_is_that_of_the_published_protocol_where_nothing_ties():
-    rows, identities = faces(3, num_images=80, ties=False)
-    kept = np.bincount(identities)[identities] > 1
-    rows, identities = rows[kept], identities[kept]
-    ours = identification.leave_one_out_cmc(rows, identities)["cmc_percent"][0]
-    assert ours == protocols.leave_one_out(rows, identities)["rank1_percent"]
-    probe = rows + 0.3
-    ours = identification.probe_gallery_cmc(probe, identities, rows, identities)["cmc_percent"][0]
-    assert ours == protocols.probe_gallery(probe, identities, rows, identities)["rank1_percent"]
 
 
 # ---------------------------------------------------------------------------------------------------- done by hand
@@ -149,28 +136,10 @@ def test_a_threshold_lets_no_more_non_mates_pass_than_allowed_and_a_tie_does_not
     assert result["rank1_percent"] == 100.0
 
 
-def test_a_rate_that_needs_more_non_mates_than_there_are_gets_no_figure():
-    rows, identities = faces(1, num_images=60, num_identities=12)
-    gallery, probes = identification.open_set_split(identities, seed=4)
-    result = identification.open_set_identification(
-        rows[probes], identities[probes], rows[gallery], identities[gallery]
-    )
-    assert result["num_strangers"] < 100
-    for rate in ("1e-2", "1e-3"):
-        assert result[f"dir_at_far_{rate}_percent"] is None and result[f"threshold_at_far_{rate}_cosine"] is None
-        assert result[f"false_alarms_allowed_at_far_{rate}"] == 0
-
-
-def test_a_copy_of_the_probe_under_another_name_is_ranked_before_the_mate():
-    rows = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
-    result = identification.leave_one_out_cmc(rows, ["a", "a", "b", "b"])
-    assert result["cmc_percent"] == pytest.approx([0.0, 50.0, 100.0])  # the b probes have both others before the mate
-
-
 # ------------------------------------------------------------------------------------------------------ invariances
 
 
-@pytest.mark.parametrize("scores_per_block", [1, 7, 64])
+@pytest.mark.parametrize("scores_per_block", [1, 64])
 def test_small_blocks_and_pieces_and_the_order_change_nothing(scores_per_block, monkeypatch):
     rows, identities = faces(2, num_images=40, num_identities=9)
     extra = faces(30, num_images=23)[0]
@@ -188,10 +157,8 @@ def test_small_blocks_and_pieces_and_the_order_change_nothing(scores_per_block, 
         )
         assert found == pytest.approx(expected[2], abs=1e-12)  # thresholds are cosines, rounded
 
-    gallery, probes = (
-        (rows[in_gallery], identities[in_gallery]),
-        np.isin(identities, identities[in_gallery]) & ~in_gallery,
-    )
+    gallery = rows[in_gallery], identities[in_gallery]
+    probes = np.isin(identities, identities[in_gallery]) & ~in_gallery
     expected = [
         identification.leave_one_out_cmc(rows, identities, extra),
         identification.probe_gallery_cmc(rows[probes], identities[probes], *gallery, extra),
@@ -225,25 +192,16 @@ def test_a_split_is_that_of_its_seed_and_keeps_people_apart():
 def test_chance_is_what_random_embeddings_get():
     rng = np.random.default_rng(0)
     identities = np.repeat(np.arange(5), [1, 2, 3, 3, 4])
-    extra = rng.normal(size=(4, 64))
-    runs = [rng.normal(size=(13, 64)) for _ in range(800)]
-
-    def mean(measure):
-        return np.mean([measure(run) for run in runs], axis=0)
-
+    extra, runs = rng.normal(size=(4, 64)), rng.normal(size=(500, 13, 64))
     expected = identification.leave_one_out_cmc_chance(identities, num_distractors=4)["cmc_percent"]
     assert len(expected) == 16 and expected[-1] == 100.0
-    assert mean(lambda run: identification.leave_one_out_cmc(run, identities, extra)["cmc_percent"]) == pytest.approx(
-        expected, abs=2.0
-    )
-    gallery = np.array([1, 2, 3, 5, 6, 8, 9])
-    expected = identification.probe_gallery_cmc_chance(identities[1:], identities[gallery])["cmc_percent"]
-    fresh = rng.normal(size=(800, 7, 64))
-    found = [
-        identification.probe_gallery_cmc(run[1:], identities[1:], g, identities[gallery])["cmc_percent"]
-        for run, g in zip(runs, fresh, strict=True)
-    ]
-    assert np.mean(found, axis=0) == pytest.approx(expected, abs=2.0)
+    found = [identification.leave_one_out_cmc(run, identities, extra)["cmc_percent"] for run in runs]
+    assert np.mean(found, axis=0) == pytest.approx(expected, abs=2.5)
+    names = identities[[1, 2, 3, 5, 6, 8, 9]]
+    expected = identification.probe_gallery_cmc_chance(identities[1:], names)["cmc_percent"]
+    found = [identification.probe_gallery_cmc(run[1:], identities[1:], rng.normal(size=(7, 64)), names)["cmc_percent"]
+             for run in runs]  # fmt: skip
+    assert np.mean(found, axis=0) == pytest.approx(expected, abs=2.5)
 
 
 def test_open_set_chance_is_what_random_embeddings_get():
@@ -251,42 +209,14 @@ def test_open_set_chance_is_what_random_embeddings_get():
     names, gallery = np.repeat([0, 1, 2, 3], [30, 30, 200, 200]), np.array([0, 0, 1])
     expected = identification.open_set_chance(names, gallery)
     assert expected["rank1_percent"] == 50.0 and expected["dir_at_far_1e-1_percent"] == 5.0
-    found = [
-        identification.open_set_identification(
-            rng.normal(size=(460, 96)), names, rng.normal(size=(3, 96)), gallery
-        )
-        for _ in range(60)
-    ]  # fmt: skip
+    measure, draw = identification.open_set_identification, rng.normal
+    found = [measure(draw(size=(460, 96)), names, draw(size=(3, 96)), gallery) for _ in range(60)]
     for key in expected:
         if found[0][key] is not None:
             assert np.mean([result[key] for result in found]) == pytest.approx(expected[key], abs=2.0)
 
 
-def test_permuted_identities_fall_to_chance():
-    rng = np.random.default_rng(2)
-    identities = np.repeat(np.arange(60), 5)
-    rows = rng.normal(size=(60, 32))[identities] + 0.2 * rng.normal(size=(300, 32))
-    assert identification.leave_one_out_cmc(rows, identities)["cmc_percent"][0] > 99
-    permuted = identification.leave_one_out_cmc(rows, rng.permutation(identities))["cmc_percent"]
-    assert permuted[0] < 5
-
-
 # ----------------------------------------------------------------------------------------------- results and errors
-
-
-def test_results_are_flat_and_ready_for_json():
-    rows, identities = faces(0)
-    gallery, probes = identification.open_set_split(identities)
-    for result in (
-        identification.leave_one_out_cmc(rows, identities, rows + 0.5),
-        identification.probe_gallery_cmc(rows, identities, rows, identities),
-        identification.open_set_identification(rows[probes], identities[probes], rows[gallery], identities[gallery]),
-        identification.open_set_chance(identities[probes], identities[gallery]),
-        identification.leave_one_out_cmc_chance(identities),
-    ):
-        assert json.loads(json.dumps(result)) == result
-        assert not any(isinstance(value, dict) for value in result.values())
-        assert all(0 <= value <= 100 for value in result.get("cmc_percent", []))
 
 
 def test_distractors_of_length_zero_are_left_out_and_counted():
@@ -299,20 +229,11 @@ def test_distractors_of_length_zero_are_left_out_and_counted():
 
 ROWS = np.eye(4, 3) + 0.1
 ZERO = ROWS * [[1], [1], [0], [1]]
-NOT_FINITE = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, ROWS)
 PEOPLE = [0, 0, 1, 1]
 ERRORS = {
     "zero": (identification.leave_one_out_cmc, (ZERO, PEOPLE), "no direction in 1 of 4 rows, the first is row 2"),
-    "zero in the gallery": (
-        identification.probe_gallery_cmc,
-        (ROWS, PEOPLE, ZERO, PEOPLE),
-        "gallery has no direction in 1 of 4",
-    ),
-    "NaN": (identification.leave_one_out_cmc, (NOT_FINITE, PEOPLE), "NaN or infinity in 1 of 4"),
-    "NaN distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, NOT_FINITE), "distractors holds NaN"),
+    "zero in the gallery": (identification.probe_gallery_cmc, (ROWS, PEOPLE, ZERO, PEOPLE), "gallery has no direction"),
     "only zero distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, 0 * ROWS), "no embedding of a length"),
-    "distractors of another size": (identification.leave_one_out_cmc, (ROWS, PEOPLE, ROWS[:, :2]), "3 numbers"),
-    "no pieces of distractors": (identification.leave_one_out_cmc, (ROWS, PEOPLE, iter(())), "distractors"),
     "nobody has a mate": (identification.leave_one_out_cmc, (ROWS, [0, 1, 2, 3]), "no two images"),
     "rank 0": (identification.leave_one_out_cmc, (ROWS, PEOPLE, None, 0), "max_rank is 0"),
     "gallery lacks people": (identification.probe_gallery_cmc, (ROWS, [0, 7, 8, 9], ROWS, PEOPLE), "lacks 3"),

@@ -1,8 +1,6 @@
 """Bootstrap intervals: the weights are those of rebuilt lists, the figures the exact ones, the coverage near 95 %."""
 
-import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -46,13 +44,6 @@ def true_figures(apart=1.5):
     }
 
 
-def in_bins(scores):
-    return np.round(scores, 1)
-
-
-# ---------------------------------------------------------------------------------------- replicates: the plain version
-
-
 def rebuilt(scores, genuine, first, second, counts):
     """The list of pairs among the people drawn, each copy of a person compared with all copies of others, by loops."""
     kept_scores, kept_genuine = [], []
@@ -64,10 +55,10 @@ def rebuilt(scores, genuine, first, second, counts):
 
 
 @pytest.mark.parametrize("with_ties", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_replicate_is_that_of_the_rebuilt_list_of_pairs(seed, with_ties):
     scores, genuine, first, second = people_pairs(np.random.default_rng(seed), num_people=15)
-    scores = in_bins(scores) if with_ties else scores
+    scores = np.round(scores, 1) if with_ties else scores
     plan = intervals._draw_plan(genuine, scores, first, second, 100, seed)
     (figures,) = intervals._replicates([scores], genuine, plan)
     every_count = np.concatenate(list(plan.counts()))
@@ -80,12 +71,13 @@ def test_every_replicate_is_that_of_the_rebuilt_list_of_pairs(seed, with_ties):
 
 def test_every_replicate_over_pairs_is_that_of_the_drawn_pairs():
     scores, genuine, *_ = people_pairs(np.random.default_rng(5))
+    scores = np.round(scores, 1)
     plan = intervals._draw_plan(genuine, scores, None, None, 100, 5)
-    (figures,) = intervals._replicates([in_bins(scores)], genuine, plan)
+    (figures,) = intervals._replicates([scores], genuine, plan)
     for row, counts in enumerate(np.concatenate(list(plan.counts()))):
         copies = counts[plan.first]
         assert copies[genuine].sum() == genuine.sum() and copies[~genuine].sum() == np.sum(~genuine)
-        expected = verification(np.repeat(in_bins(scores), copies), np.repeat(genuine, copies))["figures"]
+        expected = verification(np.repeat(scores, copies), np.repeat(genuine, copies))["figures"]
         for name in FIGURES:
             assert figures[name][row] == pytest.approx(expected[name], rel=1e-9)
 
@@ -101,9 +93,6 @@ def test_the_figures_are_the_exact_ones_and_lie_in_their_intervals():
             assert result[f"{name}_interval_reason"] is None
 
 
-# ------------------------------------------------------------------------------------------------------------- coverage
-
-
 def coverage(with_identities, num_sets, **how):
     """Percent of simulated sets whose interval holds the true figure, by figure."""
     hits = dict.fromkeys(true_figures(), 0)
@@ -115,27 +104,17 @@ def coverage(with_identities, num_sets, **how):
     return {name: 100 * count / num_sets for name, count in hits.items()}
 
 
-def test_intervals_over_pairs_cover_where_pairs_are_independent():
-    covered = coverage(False, num_sets=160, num_people=150, per_person=1, num_impostor=150, share=0.0)
-    assert all(88 <= percent <= 99 for percent in covered.values()), covered
-
-
-def test_intervals_over_identities_cover_where_people_differ():
-    covered = coverage(True, num_sets=160, num_people=40)
-    assert all(88 <= percent <= 99 for percent in covered.values()), covered
-
-
-def test_intervals_over_pairs_are_too_narrow_where_people_differ():
-    covered = coverage(False, num_sets=60, num_people=40)
-    assert covered["pooled_auc_percent"] < 80, covered
-
-
-def test_intervals_over_identities_are_rather_too_wide_where_people_share_few_pairs():
-    covered = coverage(True, num_sets=60, num_people=150, per_person=2, num_impostor=300, share=0.0)
-    assert all(percent >= 92 for percent in covered.values()), covered
-
-
-# ---------------------------------------------------------------------------------------------------------- differences
+@pytest.mark.parametrize(("with_identities", "num_sets", "how", "least", "most"), [
+    (False, 100, {"num_people": 150, "per_person": 1, "num_impostor": 150, "share": 0.0}, 86, 100),
+    (True, 100, {"num_people": 40}, 86, 100),
+    (False, 50, {"num_people": 40}, 0, 80),  # too narrow where people differ
+    (True, 50, {"num_people": 150, "per_person": 2, "num_impostor": 300, "share": 0.0}, 92, 100),  # rather too wide
+])  # fmt: skip
+def test_intervals_cover_over_pairs_where_they_are_independent_over_identities_where_people_differ(
+    with_identities, num_sets, how, least, most
+):
+    covered = coverage(with_identities, num_sets, **how)
+    assert least <= min(covered.values()) and covered["pooled_auc_percent"] <= most, covered
 
 
 def test_a_difference_is_that_of_the_figures_and_its_interval_that_of_the_replicates():
@@ -146,6 +125,7 @@ def test_a_difference_is_that_of_the_figures_and_its_interval_that_of_the_replic
     of_a, of_b = (verification(scores, genuine)["figures"] for scores in (a, b))
     plan = intervals._draw_plan(genuine, a, first, second, 300, 9)
     alone = [intervals._replicates([scores], genuine, plan)[0] for scores in (a, b)]  # each on its own, the same draws
+    assert (result["resampled"], result["num_resampled"], result["interval_percent"]) == ("identities", 50, 95)
     for name in FIGURES[:3]:
         stem = name.replace("_percent", "_difference_percentage_points")
         assert result[stem] == pytest.approx(of_a[name] - of_b[name], abs=1e-9)
@@ -165,24 +145,12 @@ def test_a_difference_has_a_narrower_interval_than_its_models():
     assert paired[f"{stem}_low"] > 0  # b is a and noise: worse
 
 
-def test_a_difference_swaps_its_sign_with_the_models():
-    rng = np.random.default_rng(9)
-    a, genuine, first, second = people_pairs(rng)
-    b = a + rng.normal(size=len(a))
-    stem = "pooled_auc_difference_percentage_points"
-    one, other = paired_differences(a, b, genuine, first, second), paired_differences(b, a, genuine, first, second)
-    assert one[stem] == -other[stem] and one[f"{stem}_low"] == pytest.approx(-other[f"{stem}_high"])
-
-
 def test_equal_models_have_no_interval_of_their_difference_but_a_reason():
     scores, genuine, first, second = people_pairs(np.random.default_rng(10))
     result = paired_differences(scores, 2 * scores, genuine, first, second)
     stem = "pooled_auc_difference_percentage_points"
     assert result[stem] == 0 and result[f"{stem}_low"] is None
     assert "every resample gives the same difference" in result[f"{stem}_interval_reason"]
-
-
-# ------------------------------------------------------------------------------------------------ seeds, speed, reasons
 
 
 def test_the_same_seed_repeats_and_another_does_not():
@@ -199,20 +167,6 @@ def test_the_size_of_a_chunk_does_not_matter(num_columns, monkeypatch):
     whole = verification_intervals(*pairs)
     monkeypatch.setattr(intervals, "WEIGHTS_PER_CHUNK", 1)
     assert verification_intervals(*pairs) == whole
-
-
-def test_names_serve_as_well_as_numbers():
-    scores, genuine, first, second = people_pairs(np.random.default_rng(13))
-    names = [np.array([f"{identity:03d}" for identity in side]) for side in (first, second)]
-    assert verification_intervals(scores, genuine, *names) == verification_intervals(scores, genuine, first, second)
-
-
-def test_a_thousand_replicates_of_six_thousand_pairs_are_fast():
-    pairs = people_pairs(np.random.default_rng(14), num_people=1000, per_person=3, num_impostor=3000)
-    for arguments in (pairs, pairs[:2]):
-        began = time.process_time()
-        verification_intervals(*arguments)
-        assert time.process_time() - began < 2
 
 
 def test_a_figure_that_the_pairs_do_not_allow_has_no_interval_but_a_reason():
@@ -258,18 +212,6 @@ def test_resamples_without_a_kind_of_pair_are_not_made_up():
     assert "resamples hold no genuine or no impostor pair" in result["pooled_auc_percent_interval_reason"]
 
 
-def test_results_are_plain_json():
-    scores, genuine, first, second = people_pairs(np.random.default_rng(18))
-    for result in (
-        verification_intervals(scores, genuine, first, second),
-        verification_intervals(scores, genuine),
-        paired_differences(scores, scores**3, genuine, first, second),
-    ):
-        assert json.loads(json.dumps(result, allow_nan=False)) == result
-        assert result["interval_percent"] == 95 and result["num_replicates"] == 1000
-    assert result["resampled"] == "identities" and result["num_resampled"] == 30
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -291,9 +233,5 @@ def test_bad_input_is_refused_in_a_sentence(change, message):
         verification_intervals(*positions, **arguments)
     with pytest.raises(UserError, match=message):
         paired_differences(positions[0], *positions, **arguments)
-
-
-def test_models_of_different_pairs_are_refused():
-    scores, genuine, first, second = people_pairs(np.random.default_rng(20))
     with pytest.raises(UserError, match="one score and one label"):
         paired_differences(scores, scores[:-1], genuine, first, second)

@@ -1,6 +1,5 @@
 """evaluation/probes.py: a planted age is found, a removed one is gone, and chance is chance."""
 
-import json
 import warnings
 
 import numpy as np
@@ -36,97 +35,13 @@ def without_linear_age(rows, ages):
     return units - known @ np.linalg.lstsq(known, units, rcond=None)[0]
 
 
-def plain_ridge(features, targets, alpha):
-    """Weights and offset that make the squared error plus alpha times the squared weights least."""
-    mean = features.mean(axis=0)
-    centred = features - mean
-    weights = np.linalg.solve(
-        centred.T @ centred + alpha * np.eye(len(mean)), centred.T @ (targets - targets.mean())
-    )  # fmt: skip
-    return weights, targets.mean() - mean @ weights
-
-
-def plain_softmax_regression(features, groups, c):
-    """Weights found by plain gradient descent on the loss written out; classes in the order of their numbers."""
-    classes = np.unique(groups)
-    x = torch.tensor(np.column_stack([features, np.ones(len(features))]))
-    y = torch.tensor(np.searchsorted(classes, groups))
-    weights = torch.zeros(x.shape[1], len(classes), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimiser.zero_grad()
-        value = torch.nn.functional.cross_entropy(x @ weights, y, reduction="sum") + (weights[:-1] ** 2).sum() / (2 * c)
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    return classes, weights.detach().numpy()
-
-
-def plain_age_probe(rows, ages, folds):
-    """The probe's own figures, everything written out."""
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    groups = np.array([sum(age > edge for edge in AGE_GROUP_UPPER_EDGES) for age in ages])
-    read_years, read_groups = np.empty(len(ages)), np.empty(len(ages), int)
-
-    def scaled(fitted, others):
-        mean, deviation = units[fitted].mean(axis=0), units[fitted].std(axis=0)
-        return (units[fitted] - mean) / deviation, (units[others] - mean) / deviation
-
-    num_folds = max(folds) + 1
-    for fold in range(num_folds):
-        test = folds == fold
-        chosen_on = folds == (fold + 1) % num_folds
-        x, held_out = scaled(~test & ~chosen_on, chosen_on)
-        years, known = ages[~test & ~chosen_on], groups[~test & ~chosen_on]
-        errors = []
-        for alpha in probes.RIDGE_ALPHA:
-            weights, offset = plain_ridge(x, years, alpha)
-            errors.append(np.mean((held_out @ weights + offset - ages[chosen_on]) ** 2))
-        losses = []
-        for c in probes.LOGISTIC_C:
-            classes, weights = plain_softmax_regression(x, known, c)
-            logits = held_out @ weights[:-1] + weights[-1]
-            log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            losses.append(-np.mean([row[list(classes).index(group)]
-                                    for row, group in zip(log_probabilities, groups[chosen_on], strict=True)
-                                    if group in classes]))  # fmt: skip
-        x, others = scaled(~test, test)
-        weights, offset = plain_ridge(x, ages[~test], probes.RIDGE_ALPHA[int(np.argmin(errors))])
-        read_years[test] = others @ weights + offset
-        classes, weights = plain_softmax_regression(x, groups[~test], probes.LOGISTIC_C[int(np.argmin(losses))])
-        read_groups[test] = classes[np.argmax(others @ weights[:-1] + weights[-1], axis=1)]
-    hits = read_groups == groups
-    return {
-        "age_group_accuracy_percent": 100 * np.mean(hits),
-        "age_group_balanced_accuracy_percent": 100 * np.mean([np.mean(hits[groups == g]) for g in set(groups)]),
-        "age_group_mae": np.mean(abs(read_groups - groups)),
-        "age_mae_years": np.mean(abs(read_years - ages)),
-        "age_r2": 1 - np.sum((read_years - ages) ** 2) / np.sum((ages - ages.mean()) ** 2),
-    }
-
-
 # -------------------------------------------------------------------------------------------------------- age probes
-
-
-def test_the_probe_is_the_plain_version(monkeypatch):
-    monkeypatch.setattr(probes, "LOGISTIC_C", (1e-3, 1e-1))  # the plain one is slow
-    rows, ages, identities = (array[:120] for array in people())
-    rows = planted(rows, ages)[:, :5]
-    result = probes.age_probe(rows, ages, identities, seed=3)
-    expected = plain_age_probe(rows, ages, probes.person_folds(identities, seed=3))
-    for key, value in expected.items():
-        # The solver stops a little before the optimum: a picture or two may be classified differently.
-        slack = {"age_r2": 1e-9, "age_mae_years": 1e-6}.get(key, 1.7)
-        assert result[key] == pytest.approx(value, abs=slack)
 
 
 # Number of images, features and people, strength of the planted age, ages to draw from; then what the version before
 # scikit-learn gave, by L-BFGS at its optimum: accuracy, balanced accuracy, errors in groups and years, R2.
 PROBES = {
     "fewer features than images": ((400, 32, 30, 3.0, 80), (43.0, 37.1994, 0.885, 7.0602, 0.86)),
-    "as many": ((260, 150, 25, 3.0, 80), (35.3846, 27.3097, 1.2577, 8.1683, 0.8142)),
     "more": ((300, 700, 25, 4.0, 80), (30.0, 26.3828, 1.1067, 6.2045, 0.8711)),
     "no age in them": ((300, 200, 25, 0.0, 80), (21.3333, 12.6482, 2.9367, 20.4486, -0.0034)),
     "two groups": ((240, 40, 20, 1.5, (5, 30)), (76.25, 76.047, 0.7125, 9.1874, 0.2989)),
@@ -171,28 +86,17 @@ def test_a_planted_age_is_found_and_a_removed_one_is_gone():
     clean = probes.age_probe(rows, ages, identities)
     planted_figures = probes.age_probe(planted(rows, ages), ages, identities)
     removed = probes.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities)
-    assert (
-        planted_figures["age_r2"] > 0.6
-        and planted_figures["age_mae_years"] < 0.65 * planted_figures["chance_age_mae_years"]
-    )
+    assert planted_figures["age_r2"] > 0.6 and planted_figures["permuted_age_r2"] < 0.03
+    assert planted_figures["age_mae_years"] < 0.65 * planted_figures["chance_age_mae_years"]
+    permuted = planted_figures["permuted_age_mae_years"]
+    assert permuted == pytest.approx(planted_figures["chance_age_mae_years"], rel=0.04)
     assert planted_figures["age_group_accuracy_percent"] > planted_figures["chance_age_group_accuracy_percent"] + 8
     assert planted_figures["age_group_mae"] < planted_figures["chance_age_group_mae"] - 0.4
     for nothing_there in (clean, removed):
         assert nothing_there["age_r2"] < 0.05
         assert nothing_there["age_mae_years"] > 0.95 * nothing_there["chance_age_mae_years"]
-        assert abs(
-            nothing_there["age_group_accuracy_percent"] - nothing_there["chance_age_group_accuracy_percent"]
-        ) < 5  # fmt: skip
-
-
-def test_permuted_ages_give_chance_even_where_the_age_is_planted():
-    rows, ages, identities = people(1)
-    result = probes.age_probe(planted(rows, ages), ages, identities)
-    assert result["permuted_age_r2"] < 0.03
-    assert result["permuted_age_mae_years"] == pytest.approx(result["chance_age_mae_years"], rel=0.04)
-    assert result["permuted_age_group_accuracy_percent"] == pytest.approx(
-        result["chance_age_group_accuracy_percent"], abs=6
-    )
+        chance = nothing_there["chance_age_group_accuracy_percent"]
+        assert nothing_there["age_group_accuracy_percent"] == pytest.approx(chance, abs=5)
 
 
 def test_a_person_known_by_heart_gives_no_age_away():
@@ -231,7 +135,7 @@ def test_features_that_never_change_and_groups_that_a_fold_lacks_do_no_harm():
     assert result["num_folds"] == 3 and all(np.isfinite(value) for value in result.values())
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_person_is_in_two_folds_and_folds_are_about_equal(seed):
     identities = np.random.default_rng(seed).geometric(0.05, 400)
     folds = probes.person_folds(identities, seed)
@@ -253,9 +157,8 @@ def test_identity_in_an_age_embedding_is_found_where_it_is_and_else_chance():
     assert found["rank1_percent"] > 60
     assert clean["rank1_percent"] < 3 * clean["chance_rank1_percent"]
     assert clean["chance_rank1_percent"] == pytest.approx(100 * 11 / 479)
-    lone = probes.identity_in_age_embedding(
-        np.concatenate([rows, np.zeros((2, SIZE)), rows[:1] + 1]), [*identities, 0, 0, 99]
-    )
+    more = np.concatenate([rows, np.zeros((2, SIZE)), rows[:1] + 1])
+    lone = probes.identity_in_age_embedding(more, [*identities, 0, 0, 99])
     assert (lone["num_probes"], lone["num_probes_without_mate"], lone["num_of_length_zero"]) == (NUM_IMAGES, 1, 2)
 
 
@@ -281,9 +184,7 @@ def test_club_is_the_sum_written_out_whatever_the_batches_and_it_repeats():
         np.sum(((mu[n] - identity[partner[n]]) ** 2 - (mu[n] - identity[n]) ** 2) / np.exp(logvar[n])) / 2
         for n in range(53)
     ])  # fmt: skip
-    results = [
-        probes.club_estimate(club_of(club), age, identity, seed=4, batch_size=size) for size in (1024, 53, 10, 1)
-    ]
+    results = [probes.club_estimate(club_of(club), age, identity, 4, size) for size in (1024, 53, 10, 1)]
     for result in results:
         assert result["club_nats"] == pytest.approx(expected, rel=1e-12) and result["num_images"] == 53
         assert result == pytest.approx(results[0], rel=1e-9)
@@ -309,27 +210,12 @@ def test_club_finds_what_is_shared_and_little_beside_other_people():
 # ------------------------------------------------------------------------------------------------ results and errors
 
 
-def test_results_are_flat_and_ready_for_json_and_the_meaning_is_one_sentence():
-    rows, ages, identities = people()
-    torch.manual_seed(0)
-    club = club_of(SampledCLUB(SIZE).double())
-    for result in (
-        probes.age_probe(rows[:200], ages[:200], identities[:200]),
-        probes.identity_in_age_embedding(rows, identities),
-        probes.club_estimate(club, rows, rows),
-    ):
-        assert json.loads(json.dumps(result)) == result
-        assert all(type(value) in (int, float) for value in result.values())
-    assert probes.MEANING.count(".") == 1 and probes.MEANING.endswith(".") and "does not mean" in probes.MEANING
-
-
 ROWS, AGES, IDENTITIES = (
     np.random.default_rng(0).normal(size=(6, 3)),
     np.array([5, 20, 40, 6, 21, 41]),
     [0, 0, 1, 1, 2, 2],
 )
 ERRORS = {
-    "NaN": (probes.age_probe, (ROWS * np.nan, AGES, IDENTITIES), "NaN or infinity in 6 of 6"),
     "two people": (probes.age_probe, (ROWS, AGES, [0, 0, 0, 1, 1, 1]), "2 people with an age"),
     "no ages": (probes.age_probe, (ROWS, AGES * 0 - 1, IDENTITIES), "0 people with an age"),
     "one group": (probes.age_probe, (ROWS, AGES * 0 + 30, IDENTITIES), "all of the group 26-35 years"),

@@ -1,8 +1,6 @@
 """The evaluation protocols agree with the known-good numbers, with slow plain versions, and with themselves."""
 
 import json
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -11,7 +9,7 @@ import reference
 import torch
 from scripts import ROOT
 
-from evaluation import arrays, metrics, protocols, verification
+from evaluation import arrays, protocols, verification
 from meta import UserError
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -100,7 +98,7 @@ def test_verification_numbers_are_the_known_good_ones(how):
 
 
 @pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_leave_one_out_is_the_plain_version(seed, ties):
     embeddings, identities = random_faces(seed, ties=ties)
     expected = reference.leave_one_out(embeddings, identities)
@@ -109,20 +107,22 @@ def test_leave_one_out_is_the_plain_version(seed, ties):
 
 @pytest.mark.parametrize("with_distractors", [True, False])
 @pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_mates_against_rest_is_the_plain_version(seed, ties, with_distractors):
     embeddings, identities = random_faces(seed, ties=ties)
     distractors = random_faces(seed + 1000, num_images=17, ties=ties)[0] if with_distractors else None
     if with_distractors and ties:
         distractors[3:6] = 2 * embeddings[:3]  # the same direction: a tie with images of the set
-    result = protocols.mates_against_rest(embeddings, identities, distractors, max_rank=7)
-    expected = reference.mates_against_rest(
-        embeddings, identities, () if distractors is None else distractors, max_rank=7
-    )
-    assert cmc_list(result) == pytest.approx(expected, rel=1e-12)
+    others = () if distractors is None else distractors
+    for max_rank in (7, 50):  # beyond the gallery every mate is found
+        result = cmc_list(protocols.mates_against_rest(embeddings, identities, distractors, max_rank))
+        assert result == pytest.approx(
+            reference.mates_against_rest(embeddings, identities, others, max_rank), rel=1e-12
+        )
+    assert result[-1] == 100.0
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_probe_gallery_is_the_plain_version_whatever_the_order_and_the_names(seed):
     rng = np.random.default_rng(seed)
     gallery = np.round(rng.normal(size=(30, 4)), 0) + 0.5  # coarse, so that some scores tie
@@ -140,21 +140,20 @@ def test_probe_gallery_is_the_plain_version_whatever_the_order_and_the_names(see
     assert named == numbered
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_rank_beyond_the_gallery_is_always_reached(seed):
-    embeddings, identities = random_faces(seed, num_images=8, num_identities=3)
-    result = cmc_list(protocols.mates_against_rest(embeddings, identities, max_rank=20))
-    assert result == pytest.approx(reference.mates_against_rest(embeddings, identities, max_rank=20), rel=1e-12)
-    assert result[-1] == 100.0
-
-
-def test_ties_answer_in_order_and_are_the_mates():
+def test_small_cases_done_by_hand():
+    """Ties answer in order and are the mates; a lone person is a miss or no probe; a probe does not match itself."""
     same = np.ones((3, 4))
     assert protocols.leave_one_out(same, ["a", "b", "a"])["rank1_percent"] == pytest.approx(100 / 3)
     assert protocols.leave_one_out(same, ["a", "a", "b"])["rank1_percent"] == pytest.approx(200 / 3)
     assert protocols.mates_against_rest(same, ["a", "b", "a"], max_rank=1) == {"cmc_percent_1": 100.0}
     assert protocols.probe_gallery(same[:1], ["b"], same[:2], ["a", "b"])["rank1_percent"] == 0.0
     assert protocols.probe_gallery(same[:1], ["b"], same[:2], ["b", "a"])["rank1_percent"] == 100.0
+    lone = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    assert protocols.leave_one_out(lone, ["a", "a", "b"])["rank1_percent"] == pytest.approx(200 / 3)
+    assert protocols.mates_against_rest(lone, ["a", "a", "b"])["cmc_percent_1"] == 100.0
+    apart = np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])  # both mates are nearer to the other person
+    assert protocols.leave_one_out(apart, [0, 0, 1])["rank1_percent"] == 0.0
+    assert protocols.mates_against_rest(apart, [0, 0, 1])["cmc_percent_1"] == 0.0
 
 
 @pytest.mark.parametrize("size", [8, 512, 1024])
@@ -166,22 +165,6 @@ def test_copies_of_a_mate_tie_with_it_in_any_block(size, monkeypatch):
         monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
         # Probe 0 sees its mate tie with every copy, a hit; probe 1 sees copies of itself, a miss.
         assert protocols.mates_against_rest(face, [0, 0], copies)["cmc_percent_1"] == 50.0
-
-
-def test_a_person_with_one_image_is_a_miss_in_leave_one_out_and_no_probe_against_the_rest():
-    embeddings = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    identities = ["pair", "pair", "alone"]
-    assert protocols.leave_one_out(embeddings, identities)["rank1_percent"] == pytest.approx(200 / 3)
-    assert protocols.mates_against_rest(embeddings, identities)["cmc_percent_1"] == 100.0
-
-
-def test_a_probe_does_not_match_itself():
-    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    # Every other score is 0 or negative; self would score 1.
-    assert protocols.leave_one_out(embeddings, [0, 1, 2, 3])["rank1_percent"] == 0.0
-    mates_apart = np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])  # both mates are nearer to the other person
-    assert protocols.leave_one_out(mates_apart, [0, 0, 1])["rank1_percent"] == 0.0
-    assert protocols.mates_against_rest(mates_apart, [0, 0, 1])["cmc_percent_1"] == 0.0
 
 
 # ---------------------------------------------------------------------------------------------- near ties in float64
@@ -213,7 +196,7 @@ def faces_and_near_ties(seed, size=128, nudge=1e-9, copies=6):
 
 
 @pytest.mark.parametrize("nudge", [1e-10, 1e-9, 1e-8, 1e-6])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_near_ties_have_the_ranks_of_float64(seed, nudge):
     faces, identities, distractors = faces_and_near_ties(seed, nudge=nudge)
     expected = float64_ranks(faces, identities, distractors)
@@ -223,7 +206,7 @@ def test_near_ties_have_the_ranks_of_float64(seed, nudge):
     assert nudge == 1e-6 or rounded != pytest.approx(expected, rel=1e-12)  # else this would test nothing
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_nearest_of_near_ties_is_that_of_float64(seed):
     rng = np.random.default_rng(seed)
     probe = units_of(rng.normal(size=(40, 64)))
@@ -262,39 +245,12 @@ def test_pieces_of_distractors_are_never_in_memory_together():
 
 
 @pytest.mark.parametrize("decimals", [None, 2, 1])
-@pytest.mark.parametrize("num_pairs", [10, 13, 60, 79])
-@pytest.mark.parametrize("seed", range(3))
-def test_ten_fold_verification_is_the_plain_version(seed, num_pairs, decimals):
-    scores, genuine = random_pairs(seed, num_pairs, decimals)
+@pytest.mark.parametrize("num_pairs", [10, 13, 79])
+def test_ten_fold_verification_is_the_plain_version(num_pairs, decimals):
+    scores, genuine = random_pairs(num_pairs, num_pairs, decimals)
     result = protocols.ten_fold_verification(scores, genuine)
     assert list(result) == ["accuracy_percent", "auc_percent", "eer_percent"]
     assert list(result.values()) == pytest.approx(reference.ten_fold_verification(scores, genuine), rel=1e-10)
-
-
-@pytest.mark.parametrize("decimals", [None, 2, 1, 0])
-@pytest.mark.parametrize("seed", range(8))
-def test_figures_of_a_pair_list_are_the_plain_ones(seed, decimals):
-    scores, genuine = random_pairs(seed, 450, decimals)
-    result = verification.pair_list_figures(scores, genuine)
-    num_impostor = np.count_nonzero(~genuine)
-    assert result["pooled_auc_percent"] == pytest.approx(reference.exact_auc(scores, genuine), rel=1e-10)
-    assert result["pooled_eer_percent"] == pytest.approx(reference.exact_eer(scores, genuine), rel=1e-10)
-    for rate, one_in in (("1e-2", 100), ("1e-3", 1000), ("1e-4", 10_000)):
-        expected = reference.exact_tar_at_far(scores, genuine, one_in)
-        enough = num_impostor >= one_in
-        assert result[f"tar_at_far_{rate}_percent"] == (pytest.approx(expected, rel=1e-10) if enough else None)
-        assert (f"tar_at_far_{rate}_reason" in result) == (not enough)
-        assert result[f"impostors_allowed_at_far_{rate}"] == num_impostor // one_in
-    assert result["num_genuine"] + result["num_impostor"] == 450
-
-
-def test_far_counts_are_exact_where_the_impostors_just_suffice():
-    for num_impostor, allowed, tar in ((10_000, 1, 100.0), (9_999, 0, None), (30_000, 3, 100.0)):
-        scores = np.concatenate([np.linspace(0, 1, num_impostor), [0.99995, 2.0]])
-        genuine = np.arange(num_impostor + 2) >= num_impostor
-        result = verification.pair_list_figures(scores, genuine)
-        assert result["impostors_allowed_at_far_1e-4"] == allowed
-        assert result["tar_at_far_1e-4_percent"] == tar
 
 
 def test_extremes_of_verification():
@@ -306,6 +262,7 @@ def test_extremes_of_verification():
         exact = verification.pair_list_figures(scores, genuine)
         assert (exact["pooled_auc_percent"], exact["pooled_eer_percent"]) == pytest.approx((auc, eer))
     assert protocols.ten_fold_verification(perfect, genuine)["accuracy_percent"] == 100.0
+    assert protocols.ten_fold_verification(np.sort(perfect), np.sort(genuine))["auc_percent"] == 100.0  # one-kind folds
     impostors = np.concatenate([perfect, np.full(100, -0.9)]), np.concatenate([genuine, np.zeros(100, int)])
     assert verification.pair_list_figures(*impostors)["tar_at_far_1e-2_percent"] == 100.0
 
@@ -319,47 +276,22 @@ def test_a_fold_takes_the_first_best_threshold_and_accepts_a_score_at_it():
     assert protocols.ten_fold_verification(scores, genuine)["accuracy_percent"] == 95.0
 
 
-def test_a_list_sorted_by_label_still_gives_a_perfect_curve():
-    genuine = np.arange(40) < 20
-    result = protocols.ten_fold_verification(np.where(genuine, 0.7, 0.1), genuine)
-    assert result == {"accuracy_percent": 100.0, "auc_percent": 100.0, "eer_percent": 0.0}
-
-
-def test_a_curve_counts_equal_scores_together():
-    roc = verification.RocAccumulator(np.array([0.5, 0.5, 0.9]))
-    roc.add(np.array([0.1, 0.5]))
-    impostor, genuine = verification.roc_corners(roc.counts())
-    assert genuine.tolist() == [0, 1, 3, 3]
-    assert impostor.tolist() == [0, 0, 1, 2]
-    assert metrics.tar_at_far(genuine, impostor, 0) == pytest.approx(1 / 3)
-
-
 # -------------------------------------------------------------------------------------------------- views, scores, age
 
 
 @pytest.mark.parametrize("how", JOINS)
-def test_each_view_counts_the_same_and_the_join_has_length_one(how):
-    rng = np.random.default_rng(0)
-    original, mirror = rng.normal(size=(2, 9, 6))
+def test_each_view_counts_the_same_and_the_join_has_length_one_and_the_kind_it_was_given(how):
+    original, mirror = np.random.default_rng(0).normal(size=(2, 9, 6))
     joined = protocols.join_views(original, mirror, how)
-    assert joined.shape == (9, 12 if how == "concatenate" else 6)
+    assert joined.shape == (9, 12 if how == "concatenate" else 6) and joined.dtype == np.float64
     assert np.linalg.norm(joined, axis=1) == pytest.approx(np.ones(9))
     assert protocols.join_views(100 * original, 0.01 * mirror, how) == pytest.approx(joined)
-
-
-@pytest.mark.parametrize("how", JOINS)
-def test_join_gives_the_kind_it_was_given(how):
-    view = np.random.default_rng(1).normal(size=(3, 4))
-    for dtype, kept in ((np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)):
-        joined = protocols.join_views(view.astype(dtype), view.astype(dtype), how)
-        assert isinstance(joined, np.ndarray)
-        assert joined.dtype == kept
-    for name, kept in (("bfloat16", torch.float32), ("float32", torch.float32), ("float64", torch.float64)):
-        tensor = torch.tensor(view, dtype=getattr(torch, name), requires_grad=True)
+    for dtype in (np.float16, np.float32):
+        assert protocols.join_views(original.astype(dtype), mirror.astype(dtype), how).dtype == np.float32
+    for name, kept in (("bfloat16", torch.float32), ("float64", torch.float64)):
+        tensor = torch.tensor(original, dtype=getattr(torch, name), requires_grad=True)
         joined = protocols.join_views(tensor, tensor, how)
-        assert isinstance(joined, torch.Tensor)
-        assert joined.dtype == kept
-        assert not joined.requires_grad
+        assert joined.dtype == kept and not joined.requires_grad
 
 
 def test_pair_scores_are_cosines():
@@ -380,23 +312,10 @@ def test_age_group_error_is_in_groups_and_averages_both_views():
 # -------------------------------------------------------------------------------------------------------- invariances
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_images_does_not_matter(seed):
-    embeddings, identities = random_faces(seed, num_images=60, num_identities=9, ties=False)
-    distractors = np.random.default_rng(seed).normal(size=(31, 5))
-    order = np.random.default_rng(seed + 1).permutation(60)
-    again = embeddings[order], identities[order]
-    assert protocols.leave_one_out(*again) == protocols.leave_one_out(embeddings, identities)
-    expected = protocols.mates_against_rest(embeddings, identities, distractors)
-    assert protocols.mates_against_rest(*again, distractors[::-1]) == expected
-
-
-@pytest.mark.parametrize("scores_per_block", [1, 7, 64, 100])
-@pytest.mark.parametrize("seed", range(3))
-def test_small_blocks_give_identical_results(seed, scores_per_block, monkeypatch):
-    embeddings, identities = random_faces(seed)
+def test_small_blocks_give_identical_results(monkeypatch):
+    embeddings, identities = random_faces(0)
     embeddings = embeddings.astype(np.float32)
-    distractors = random_faces(seed + 50, num_images=33)[0]
+    distractors = random_faces(50, num_images=33)[0]
 
     def every_result():
         return [
@@ -408,25 +327,27 @@ def test_small_blocks_give_identical_results(seed, scores_per_block, monkeypatch
         ]
 
     expected = every_result()
-    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
-    assert every_result() == expected
+    for scores_per_block in (1, 7, 100):
+        monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", scores_per_block)
+        assert every_result() == expected
 
 
-@pytest.mark.parametrize("how", JOINS)
-def test_torch_and_numpy_agree(how):
+def test_torch_and_numpy_agree():
     arrays, _ = golden("fgnet")
-    identities, distractors = arrays["identity"], arrays["flipped"][:50]
     as_torch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    joined = protocols.join_views(arrays["original"], arrays["flipped"], how)
-    joined_torch = protocols.join_views(as_torch["original"], as_torch["flipped"], how)
-    assert np.array_equal(joined_torch.numpy(), joined)
-    assert protocols.leave_one_out(joined_torch, as_torch["identity"]) == protocols.leave_one_out(joined, identities)
-    assert protocols.mates_against_rest(
-        as_torch["original"], as_torch["identity"], as_torch["flipped"][:50]
-    ) == protocols.mates_against_rest(arrays["original"], identities, distractors)
-    assert protocols.probe_gallery(
-        joined_torch, as_torch["identity"], joined_torch, as_torch["identity"]
-    ) == protocols.probe_gallery(joined, identities, joined, identities)
+
+    def every_result(original, flipped, identity):
+        joined = protocols.join_views(original, flipped, "concatenate")
+        return [
+            joined.tolist(),
+            protocols.leave_one_out(joined, identity),
+            protocols.mates_against_rest(original, identity, flipped[:50]),
+            protocols.probe_gallery(joined, identity, joined, identity),
+        ]
+
+    of_torch, of_numpy = (every_result(*(of[name] for name in ("original", "flipped", "identity")))
+                          for of in (as_torch, arrays))  # fmt: skip
+    assert of_torch == of_numpy
     scores, genuine = random_pairs(0)
     for protocol in (protocols.ten_fold_verification, verification.pair_list_figures):
         assert protocol(torch.from_numpy(scores), torch.from_numpy(genuine)) == protocol(scores, genuine)
@@ -434,24 +355,15 @@ def test_torch_and_numpy_agree(how):
 
 def test_every_result_is_a_flat_dict_of_floats():
     embeddings, identities = random_faces(0)
-    scores, genuine = random_pairs(0)
     for result in (
-        protocols.leave_one_out(embeddings, identities),
-        protocols.mates_against_rest(embeddings, identities),
+        protocols.leave_one_out(embeddings, identities), protocols.mates_against_rest(embeddings, identities),
         protocols.probe_gallery(embeddings, identities, embeddings, identities),
-        protocols.ten_fold_verification(scores, genuine),
+        protocols.ten_fold_verification(*random_pairs(0)),
         protocols.age_group_error(softmax(embeddings), softmax(embeddings), np.zeros(24, dtype=int)),
-        protocols.leave_one_out_chance(identities),
-        protocols.mates_against_rest_chance(identities),
+        protocols.leave_one_out_chance(identities), protocols.mates_against_rest_chance(identities),
         protocols.probe_gallery_chance(identities, identities),
-    ):
+    ):  # fmt: skip
         assert all(type(value) is float for value in result.values())
-        assert json.loads(json.dumps(result)) == result
-
-
-def test_numpy_users_need_no_torch():
-    code = "import sys; from evaluation import protocols; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- chance
@@ -460,28 +372,19 @@ def test_numpy_users_need_no_torch():
 def test_chance_is_what_random_embeddings_get():
     rng = np.random.default_rng(0)
     identities = np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
-    shape = (len(identities), 64)  # many dimensions: scores of different pairs are then nearly independent
-    runs = [rng.normal(size=shape) for _ in range(600)]
-    distractors = rng.normal(size=(600, 9, 64))
-
+    runs = rng.normal(size=(300, 21, 64))  # many dimensions: scores of different pairs are nearly independent
+    extra = rng.normal(size=(300, 9, 64))
     measured = np.mean([protocols.leave_one_out(run, identities)["rank1_percent"] for run in runs])
-    assert measured == pytest.approx(protocols.leave_one_out_chance(identities)["rank1_percent"], abs=1.5)
-
-    cmc_runs = [
-        cmc_list(protocols.mates_against_rest(run, identities, extra))
-        for run, extra in zip(runs, distractors, strict=True)
-    ]
+    assert measured == pytest.approx(protocols.leave_one_out_chance(identities)["rank1_percent"], abs=2)
+    pairs = zip(runs, extra, strict=True)
+    cmc_runs = [cmc_list(protocols.mates_against_rest(run, identities, others)) for run, others in pairs]
     expected = cmc_list(protocols.mates_against_rest_chance(identities, num_distractors=9))
-    assert np.mean(cmc_runs, axis=0) == pytest.approx(expected, abs=1.5)
+    assert np.mean(cmc_runs, axis=0) == pytest.approx(expected, abs=2)
 
 
 def test_chance_in_small_cases_done_by_hand():
     assert protocols.leave_one_out_chance(["a", "a", "b"])["rank1_percent"] == pytest.approx(100 / 3)
-    assert protocols.mates_against_rest_chance(["a", "a", "b"], max_rank=3) == {
-        "cmc_percent_1": 50.0,
-        "cmc_percent_2": 100.0,
-        "cmc_percent_3": 100.0,
-    }
+    assert cmc_list(protocols.mates_against_rest_chance(["a", "a", "b"], max_rank=3)) == [50.0, 100.0, 100.0]
     assert protocols.mates_against_rest_chance([5, 5, 6], num_distractors=2, max_rank=1) == {"cmc_percent_1": 25.0}
     assert protocols.probe_gallery_chance([1, 2], np.arange(50)) == {"rank1_percent": 2.0}
     assert protocols.probe_gallery_chance(["b"], ["a", "b", "b", "c"]) == {"rank1_percent": 50.0}
@@ -514,31 +417,17 @@ ERRORS = {
     "max_rank 0": (protocols.mates_against_rest, (FACES, PEOPLE, None, 0), "max_rank is 0"),
     "distractors of another size": (protocols.mates_against_rest, (FACES, PEOPLE, FACES[:, :2]), "3 numbers .* has 2"),
     "NaN distractors": (protocols.mates_against_rest, (FACES, PEOPLE, NOT_FINITE), "distractors holds NaN"),
-    "a piece of another size": (
-        protocols.mates_against_rest,
-        (FACES, PEOPLE, [FACES, FACES[:, :2]]),
-        "piece 2 of distractors has 2",
-    ),
-    "a NaN in a piece": (
-        protocols.mates_against_rest,
-        (FACES, PEOPLE, iter([FACES, NOT_FINITE])),
-        "piece 2 of distractors holds NaN or infinity in 1 of 4 rows, the first is row 2",
-    ),
+    "a piece of another size": (protocols.mates_against_rest, (FACES, PEOPLE, [FACES, FACES[:, :2]]), "2 .*has 2"),
+    "a NaN in a piece": (protocols.mates_against_rest, (FACES, PEOPLE, iter([FACES, NOT_FINITE])),
+                         "piece 2 of distractors holds NaN or infinity in 1 of 4 rows, the first is row 2"),
     "no piece": (protocols.mates_against_rest, (FACES, PEOPLE, iter([])), "holds no piece"),
     "an empty list of distractors": (protocols.mates_against_rest, (FACES, PEOPLE, []), "distractors has shape"),
     "a name for distractors": (protocols.mates_against_rest, (FACES, PEOPLE, "faces.npy"), "piece 1 of distractors"),
     "a number of distractors": (protocols.mates_against_rest, (FACES, PEOPLE, 1000), "distractors has shape"),
     "no distractors": (protocols.mates_against_rest, (FACES, PEOPLE, FACES[:0]), "distractors has shape"),
-    "gallery lacks people": (
-        protocols.probe_gallery,
-        (FACES, [0, 7, 8, 9], FACES, [0, 1, 2, 3]),
-        r"lacks 3 .*\(7, 8, 9\)",
-    ),
-    "gallery lacks many": (
-        protocols.probe_gallery,
-        (np.ones((9, 3)), list("abcdefghi"), FACES, list("ayxz")),
-        r"lacks 8 .*\(b, c, d, e, f, \.\.\.\)",
-    ),
+    "gallery lacks people": (protocols.probe_gallery, (FACES, [0, 7, 8, 9], FACES, PEOPLE), r"lacks 3 .*\(7, 8, 9\)"),
+    "gallery lacks many": (protocols.probe_gallery, (np.ones((9, 3)), list("abcdefghi"), FACES, list("ayxz")),
+                           r"lacks 8 .*\(b, c, d, e, f, \.\.\.\)"),
     "numbers against names": (protocols.probe_gallery, (FACES, PEOPLE, FACES, list("0011")), "same way on both"),
     "gallery of another size": (protocols.probe_gallery, (FACES, PEOPLE, FACES[:, :2], PEOPLE), "same join"),
     "nine pairs": (protocols.ten_fold_verification, (SCORES[:9], GENUINE[:9]), "9 pairs"),
@@ -555,7 +444,7 @@ ERRORS = {
     "negative distractors": (protocols.mates_against_rest_chance, (PEOPLE, -1), "num_distractors is -1"),
     "chance of one image": (protocols.leave_one_out_chance, ([3],), "two images"),
     "chance of other people": (protocols.probe_gallery_chance, (["a"], ["b"]), "lacks 1"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -30,9 +30,6 @@ def clustered(people: np.ndarray, noise: float, seed: int) -> np.ndarray:
     return draw.normal(size=(NUM_PEOPLE, 16))[people] + noise * draw.normal(size=(len(people), 16))
 
 
-# --------------------------------------------------------------------------------------------------------- rank 1
-
-
 def test_leave_one_out_hits_are_those_of_a_plain_loop(people):
     people = np.append(people, NUM_PEOPLE - 1 + 1)  # who has one picture is no probe
     embeddings = np.random.default_rng(0).normal(size=(len(people), 8))
@@ -48,20 +45,6 @@ def test_leave_one_out_hits_are_those_of_a_plain_loop(people):
             expected.append((probe, people[np.argmax(scores)] == people[probe]))
     assert list(zip(probes.tolist(), hits.tolist(), strict=True)) == expected
     assert 0 < hits.mean() < 1
-
-
-def test_probe_gallery_hits_are_those_of_a_plain_loop():
-    subjects = np.array([f"s{k}" for k in range(NUM_PEOPLE)])
-    order = np.random.default_rng(1).permutation(NUM_PEOPLE)
-    probe = clustered(np.arange(NUM_PEOPLE), 1.5, 5)
-    gallery = clustered(np.arange(NUM_PEOPLE), 1.5, 6)[order] + probe[order]
-    hits = probe_gallery_search(probe, subjects, gallery, subjects[order]).hits
-    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (probe, gallery)]
-    assert hits.tolist() == [subjects[order][np.argmax(unit[1] @ row)] == subjects[k] for k, row in enumerate(unit[0])]
-    assert 0 < hits.mean() < 1
-
-
-# ------------------------------------------------------------------------------------------------------ intervals
 
 
 def test_a_share_is_the_plain_share_and_its_interval_that_of_people_drawn_one_by_one(people):
@@ -86,15 +69,6 @@ def test_pictures_of_one_person_hang_together_and_widen_the_interval():
     assert figures["r_high"] - figures["r_low"] > 3 * (single["r_high"] - single["r_low"])
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    draw, covered = np.random.default_rng(4), 0
-    for seed in range(200):
-        rate = np.repeat(draw.beta(2, 3, 50), 4)  # people differ; the mean is 40 %
-        figures = share_interval(draw.random(200) < rate, np.repeat(np.arange(50), 4), "r", 300, seed)
-        covered += figures["r_low"] <= 40 <= figures["r_high"]
-    assert 0.89 <= covered / 200 <= 0.99
-
-
 def test_two_models_are_drawn_alike_so_that_what_is_hard_for_both_drops_out(people):
     hard = np.random.default_rng(2).random(len(people)) < 0.4
     better = hard.copy()
@@ -105,10 +79,8 @@ def test_two_models_are_drawn_alike_so_that_what_is_hard_for_both_drops_out(peop
     width = figures["rank1_difference_percentage_points_high"] - figures["rank1_difference_percentage_points_low"]
     assert width < 0.7 * (alone["r_high"] - alone["r_low"])
     same = paired_share_difference(hard, hard, people, "rank1")
-    assert (
-        same["rank1_difference_percentage_points"] == 0
-        and "same figure" in same["rank1_difference_percentage_points_interval_reason"]
-    )
+    assert same["rank1_difference_percentage_points"] == 0
+    assert "same figure" in same["rank1_difference_percentage_points_interval_reason"]
 
 
 def test_too_few_people_give_a_reason_and_no_interval():
@@ -127,9 +99,6 @@ def test_models_are_compared_by_all_that_both_have(people):
     expected = 100 * ((people > 2).mean() - (people > 1).mean())
     assert figures["rank1_difference_percentage_points"] == pytest.approx(expected)
     assert "pooled_auc_difference_percentage_points" not in compare(Comparable(hits=a.hits), Comparable(hits=b.hits))
-
-
-# ---------------------------------------------------------------------------------------------------- worst searches
 
 
 def test_the_worst_searches_are_those_of_a_sorted_matrix():
@@ -153,9 +122,6 @@ def test_the_worst_searches_are_those_of_a_sorted_matrix():
     for pair in figures["false_matches"] + figures["false_non_matches"]:
         assert pair["age_a"] == ages[0][int(pair["name_a"][1:])]
         assert ("age_b" in pair) == (pair["name_b"] != "g3")
-
-
-# ------------------------------------------------------------------------------------------ enough to stand on
 
 
 def result_of_pairs(num_impostor: int) -> dict:

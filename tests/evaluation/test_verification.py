@@ -1,11 +1,8 @@
 """Exact verification agrees with slow plain versions, with scikit-learn and with itself."""
 
-import json
-
 import numpy as np
 import pytest
 import reference
-import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from evaluation import arrays, verification
@@ -41,11 +38,6 @@ def plain_pairs(embeddings, identities):
     return np.array(scores), np.array([identities[i] == identities[j] for i, j in pairs])
 
 
-def corners_of(scores, genuine):
-    counts = counts_of(scores, genuine)
-    return verification.roc_corners(counts)
-
-
 def counts_of(scores, genuine):
     result = verification.RocAccumulator(scores[genuine])
     result.add(np.sort(scores[~genuine]))
@@ -54,21 +46,18 @@ def counts_of(scores, genuine):
 
 def reads_on(curve_x, curve_y, x):
     """Lowest and highest y of the straight lines of a rising curve at x."""
-    pieces = zip(curve_x, curve_x[1:], curve_y, curve_y[1:], strict=False)
-    values = [
-        y
-        for x0, x1, y0, y1 in pieces
-        if x0 <= x <= x1
-        for y in ((y0, y1) if x1 == x0 else (y0 + (y1 - y0) * (x - x0) / (x1 - x0),))
-    ]
+    values = []
+    for x0, x1, y0, y1 in zip(curve_x, curve_x[1:], curve_y, curve_y[1:], strict=False):
+        if x0 <= x <= x1:
+            values += [y0, y1] if x1 == x0 else [y0 + (y1 - y0) * (x - x0) / (x1 - x0)]
     return min(values), max(values)
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("decimals", [None, 1, 2])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("decimals", [None, 0, 1, 2])
+@pytest.mark.parametrize("seed", range(3))
 def test_figures_are_the_plain_ones(seed, decimals):
     scores, genuine = random_pairs(seed, decimals=decimals)
     figures = verification.verification(scores, genuine)["figures"]
@@ -81,18 +70,8 @@ def test_figures_are_the_plain_ones(seed, decimals):
             expected = reference.exact_tar_at_far(scores, genuine, one_in)
             assert figures[f"tar_at_far_{rate}_percent"] == pytest.approx(expected, rel=1e-12)
             assert figures[f"tar_at_far_{rate}_reason"] is None
-
-
-@pytest.mark.parametrize("decimals", [None, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_figures_are_those_of_scikit_learn(seed, decimals):
-    scores, genuine = random_pairs(seed, num_pairs=30_000, decimals=decimals)
-    figures = verification.verification(scores, genuine)["figures"]
-    assert figures["pooled_auc_percent"] == pytest.approx(100 * roc_auc_score(genuine, scores), rel=1e-12)
-    far, tar, _ = roc_curve(genuine, scores, drop_intermediate=False)
-    for rate in ("1e-1", "1e-2", "1e-3"):
-        expected = 100 * tar[far <= float(rate) + 1e-12].max()
-        assert figures[f"tar_at_far_{rate}_percent"] == pytest.approx(expected, rel=1e-12)
+    of_list = verification.pair_list_figures(scores, genuine)
+    assert of_list == {name: figures[name] for name in of_list} and "tar_at_far_1e-4_reason" in of_list
 
 
 @pytest.mark.parametrize("num_impostor", [9, 10, 999, 1000, 1_000_000])
@@ -130,23 +109,14 @@ def test_a_tar_of_nothing_has_no_threshold():
     assert figures["threshold_at_far_1e-1"] is None and figures["tar_at_far_1e-1_reason"] is None
 
 
-def test_labels_at_random_are_chance():
-    scores, _ = random_pairs(1, num_pairs=40_000)
-    genuine = np.random.default_rng(2).random(40_000) < 0.5
-    figures = verification.verification(scores, genuine)["figures"]
-    assert figures["pooled_auc_percent"] == pytest.approx(50, abs=1)
-    assert figures["pooled_eer_percent"] == pytest.approx(50, abs=1)
-    assert figures["tar_at_far_1e-2_percent"] == pytest.approx(1, abs=0.4)
-
-
 # ---------------------------------------------------------------------------------------------------------------- curve
 
 
 @pytest.mark.parametrize("decimals", [None, 1, 2])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_corners_are_the_roc_of_scikit_learn(seed, decimals):
     scores, genuine = random_pairs(seed, decimals=decimals)
-    impostor, accepted = corners_of(scores, genuine)
+    impostor, accepted = verification.roc_corners(counts_of(scores, genuine))
     far, tar, _ = roc_curve(genuine, scores, drop_intermediate=False)
     for x, y in zip(far, tar, strict=True):  # each point of theirs lies on our lines
         low, high = reads_on(impostor / impostor[-1], accepted / accepted[-1], x)
@@ -190,30 +160,11 @@ def test_a_thinned_curve_keeps_the_corners_of_the_figures():
 
 
 def test_det_points_are_roc_points_that_a_logarithmic_axis_takes():
-    scores, genuine = random_pairs(7, num_pairs=3000)
-    curve = verification.verification(scores, genuine)["curve"]
-    roc = {
-        (far, round(100 - tar, 9)) for far, tar in zip(curve["roc_far_percent"], curve["roc_tar_percent"], strict=True)
-    }
+    curve = verification.verification(*random_pairs(7, num_pairs=3000))["curve"]
+    roc = zip(curve["roc_far_percent"], curve["roc_tar_percent"], strict=True)
     det = [(far, round(frr, 9)) for far, frr in zip(curve["det_far_percent"], curve["det_frr_percent"], strict=True)]
-    assert set(det) == {(far, frr) for far, frr in roc if far > 0 and frr > 0}
+    assert set(det) == {(far, round(100 - tar, 9)) for far, tar in roc if far > 0 and tar < 100}
     assert det == sorted(det, key=lambda point: (point[0], -point[1]))
-
-
-def test_perfect_and_reversed_scores_have_a_curve_of_three_points():
-    genuine = np.arange(40) < 20
-    best = verification.verification(np.where(genuine, 0.9, 0.1) + np.arange(40) / 1000, genuine)
-    assert best["figures"]["pooled_auc_percent"] == 100 and best["figures"]["pooled_eer_percent"] == 0
-    assert best["curve"]["roc_far_percent"] == [0, 0, 100] and best["curve"]["roc_tar_percent"] == [0, 100, 100]
-    assert best["curve"]["det_far_percent"] == []
-    worst = verification.verification(np.where(genuine, 0.1, 0.9) + np.arange(40) / 1000, genuine)
-    assert worst["figures"]["pooled_auc_percent"] == 0 and worst["figures"]["pooled_eer_percent"] == 100
-
-
-def test_a_single_score_is_one_diagonal():
-    result = verification.verification(np.full(30, 0.25), np.arange(30) < 10)
-    assert result["figures"]["pooled_auc_percent"] == 50 and result["figures"]["pooled_eer_percent"] == 50
-    assert result["curve"]["roc_far_percent"] == [0, 100] and result["curve"]["roc_tar_percent"] == [0, 100]
 
 
 # ------------------------------------------------------------------------------------------------------------ histogram
@@ -229,20 +180,15 @@ def test_the_histogram_is_that_of_numpy_and_counts_every_pair(decimals):
     assert histogram["genuine_counts"] == np.histogram(scores[genuine], edges)[0].tolist()
     assert histogram["impostor_counts"] == np.histogram(scores[~genuine], edges)[0].tolist()
     assert sum(histogram["genuine_counts"]) + sum(histogram["impostor_counts"]) == 2000
-
-
-def test_scores_that_are_no_cosines_get_a_histogram_of_their_range():
-    scores, genuine = random_pairs(9)
-    histogram = verification.verification(50 * scores + 20, genuine)["histogram"]
-    assert histogram["bin_edges"][0] == pytest.approx((50 * scores + 20).min())
-    assert sum(histogram["genuine_counts"]) + sum(histogram["impostor_counts"]) == len(scores)
+    of_no_cosines = verification.verification(50 * scores + 20, genuine)["histogram"]  # of their own range
+    assert of_no_cosines["bin_edges"][0] == -30 and sum(of_no_cosines["genuine_counts"]) == genuine.sum()
 
 
 # ------------------------------------------------------------------------------------------------------------ all pairs
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_all_pairs_of_a_set_are_verified_like_their_list(seed, ties, monkeypatch):
     embeddings, identities = random_set(seed, ties=ties)
     expected = verification.verification(*plain_pairs(embeddings, identities))
@@ -254,29 +200,6 @@ def test_all_pairs_of_a_set_are_verified_like_their_list(seed, ties, monkeypatch
         assert np.array_equal(identities[pairs.first] == identities[pairs.second], pairs.genuine)
         assert len(set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))) == 40 * 39 // 2
         assert np.all(pairs.first < pairs.second)
-
-
-def test_all_pairs_take_names_tensors_any_length_and_any_order():
-    embeddings, identities = random_set(11)
-    expected = verification.all_pairs_verification(embeddings, identities)
-    order = np.random.default_rng(0).permutation(len(identities))
-    lengths = np.random.default_rng(1).uniform(0.1, 9, (len(identities), 1))
-    names = [f"person {identity}" for identity in identities[order]]
-    assert verification.all_pairs_verification(torch.from_numpy((lengths * embeddings)[order]), names) == expected
-
-
-def test_progress_sees_every_block():
-    embeddings, identities = random_set(12)
-    seen = []
-
-    def progress(items, total, what):
-        for item in items:
-            seen.append((total, what))
-            yield item
-
-    with_bar = verification.all_pairs_verification(embeddings, identities, progress=progress)
-    assert with_bar == verification.all_pairs_verification(embeddings, identities)
-    assert len(seen) == seen[0][0] == 1
 
 
 def test_the_size_of_fgnet_is_exact():
@@ -293,21 +216,9 @@ def test_the_size_of_fgnet_is_exact():
 # ------------------------------------------------------------------------------------------------------ JSON, bad input
 
 
-def test_results_are_plain_json():
-    scores, genuine = random_pairs(14)
-    embeddings, identities = random_set(14)
-    for result in (
-        verification.verification(scores.astype(np.float32), genuine.astype(np.int64)),
-        verification.all_pairs_verification(embeddings, identities),
-    ):
-        assert json.loads(json.dumps(result, allow_nan=False)) == result
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda e, i: e.__setitem__((3, 1), np.nan), "NaN or infinity in 1 of 40 rows, the first is row 3"),
-        (lambda e, i: e.__setitem__((3, 1), np.inf), "NaN or infinity in 1 of 40 rows, the first is row 3"),
         (lambda e, i: e.__setitem__(slice(5, 7), 0), "no direction in 2 of 40 rows, the first is row 5"),
         (lambda e, i: e.__setitem__(4, 1e-200), "no direction in 1 of 40 rows, the first is row 4"),
         (lambda e, i: e.__setitem__(4, 1e200), "no direction in 1 of 40 rows, the first is row 4"),
@@ -322,23 +233,6 @@ def test_a_bad_set_is_refused_in_a_sentence(spoil, message):
     for function in (verification.all_pairs_verification, verification.all_pairs):
         with pytest.raises(UserError, match=message):
             function(embeddings, identities)
-
-
-@pytest.mark.parametrize(
-    ("scores", "genuine", "message"),
-    [
-        ([0.1, np.nan], [1, 0], "not finite"),
-        ([0.1, np.inf], [1, 0], "not finite"),
-        ([0.1, 0.2], [1, 1], "no impostor pair"),
-        ([0.1, 0.2], [0, 0], "no genuine pair"),
-        ([0.1, 0.2], [0, 2], "other than 0 and 1"),
-        ([0.1, 0.2, 0.3], [0, 1], "one score and one label"),
-        ([], [], "one score and one label"),
-    ],
-)
-def test_a_bad_list_is_refused_in_a_sentence(scores, genuine, message):
-    with pytest.raises(UserError, match=message):
-        verification.verification(np.array(scores), np.array(genuine))
 
 
 def test_too_many_pairs_to_keep_and_too_few_points_are_refused(monkeypatch):

@@ -3,16 +3,14 @@
 import dataclasses
 import io
 import json
-import math
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from scripts import ROOT
+from processes import in_processes
 
 from meta import UserError
 from utils.cli import as_plain, bounded, check_bounds, expand_argument_files, flag, parse_config, run_script
@@ -38,53 +36,27 @@ def argument_file(folder: Path, text: str) -> str:
     return f"@{folder / 'some.args'}"
 
 
-# ---------------------------------------------------------------------------------------------------------- flags
+@pytest.mark.parametrize(("words", "field", "value"), [
+    ("--kind fancy", "kind", "fancy"), ("--folder a/two", "folder", Path("a/two")),
+    ("--epochs 3 5 7", "epochs", (3, 5, 7)), ("--epochs", "epochs", ()), ("--sizes 2 9", "sizes", (2, 9)),
+    ("--margin 0.5", "margin", 0.5),
+    ("--margin None", "margin", None), ("--rate 1e-4", "rate", 1e-4), ("--quick", "quick", True),
+    ("--no-checked", "checked", False),
+])  # fmt: skip
+def test_a_flag_of_each_type_sets_its_field_and_no_other(words, field, value, monkeypatch):
+    expected = dataclasses.replace(Settings(), **{field: value})
+    monkeypatch.setattr(sys, "argv", ["script.py", *words.split()])
+    assert parse_config(Settings, words.split()) == parse_config(Settings) == expected
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field", "value"),
-    [
-        (["--kind", "fancy"], "kind", "fancy"),
-        (["--folder", "my faces/two"], "folder", Path("my faces/two")),
-        (["--note", "a # b"], "note", "a # b"),
-        (["--epochs", "3", "5", "7"], "epochs", (3, 5, 7)),
-        (["--epochs"], "epochs", ()),
-        (["--sizes", "2", "9"], "sizes", (2, 9)),
-        (["--margin", "0.5"], "margin", 0.5),
-        (["--margin", "None"], "margin", None),
-        (["--rate", "1e-4"], "rate", 1e-4),
-        (["--quick"], "quick", True),
-        (["--no-checked"], "checked", False),
-    ],
-)
-def test_a_flag_of_each_type_sets_its_field_and_no_other(arguments, field, value):
-    assert parse_config(Settings, arguments) == dataclasses.replace(Settings(), **{field: value})
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--kind", "other"],
-        ["--count", "three"],
-        ["--count", "2.5"],
-        ["--sizes", "2"],
-        ["--epochs", "3", "x"],
-        ["--quick", "True"],
-        ["--unheard-of", "1"],
-        ["stray"],
-    ],
-)
-def test_a_flag_that_does_not_parse_is_status_2_and_named(arguments, capsys):
+@pytest.mark.parametrize("line", ["--kind other", "--count three", "--count 2.5", "--sizes 2", "--epochs 3 x",
+                                  "--quick True", "--unheard-of 1", "stray"])  # fmt: skip
+def test_a_flag_that_does_not_parse_is_status_2_and_named(line, capsys):
     with pytest.raises(SystemExit) as ended:
-        parse_config(Settings, arguments)
+        parse_config(Settings, line.split())
     assert ended.value.code == 2
     shown = capsys.readouterr().err
-    assert any(word in shown for word in arguments)
-
-
-def test_without_arguments_the_command_line_is_read(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script.py", "--count", "7"])
-    assert parse_config(Settings).count == 7
+    assert any(word in shown for word in line.split())
 
 
 def test_help_names_every_flag_and_is_status_0(capsys):
@@ -95,25 +67,12 @@ def test_help_names_every_flag_and_is_status_0(capsys):
     assert all(flag(field.name) in shown or f"--no-{field.name}" in shown for field in dataclasses.fields(Settings))
 
 
-def test_a_flag_is_the_fields_name_with_hyphens():
-    assert flag("learning_rate_epochs") == "--learning-rate-epochs"
-
-
-# -------------------------------------------------------------------------------------------------- argument files
-
-
 def test_an_argument_file_stands_for_its_words_without_comments(tmp_path):
     text = "# whose faces? don't ask\n--count 5   # five\n\n  --folder 'my faces/#2' --note \"it's\"\n--epochs 3\n  7\n"
     words = ["--count", "5", "--folder", "my faces/#2", "--note", "it's", "--epochs", "3", "7"]
     assert expand_argument_files([argument_file(tmp_path, text)]) == words
     expected = Settings(count=5, folder=Path("my faces/#2"), note="it's", epochs=(3, 7))
     assert parse_config(Settings, [argument_file(tmp_path, text)]) == expected
-
-
-def test_words_stand_in_the_order_given_and_an_empty_file_adds_none(tmp_path):
-    named = argument_file(tmp_path, "b c")
-    (tmp_path / "empty.args").write_text("# nothing\n")
-    assert expand_argument_files(["a", named, f"@{tmp_path / 'empty.args'}", "d", named]) == list("abcdbc")
 
 
 def test_later_flags_win_whichever_side_of_the_file_they_are_on(tmp_path):
@@ -124,92 +83,32 @@ def test_later_flags_win_whichever_side_of_the_file_they_are_on(tmp_path):
     assert (before.count, before.epochs, before.margin) == (5, (3, 4), 1.0)
 
 
-@pytest.mark.parametrize("what", ["missing", "a folder", "an open quote", "bytes"])
-def test_an_argument_file_that_cannot_be_read_is_named_in_one_line(tmp_path, what):
-    path = tmp_path / "some.args"
-    if what == "a folder":
-        path.mkdir()
-    elif what == "an open quote":
-        path.write_text('--note "never closed')
-    elif what == "bytes":
-        path.write_bytes(b"--note \xff\xfe")
+def test_the_edges_of_a_range_none_and_an_empty_tuple_are_inside():
+    for settings in ({}, {"count": 2}, {"count": 8}, {"rate": 1e-300}, {"margin": 0.0}, {"margin": 1.5},
+                     {"margin": None}, {"epochs": ()}, {"epochs": (1,)}):  # fmt: skip
+        check_bounds(Settings(**settings))
+
+
+@pytest.mark.parametrize(("line", "value", "limits"), [
+    ("--count 1", "--count 1", "at least 2 and at most 8"), ("--count 9", "--count 9", "at least 2 and at most 8"),
+    ("--rate 0", "--rate 0.0", "above 0"), ("--rate nan", "--rate nan", "above 0"),
+    ("--margin nan", "--margin nan", "at least 0 and at most 1.5"),
+    ("--margin inf", "--margin inf", "at least 0 and at most 1.5"),
+    ("--epochs 4 0 -3", "--epochs 0", "at least 1"), ("--sizes 2 1", "--sizes 1", "at least 2"),
+])  # fmt: skip
+def test_a_value_out_of_its_range_is_refused_with_flag_value_and_range(line, value, limits):
     with pytest.raises(UserError) as refused:
-        parse_config(Settings, [f"@{path}"])
-    assert f"argument file {path} can't be read" in str(refused.value) and "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.args")), ids=lambda path: path.stem)
-def test_every_recipe_is_flags_and_values(recipe):
-    words = expand_argument_files([f"@{recipe}"])
-    assert words[0].startswith("--") and not any("#" in word for word in words)
-
-
-# --------------------------------------------------------------------------------------------------------- bounds
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(),
-        Settings(count=2),
-        Settings(count=8),
-        Settings(rate=1e-300),
-        Settings(margin=0.0),
-        Settings(margin=1.5),
-        Settings(margin=None),
-        Settings(epochs=()),
-        Settings(epochs=(1,)),
-    ],
-)
-def test_the_edges_of_a_range_none_and_an_empty_tuple_are_inside(settings):
-    check_bounds(settings)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--count", "1"], "--count 1 is out of range: give a number at least 2 and at most 8."),
-        (["--count", "9"], "--count 9 is out of range: give a number at least 2 and at most 8."),
-        (["--rate", "0"], "--rate 0.0 is out of range: give a number above 0."),
-        (["--rate", "-1"], "--rate -1.0 is out of range: give a number above 0."),
-        (["--rate", "nan"], "--rate nan is out of range: give a number above 0."),
-        (["--margin", "nan"], "--margin nan is out of range: give a number at least 0 and at most 1.5."),
-        (["--margin", "inf"], "--margin inf is out of range: give a number at least 0 and at most 1.5."),
-        (["--epochs", "4", "0", "-3"], "--epochs 0 is out of range: give a number at least 1."),
-        (["--sizes", "2", "1"], "--sizes 1 is out of range: give a number at least 2."),
-    ],
-)
-def test_a_value_out_of_its_range_is_refused_with_flag_value_and_range(arguments, sentence):
-    with pytest.raises(UserError) as refused:
-        parse_config(Settings, arguments)
-    assert str(refused.value) == sentence
-
-
-@pytest.mark.parametrize("limits", [{"low": 0}, {"high": 0}, {"above": 0}])
-def test_not_a_number_is_out_of_every_range(limits):
-    settings = dataclasses.make_dataclass("One", [("one", float, bounded(math.nan, **limits))])()
-    with pytest.raises(UserError, match="--one nan is out of range"):
-        check_bounds(settings)
-
-
-# ----------------------------------------------------------------------------------------------------------- JSON
+        parse_config(Settings, line.split())
+    assert str(refused.value) == f"{value} is out of range: give a number {limits}."
 
 
 def test_settings_become_plain_values_and_come_back_from_a_file_equal(tmp_path):
     settings = Settings(folder=Path("a/b c"), epochs=(), rate=1e-4, note="naïve \N{SNOWMAN}")
     plain = as_plain(settings)
     assert plain == {
-        "kind": "plain",
-        "folder": "a/b c",
-        "note": "naïve \N{SNOWMAN}",
-        "epochs": [],
-        "sizes": [3, 5],
-        "margin": None,
-        "rate": 1e-4,
-        "count": 4,
-        "quick": False,
-        "checked": True,
-    }
+        "kind": "plain", "folder": "a/b c", "note": "naïve \N{SNOWMAN}", "epochs": [], "sizes": [3, 5], "margin": None,
+        "rate": 1e-4, "count": 4, "quick": False, "checked": True,
+    }  # fmt: skip
     write_json(tmp_path / "config.json", plain)
     assert json.loads((tmp_path / "config.json").read_text()) == plain
 
@@ -240,17 +139,6 @@ def test_json_that_fails_to_write_leaves_the_old_file_alone(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---------------------------------------------------------------------------------------------- how scripts end
-
-
-def ending(main, monkeypatch, capsys) -> tuple[int, str]:
-    """The exit status and what stands on stderr."""
-    monkeypatch.setattr(sys, "argv", ["/some/where/script.py"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(main)
-    return ended.value.code, capsys.readouterr().err
-
-
 def raising(error: BaseException):
     def main():
         raise error
@@ -258,56 +146,36 @@ def raising(error: BaseException):
     return main
 
 
-@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (2, 2)])
-def test_the_status_is_what_main_returns_and_0_for_nothing(returned, status, monkeypatch, capsys):
-    assert ending(lambda: returned, monkeypatch, capsys) == (status, "")
+@pytest.mark.parametrize(("main", "status", "words"), [
+    (lambda: None, 0, ""), (lambda: 0, 0, ""), (lambda: 2, 2, ""), (raising(SystemExit(2)), 2, ""),
+    (raising(UserError("no faces: give some.")), 2, "script.py: no faces: give some.\n"),
+    (raising(KeyboardInterrupt()), 130, "script.py: interrupted\n"),
+    *((raising(error), 2, f"script.py: {error}: check that path, its permissions, and the free space.\n")
+      for error in (OSError(28, "No space left on device"), PermissionError(13, "Permission denied", "x"))),
+])  # fmt: skip
+def test_the_status_is_what_main_returns_and_a_users_mistake_one_sentence(main, status, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/some/where/script.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert (ended.value.code, capsys.readouterr().err) == (status, words)
 
 
-def test_a_users_mistake_is_the_scripts_name_one_sentence_and_status_2(monkeypatch, capsys):
-    mistake = raising(UserError("no faces in x: give another folder."))
-    assert ending(mistake, monkeypatch, capsys) == (2, "script.py: no faces in x: give another folder.\n")
-
-
-def test_an_interrupt_is_status_130_without_traceback(monkeypatch, capsys):
-    assert ending(raising(KeyboardInterrupt()), monkeypatch, capsys) == (130, "script.py: interrupted\n")
-
-
-def test_a_status_given_by_the_flag_parser_stays(monkeypatch, capsys):
-    assert ending(raising(SystemExit(2)), monkeypatch, capsys) == (2, "")
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied", "x")]
-)
-def test_a_full_disk_and_a_folder_that_may_not_be_written_are_one_sentence_and_status_2(error, monkeypatch, capsys):
-    sentence = f"script.py: {error}: check that path, its permissions, and the free space.\n"
-    assert ending(raising(error), monkeypatch, capsys) == (2, sentence)
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("ours"), RuntimeError("ours"), AssertionError("ours"), OSError(9, "ours")]
-)
+@pytest.mark.parametrize("error", [ValueError("ours"), AssertionError("ours"), OSError(9, "ours")], ids=repr)
 def test_a_mistake_of_ours_keeps_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         run_script(raising(error))
     assert raised.value is error
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_of_our_output_that_goes_away_is_no_error_message(unbuffered):
-    program = "from utils.cli import run_script\nrun_script(lambda: print('a table'))"
+def print_to_nobody(at_once: bool) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-        )
-    finally:
-        os.close(writer)
-    assert (ended.returncode, ended.stderr) == (141, "")  # 128 + SIGPIPE, as of other programs
+    os.dup2(writer, sys.stdout.fileno())
+    sys.stdout.reconfigure(write_through=at_once)
+    run_script(lambda: print("a table"))
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_reader_of_our_output_that_goes_away_is_no_error_message(at_once):
+    ended = in_processes(1, print_to_nobody, at_once)
+    assert (ended.statuses, ended.err) == ([141], "")  # 128 + SIGPIPE, as of other programs

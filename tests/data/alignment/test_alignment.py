@@ -43,11 +43,8 @@ def centroids(picture, places, reach):
     return np.array(found)
 
 
-# ------------------------------------------------------------------------------------------------- where pixels land
-
-
-@pytest.mark.parametrize("degrees", [0, 0.3, 17, 45, 90, -133, 180])
-@pytest.mark.parametrize("scale", [0.4, 1.0, 1.31, 2.0, 3.7])
+@pytest.mark.parametrize("degrees", [0, 0.3, 45, -133, 180])
+@pytest.mark.parametrize("scale", [0.4, 1.31, 3.7])
 def test_dots_at_the_landmarks_land_on_the_template_to_a_twentieth_of_a_pixel(degrees, scale):
     size = int(150 * scale)
     points = turned(TEMPLATE, degrees, scale, size / 2 + np.array([0.3, -0.4]))
@@ -73,9 +70,7 @@ def test_five_different_faces_give_the_least_squares_similarity():
 
     random = np.random.default_rng(0)
     for _ in range(5):
-        points = turned(TEMPLATE, random.uniform(-180, 180), 2.2, np.array([300.0, 200.0])) + random.normal(
-            0, 6, (5, 2)
-        )
+        points = turned(TEMPLATE, random.uniform(-180, 180), 2.2, (300, 200)) + random.normal(0, 6, (5, 2))
 
         def distance(numbers, points=points):
             a, b, x, y = numbers
@@ -91,14 +86,8 @@ def test_what_lies_outside_of_the_picture_is_black_and_the_rest_is_not():
     face = np.asarray(align(Image.new("RGB", (200, 200), (250, 120, 60)), points))
     assert not face[:, :29].any()
     assert (face[:, 32:] == (250, 120, 60)).all()
-
-
-def test_grey_pictures_become_rgb():
-    face = align(Image.new("L", (150, 150), 77), TEMPLATE + 15)
-    assert np.array_equal(np.asarray(face), np.full((112, 112, 3), 77))
-
-
-# --------------------------------------------------------------------------------------------------------- shrinking
+    grey = align(Image.new("L", (150, 150), 77), TEMPLATE + 15)
+    assert np.array_equal(np.asarray(grey), np.full((112, 112, 3), 77))  # RGB
 
 
 def area_average(pixels, points, samples=24):
@@ -139,18 +128,6 @@ def test_a_pattern_finer_than_the_face_shows_no_moire(scale):
     assert ours.std() < min(5, plain.std() + 2)
     assert abs(ours.mean() - plain.mean()) < 1
     assert np.abs(ours - plain).mean() < np.abs(aliased - plain).mean() / 4
-
-
-def test_a_coarse_pattern_keeps_its_contrast():
-    points = turned(TEMPLATE, -25, 3.0, np.array([220.0, 220.0]))
-    y, x = np.mgrid[:440, :440]
-    pixels = np.rint(127.5 + 100 * np.sin(2 * np.pi * x / 30) * np.sin(2 * np.pi * y / 30)).astype(np.uint8)
-    ours = np.asarray(align(Image.fromarray(pixels).convert("RGB"), points), float)[..., 0]
-    plain = area_average(pixels.astype(float), points, samples=8)
-    assert np.abs(ours - plain)[10:102, 10:102].mean() < 1.5
-
-
-# ----------------------------------------------------------------------------------------------------------- refused
 
 
 SMILE = TEMPLATE + [[0, 0], [0, 0], [0, 0], [-12, 0], [12, 0]]  # a mouth wider than the eyes are apart
@@ -205,15 +182,9 @@ def test_points_that_are_no_face_are_refused(points, words):
 def test_points_of_another_picture_are_refused():
     picture = Image.new("RGB", (100, 80))
     align(picture, TEMPLATE + (30, 20))  # some of them outside, as of faces that are cut off
-    with pytest.raises(UserError, match="lies far outside of the picture of 100 x 80 pixels"):
-        align(picture, TEMPLATE * 2)
-    with pytest.raises(UserError, match="lies far outside"):
-        align(picture, TEMPLATE - 200)
-    with pytest.raises(UserError, match="outside of the picture"):
-        align(picture, TEMPLATE / 20 + (120, 90))  # a small face, near the picture but not in it
-
-
-# ------------------------------------------------------------------------------------------------------------- sheet
+    for points in (TEMPLATE * 2, TEMPLATE - 200, TEMPLATE / 20 + (120, 90)):  # the last small and near, but not in it
+        with pytest.raises(UserError, match="outside of the picture"):
+            align(picture, points)
 
 
 def test_the_sheet_has_64_faces_from_the_first_to_the_last_with_marks_where_the_template_is(tmp_path):

@@ -1,6 +1,5 @@
 """Photographs given as aligned faces: refused by the sizes in their headers, wherever pictures meet a network."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -18,39 +17,27 @@ PHOTOGRAPHS = [(100, 130), (90, 120), (160, 120), (130, 100), (80, 140), (96, 15
 ONE_SIZE = [(178, 218)] * 6  # CelebA's aligned pictures
 
 
-def write(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+def write(folder: Path, sizes: list[tuple[int, int]], fgnet: bool = False) -> Path:
     """Pictures of these sizes as identity folders of three, with ages in their names."""
     for number, size in enumerate(sizes):
-        path = folder / f"{number // 3:03d}" / f"{number:03d}_age_{20 + number % 9}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (number * 20 % 256, 90, 120)).save(path)
+        person = f"{number // 3:03d}"
+        name = f"{person}A{number:02d}.JPG" if fgnet else f"{number:03d}_age_{20 + number % 9}.jpg"
+        (folder / person).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number * 20 % 256, 90, 120)).save(folder / person / name)
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------- the rule
-
-
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ([(112, 112)] * 6, "silent"),
-        ([(256, 256)] * 6, "silent"),  # MS1MV3 as the authors have it
-        ([(200, 200)] * 6, "silent"),  # UTKFace's crops
-        ([(90, 90), (131, 131), (250, 250), (64, 64), (400, 400), (77, 77)], "silent"),
-        ([(112, 112)] * 19 + [(300, 400)], "silent"),  # some odd one out
-        (ONE_SIZE, "warning"),
-        ([(112, 96)] * 6, "warning"),
-        ([(178, 218)] * 3 + [(112, 112)] * 3, "warning"),
-        ([(200, 240), (400, 480)] * 3, "error"),
-        ([(250, 333), (333, 250)] * 3, "error"),  # one camera, held in two ways
-        ([(101, 108), (95, 99), (110, 104), (87, 92), (120, 113), (99, 105)], "warning"),  # a detector's tight boxes
-        ([(1000, 1300)] * 6, "warning"),
-        (PHOTOGRAPHS, "error"),
-        ([(1000, 1300), (900, 1200), (1200, 1600), (750, 1000)], "error"),  # of one shape, but nobody's output
-        ([(112, 112)] * 10 + PHOTOGRAPHS, "error"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+@pytest.mark.parametrize(("sizes", "expected"), [
+    ([(112, 112)] * 6, "silent"), ([(256, 256)] * 6, "silent"),  # MS1MV3 as the authors have it
+    ([(90, 90), (131, 131), (250, 250), (64, 64), (400, 400), (77, 77)], "silent"),
+    ([(112, 112)] * 19 + [(300, 400)], "silent"),  # some odd one out
+    (ONE_SIZE, "warning"), ([(112, 96)] * 6, "warning"), ([(178, 218)] * 3 + [(112, 112)] * 3, "warning"),
+    ([(200, 240), (400, 480)] * 3, "error"), ([(250, 333), (333, 250)] * 3, "error"),  # one camera, held in two ways
+    ([(101, 108), (95, 99), (110, 104), (87, 92), (120, 113), (99, 105)], "warning"),  # a detector's tight boxes
+    ([(1000, 1300)] * 6, "warning"), (PHOTOGRAPHS, "error"),
+    ([(1000, 1300), (900, 1200), (1200, 1600), (750, 1000)], "error"),  # of one shape, but nobody's output
+    ([(112, 112)] * 10 + PHOTOGRAPHS, "error"),
+], ids=range(14))  # fmt: skip
 def test_many_sizes_that_are_not_square_are_photographs_and_one_is_a_warning(tmp_path, sizes, expected):
     """15: photographs are an error, one size that is not square a warning, aligned sets of others pass in silence."""
     faces, said = index_pictures(write(tmp_path, sizes)), []
@@ -109,9 +96,6 @@ def test_record_files_are_looked_at_too(tmp_path):
         check_shapes(index_record_file(tmp_path / "train.rec"), print)
 
 
-# --------------------------------------------------------------------------------------------------------- train.py
-
-
 @pytest.fixture
 def train(run_main, age_weights, tmp_path):
     def run(folder: Path, *flags: object):
@@ -143,44 +127,27 @@ def test_train_warns_of_one_size_that_is_not_square(train, tmp_path):
 
 def test_train_refuses_to_validate_on_photographs(train, tiny_faces, tmp_path):
     """15: a validation set of photographs is found before training."""
-    write_fgnet(tmp_path / "face_dataset" / "ID_processed_FGNET", PHOTOGRAPHS)
+    write(tmp_path / "face_dataset" / "ID_processed_FGNET", PHOTOGRAPHS, fgnet=True)
     outcome = train(tiny_faces / TRAINING_SETS["ms1mv3"].folder, "--validate-every", 1, "--validate-on", "fgnet",
                     "--face-dataset", tmp_path / "face_dataset")  # fmt: skip
     assert outcome.status == 2 and "ID_processed_FGNET' are not square" in outcome.err, outcome.err
     assert not (tmp_path / "run").exists()
 
 
-def write_fgnet(folder: Path, sizes: list[tuple[int, int]]) -> None:
-    for number, size in enumerate(sizes):
-        path = folder / f"{number // 3:03d}" / f"{number // 3:03d}A{number:02d}.JPG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (number * 20 % 256, 90, 120)).save(path)
+def test_a_test_set_of_photographs_ends_its_own_setting_alone(run_test, tiny_faces, tmp_path):
+    """15: test.py refuses a set of photographs, tests the others, and tests all where --assume-aligned insists.
 
-
-# ------------------------------------------------------------------------------------------------- test.py, prepare.py
-
-
-def test_a_test_set_of_photographs_ends_its_own_setting_alone(run_main, tiny_faces, weights, tmp_path):
-    """15: test.py refuses a set of photographs, tests the others, and tests all where --assume-aligned insists."""
+    Pictures among which others are searched meet the network too.
+    """
     root = tmp_path / "face_dataset"
-    write_fgnet(root / "ID_processed_FGNET", PHOTOGRAPHS)
+    write(root / "ID_processed_FGNET", PHOTOGRAPHS, fgnet=True)
     (root / "CALFW").symlink_to(tiny_faces / "CALFW")
-    flags = ("--weights", weights, "--face-dataset", root, "--benchmarks", "fgnet", "calfw", "--no-analysis",
-             "--output", tmp_path / "results", "--workers", 0, "--device", "cpu")  # fmt: skip
-    outcome = run_main("test", *flags)
+    outcome, model = run_test(root, "--benchmarks", "fgnet", "calfw")
     assert outcome.status == 2 and "FG-NET did not run" in outcome.err and "--assume-aligned" in outcome.err
-    (model,) = json.loads((tmp_path / "results" / "results.json").read_text())["models"]
     assert list(model["results"]) == ["calfw"] and list(model["did_not_run"]) == ["fgnet"]
-    assert run_main("test", *flags, "--assume-aligned").status == 0
-
-
-def test_distractors_that_are_photographs_are_refused(run_main, tiny_faces, weights, tmp_path):
-    """15: pictures among which others are searched meet the network too."""
-    write(tmp_path / "crowd", PHOTOGRAPHS)
-    flags = ("--weights", weights, "--face-dataset", tiny_faces, "--benchmarks", "fgnet", "--no-keep-embeddings",
-             "--distractors", tmp_path / "crowd", "--output", tmp_path / "results",
-             "--workers", 0, "--device", "cpu")  # fmt: skip
-    outcome = run_main("test", *flags)
+    assert run_test(root, "--benchmarks", "fgnet", "calfw", "--assume-aligned")[0].status == 0
+    crowd = write(tmp_path / "crowd", PHOTOGRAPHS)
+    outcome, _ = run_test(tiny_faces, "--benchmarks", "fgnet", "--distractors", crowd)
     assert outcome.status == 2 and "crowd' are not square" in outcome.err
 
 
@@ -218,7 +185,7 @@ def test_no_age_is_estimated_on_photographs(run_main, age_weights, tmp_path):
 def test_no_ranges_are_taken_from_photographs(run_main, weights, tmp_path):
     """15: export.py shows pictures to the network too, to calibrate int8 and to measure what is lost."""
     write(tmp_path / "photos", PHOTOGRAPHS)
-    write_fgnet(tmp_path / "face_dataset" / "ID_processed_FGNET", PHOTOGRAPHS)
+    write(tmp_path / "face_dataset" / "ID_processed_FGNET", PHOTOGRAPHS, fgnet=True)
     of_pictures = ("--precision", "int8", "--calibration-pictures", tmp_path / "photos")
     of_benchmark = ("--measure-on", "fgnet", "--face-dataset", tmp_path / "face_dataset")
     for flags in (of_pictures, of_benchmark):
@@ -229,7 +196,7 @@ def test_no_ranges_are_taken_from_photographs(run_main, weights, tmp_path):
 
 def test_check_calls_wrong_what_the_others_refuse(run_main, tmp_path):
     """15: the dataset check says of a set of photographs what train.py and test.py say."""
-    write_fgnet(tmp_path / "ID_processed_FGNET", PHOTOGRAPHS)
+    write(tmp_path / "ID_processed_FGNET", PHOTOGRAPHS, fgnet=True)
     flags = ("check", "fgnet", "--face-dataset", tmp_path, "--workers", 0)
     outcome = run_main("prepare", *flags)
     assert outcome.status == 1 and "these are photographs and no aligned faces: align them" in outcome.out

@@ -1,16 +1,13 @@
 """Claims about the drawn faces: they are reproducible, age smoothly, confound age with looks, filed as published."""
 
-import dataclasses
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data.synthetic import sets as synthetic
-from data.synthetic.drawing import draw_face, encode_jpeg
+from data.synthetic.drawing import draw_face
 from data.synthetic.people import Shot, random_stream, sample_person, sample_shot
 from meta import age_group
 
@@ -35,31 +32,19 @@ def nearest_other(pictures: np.ndarray) -> np.ndarray:
 def everything(tmp_path_factory) -> Path:
     """A small edition of all sets."""
     root = tmp_path_factory.mktemp("synthetic") / "faces"
-    counts = synthetic.write_all(
-        root,
-        num_people=6,
-        pictures_per_person=5,
-        fgnet_people=5,
-        fgnet_pictures_per_person=6,
-        morph2_subjects=(4, 7),
-        cacd_vs_pairs=40,
-        calfw_pairs=60,
-        progress=False,
-    )
-    assert counts == {
-        folder.name: sum(1 for path in folder.rglob("*") if path.suffix.lower() == ".jpg") for folder in root.iterdir()
-    }
+    sizes = {"num_people": 2, "pictures_per_person": 2, "fgnet_people": 5, "fgnet_pictures_per_person": 6,
+             "morph2_subjects": (4, 7), "cacd_vs_pairs": 20, "calfw_pairs": 40}  # fmt: skip
+    counts = synthetic.write_all(root, **sizes, progress=False)
+    assert counts == {folder.name: sum(path.suffix.lower() == ".jpg" for path in folder.rglob("*"))
+                      for folder in root.iterdir()}  # fmt: skip
     return root
 
 
-# ------------------------------------------------------------------------------------------------- reproducibility
-
-
 def test_same_seed_same_bytes_whatever_the_number_of_workers(tmp_path):
-    for name, workers in (("one", 1), ("again", 1), ("two", 2)):
-        synthetic.write_training_set(tmp_path / name, 3, 4, seed=5, workers=workers, progress=False)
+    for name, workers, seed in (("one", 1, 5), ("again", 1, 5), ("two", 2, 5), ("other", 1, 6)):
+        synthetic.write_training_set(tmp_path / name, 3, 2, seed=seed, workers=workers, progress=False)
     one = files_in(tmp_path / "one")
-    assert len(one) == 12
+    assert len(one) == 6 and not set(one.values()) & set(files_in(tmp_path / "other").values())
     assert one == files_in(tmp_path / "again") == files_in(tmp_path / "two")
 
 
@@ -70,37 +55,24 @@ def test_a_picture_does_not_depend_on_the_others(tmp_path):
 
 
 def test_pictures_may_lie_within_some_years_of_a_life_anywhere_in_it(tmp_path):
-    synthetic.write_training_set(tmp_path / "set", 30, 3, seed=5, progress=False, years_per_person=7)
+    synthetic.write_training_set(tmp_path / "set", 20, 3, seed=5, progress=False, years_per_person=7)
     ages = [sorted(int(path.stem[-2:]) for path in person.iterdir()) for person in (tmp_path / "set").iterdir()]
     assert all(own[-1] - own[0] < 7 for own in ages)
     assert min(own[0] for own in ages) < 15 and max(own[-1] for own in ages) > 65
 
 
-def test_another_seed_gives_other_people():
-    person, other = sample_person(0, 3), sample_person(1, 3)
-    assert person == sample_person(0, 3)
-    assert person.skin != other.skin and person.face_width != other.face_width
-    assert (draw_face(person, 30, Shot()) != draw_face(other, 30, Shot())).any()
-
-
-# ---------------------------------------------------------------------------------------------------- the pictures
-
-
-@pytest.mark.parametrize("size", [64, 112, 256])
+@pytest.mark.parametrize("size", [64, 112])
 def test_faces_are_8_bit_pictures_of_the_size_asked_for(size):
     for index, age in enumerate((0, 17.5, 80)):
-        face = draw_face(sample_person(2, index), age, sample_shot(random_stream(2, index)), size)
-        assert face.shape == (size, size, 3) and face.dtype == np.uint8
-        assert 20 < face.mean() < 235 and face.std() > 10
+        for strength in (0.0, 1.0, 2.0):
+            shot = sample_shot(random_stream(2, index), strength)
+            assert (shot == Shot()) == (strength == 0)
+            face = draw_face(sample_person(2, index), age, shot, size)
+            assert face.shape == (size, size, 3) and face.dtype == np.uint8
+            assert 20 < face.mean() < 235 and face.std() > 10
 
 
-def test_sizes_show_the_same_picture():
-    person, shot = sample_person(2, 0), Shot()
-    large = Image.fromarray(draw_face(person, 40, shot, 224)).resize((112, 112), Image.Resampling.BOX)
-    assert np.abs(np.float32(large) - draw_face(person, 40, shot)).mean() < 4
-
-
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(2))
 def test_small_steps_of_age_change_pictures_little(index):
     person = sample_person(4, index)
 
@@ -118,33 +90,6 @@ def test_small_steps_of_age_change_pictures_little(index):
     assert np.abs(np.float32(first) - last).mean() > 10
 
 
-def test_every_person_survives_extremes():
-    for index in range(30):
-        for age in (0, 80):
-            for strength in (1.0, 2.0):
-                shot = sample_shot(random_stream(index, age), strength)
-                assert draw_face(sample_person(11, index), age, shot).std() > 10
-
-
-def test_strength_zero_is_the_neutral_shot():
-    shot = sample_shot(random_stream(0), 0.0)
-    assert shot == Shot()
-    assert all(getattr(shot, name) == 0 for name in ("yaw", "pitch", "roll", "smile", "light_x", "noise", "blur"))
-    assert not (shot.hat or shot.glasses or shot.grey)
-
-
-def test_stronger_nuisance_differs_more_from_the_neutral_picture():
-    differences = []
-    for strength in (0.2, 1.0):
-        total = 0.0
-        for index in range(12):
-            person = sample_person(3, index)
-            shot = sample_shot(random_stream(9, index), strength)
-            total += np.abs(np.float32(draw_face(person, 30, shot)) - draw_face(person, 30, Shot())).mean()
-        differences.append(total)
-    assert differences[1] > 2 * differences[0]
-
-
 def test_a_negative_strength_and_an_age_beyond_the_path_are_refused():
     with pytest.raises(ValueError, match="strength is -1"):
         sample_shot(random_stream(0), -1)
@@ -152,24 +97,11 @@ def test_a_negative_strength_and_an_age_beyond_the_path_are_refused():
         draw_face(sample_person(0, 0), 81, Shot())
 
 
-def test_a_person_cannot_be_changed():
-    person = sample_person(0, 1)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        person.male = not person.male
-
-
-def test_jpeg_files_can_be_read_back():
-    face = draw_face(sample_person(0, 0), 30, Shot())
-    picture = Image.open(io.BytesIO(encode_jpeg(face, 95)))
-    assert picture.format == "JPEG" and picture.size == (112, 112)
-    assert np.abs(np.float32(picture) - face).mean() < 4
-
-
 def test_age_confounds_looks():
     """By raw pixels the nearest other picture shares the age group more often than the person."""
     ages = (3, 15, 22, 30, 40, 50, 60, 75)  # one in each group
     pictures, people, groups = [], [], []
-    for index in range(40):
+    for index in range(25):
         person = sample_person(0, 10**6 + index)
         for number, age in enumerate(ages):
             face = draw_face(person, age, sample_shot(random_stream(0, index, number)))
@@ -185,22 +117,9 @@ def test_age_confounds_looks():
 
 def test_a_person_is_more_like_themselves_than_like_others():
     """In neutral shots at nearby ages a person is found again by pixels alone: identity shows."""
-    faces = np.stack([draw_face(sample_person(0, index), age, Shot()) for index in range(40) for age in (28, 34)])
+    faces = np.stack([draw_face(sample_person(0, index), age, Shot()) for index in range(25) for age in (28, 34)])
     nearest = nearest_other(faces - faces.mean(0))
-    assert (nearest == (np.arange(80) ^ 1)).mean() > 0.95
-
-
-# ------------------------------------------------------------------------------------------------------ the layouts
-
-
-def test_training_set_layout(everything):
-    files = list(files_in(everything / "ms1mv3_256times256_with_age"))
-    assert len(files) == 30
-    matches = [re.fullmatch(r"(\d{8})/(\d{8})_age_(\d\d)\.jpg", name) for name in files]
-    assert all(matches)
-    assert len({match[1] for match in matches}) == 6
-    assert sorted(int(match[2]) for match in matches) == list(range(30))
-    assert all(0 <= int(match[3]) <= 80 for match in matches)
+    assert (nearest == (np.arange(50) ^ 1)).mean() > 0.95
 
 
 def test_fgnet_layout(everything):
@@ -241,13 +160,10 @@ def test_morph2_layout(everything):
     assert all(large[name] == content for name, content in files_in(root / "probe_3000").items())
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "num_pairs", "name"),
-    [
-        ("CACD_VS/processed_CACDVS_2", "CACD_VS/txt/CACD_VS_pairs_labels.txt", 40, r"\d{4}_[01]\.jpg"),
-        ("CALFW/processed_CALFW_2", "CALFW/txts/CALFW_img_pairs_labels.txt", 60, r"P\d{4}_\d{4}\.jpg"),
-    ],
-)
+@pytest.mark.parametrize(("images", "labels", "num_pairs", "name"), [
+    ("CACD_VS/processed_CACDVS_2", "CACD_VS/txt/CACD_VS_pairs_labels.txt", 20, r"\d{4}_[01]\.jpg"),
+    ("CALFW/processed_CALFW_2", "CALFW/txts/CALFW_img_pairs_labels.txt", 40, r"P\d{4}_\d{4}\.jpg"),
+])  # fmt: skip
 def test_pair_lists_have_ten_folds_and_no_missing_file(everything, images, labels, num_pairs, name):
     rows = [line.split(" ") for line in (everything / labels).read_text().splitlines()]
     half = num_pairs // 20
@@ -267,19 +183,17 @@ def test_pairs_are_genuine_or_not_as_labelled_and_folds_share_nobody():
 
 def test_no_two_sets_share_a_person(tmp_path, monkeypatch):
     people = {}
-    monkeypatch.setattr(
-        synthetic,
-        "write_pictures",
-        lambda pictures, workers, title, progress: people.setdefault(title, {p.person for p in pictures}) and 0,
-    )
+
+    def note(pictures, workers, title, progress):
+        people[title] = {picture.person for picture in pictures}
+        return 0
+
+    monkeypatch.setattr(synthetic, "write_pictures", note)
     synthetic.write_all(tmp_path / "demo")
     assert len(people) == 5 and len(people["training set"]) == 100 and len(people["FG-NET"]) == 40
     assert sum(map(len, people.values())) == len(set().union(*people.values()))
     drawn = {sample_person(0, index).skin for group in people.values() for index in sorted(group)[:10]}
     assert len(drawn) == 50
-
-
-# --------------------------------------------------------------------------------------------------------- mistakes
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
@@ -304,38 +218,16 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_folder_may_be_filled(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert synthetic.write_training_set(tmp_path / "empty", 1, 2, seed=0, progress=False) == 2
-    assert len(files_in(tmp_path / "empty")) == 2
-
-
-@pytest.mark.parametrize(
-    ("write", "arguments", "message"),
-    [
-        (synthetic.write_training_set, {"num_people": 0, "pictures_per_person": 3}, "num_people is 0"),
-        (
-            synthetic.write_training_set,
-            {"num_people": 1, "pictures_per_person": 1, "years_per_person": 82},
-            "years_per_person is 82",
-        ),
-        (synthetic.write_fgnet, {"num_people": 3, "pictures_per_person": 1}, "pictures_per_person is 1"),
-        (synthetic.write_morph2, {"num_subjects_small": 5, "num_subjects_large": 4}, "num_subjects_large is 4"),
-        (synthetic.write_cacd_vs, {"num_pairs": 30}, "num_pairs is 30"),
-        (synthetic.write_calfw, {"num_pairs": 0}, "num_pairs is 0"),
-        (synthetic.write_calfw, {"num_pairs": 20, "workers": 0}, "workers is 0"),
-    ],
-)
+@pytest.mark.parametrize(("write", "arguments", "message"), [
+    (synthetic.write_training_set, {"num_people": 0, "pictures_per_person": 3}, "num_people is 0"),
+    (synthetic.write_training_set, {"num_people": 1, "pictures_per_person": 1, "years_per_person": 82},
+     "years_per_person is 82"),
+    (synthetic.write_fgnet, {"num_people": 3, "pictures_per_person": 1}, "pictures_per_person is 1"),
+    (synthetic.write_morph2, {"num_subjects_small": 5, "num_subjects_large": 4}, "num_subjects_large is 4"),
+    (synthetic.write_cacd_vs, {"num_pairs": 30}, "num_pairs is 30"),
+    (synthetic.write_calfw, {"num_pairs": 20, "workers": 0}, "workers is 0"),
+])  # fmt: skip
 def test_impossible_counts_are_refused(tmp_path, write, arguments, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "set", seed=0, **arguments)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_contact_sheet_has_a_row_per_person_and_a_column_per_age(tmp_path):
-    path = tmp_path / "sheets" / "faces.png"
-    synthetic.contact_sheet(path, num_people=2, ages=(5, 50, 75))
-    margin = synthetic.SHEET_MARGIN
-    with Image.open(path) as sheet:
-        assert sheet.format == "PNG" and sheet.size == (margin + 3 * 112, margin + 2 * 112)
-    assert [entry.name for entry in path.parent.iterdir()] == ["faces.png"]

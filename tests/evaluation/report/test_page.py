@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_example import HOSTILE, SECTIONS, example_report, picture
+from report_example import HOSTILE, SECTIONS, example_page, example_report, picture
 
 from evaluation.report.page import NO_PICTURES, report_html
 from evaluation.report.plots import COLOURS, GREY
@@ -50,13 +50,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def html() -> str:
-    return report_html(example_report(), picture)
-
-
-@pytest.fixture(scope="module")
-def page(html) -> Page:
-    return Page(html)
+def page() -> Page:
+    return Page(example_page())
 
 
 def small(**changes) -> dict:
@@ -72,12 +67,9 @@ def words_of(report, pictures=picture) -> str:
     return " ".join("".join(Page(report_html(report, pictures)).text).split())
 
 
-def test_every_section_is_there_in_order_and_in_the_navigation(page):
+def test_every_section_is_there_in_order_and_in_the_navigation_and_references_lead_somewhere(page):
     assert tuple(section["id"] for section in page.all("section")) == SECTIONS
     assert [link["href"] for link in page.all("a")] == ["#content", *(f"#{name}" for name in SECTIONS)]
-
-
-def test_ids_are_unique_and_references_lead_somewhere(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     used = {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
@@ -85,19 +77,15 @@ def test_ids_are_unique_and_references_lead_somewhere(page):
     assert used <= set(ids)
 
 
-def test_every_table_has_a_caption_and_the_scope_of_its_headers(page):
-    assert len(page.tables) > 20
-    for table in page.tables:
-        assert table[0][0] == "caption"
-        assert {attributes.get("scope") for tag, attributes in table if tag == "th"} == {"col", "row"}
-        assert all(attributes.get("scope") in ("col", "row") for tag, attributes in table if tag == "th")
-
-
 def test_what_screen_readers_need(page):
     assert page.all("html") == [{"lang": "en"}]
     assert [len(page.all(tag)) for tag in ("h1", "main", "nav", "header")] == [1, 1, 1, 1]
     kinds = {image["alt"].split(",")[0].split(":")[0] for image in page.all("img")}
     assert kinds == {"Face", "Line plot", "Step plot", "Bar chart", "Histogram"}
+    assert len(page.tables) > 20
+    for table in page.tables:
+        assert table[0][0] == "caption"
+        assert {attributes.get("scope") for tag, attributes in table if tag == "th"} == {"col", "row"}
 
 
 def test_nothing_is_loaded_and_nothing_runs(page):
@@ -111,41 +99,35 @@ def test_nothing_is_loaded_and_nothing_runs(page):
         assert "http" not in attributes.get("style", "")
 
 
-def test_hostile_names_are_text(page, html):
+def test_hostile_names_are_text(page):
+    html = example_page()
     assert "<script" not in html.lower() and "\u202e" not in html and "\x1b" not in html
     assert HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b") in "".join(page.text)
 
 
-def test_main_figures_and_sources_are_told(page):
+def test_main_figures_reasons_and_sources_are_there(page):
     reply = "".join(page.text)
     report = example_report()
     result = report["models"][0]["results"]["fgnet"]
-    for value in (
-        result["leave_one_out"]["concatenate"]["rank1_percent"],
-        result["leave_one_out"]["add"]["rank1_percent"],
-        result["leave_one_out"]["grey_pixels"]["rank1_percent"],
-        result["leave_one_out"]["chance"]["rank1_percent"],
-        result["analysis"]["verification"]["figures"]["pooled_eer_percent"],
-        result["analysis"]["leaks"]["club"]["club_nats"],
-    ):
-        assert f"{value:.2f}" in reply
+    rank1 = [column["rank1_percent"] for column in result["leave_one_out"].values()]
+    assert len(rank1) == 4
+    leaks = result["analysis"]["leaks"]
+    eer = result["analysis"]["verification"]["figures"]["pooled_eer_percent"]
+    assert all(f"{value:.2f}" in reply for value in (*rank1, eer, leaks["club"]["club_nats"]))
     sure = result["analysis"]["rank1"]
     assert f"{sure['rank1_percent_low']:.2f} to {sure['rank1_percent_high']:.2f}" in reply
-    assert result["analysis"]["leaks"]["meaning"] in reply
-    for figure in report["published"]:
-        assert figure["source"] in reply and figure["setting"] in reply
+    assert leaks["meaning"] in reply
+    assert all(figure["source"] in reply and figure["setting"] in reply for figure in report["published"])
+    assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in reply  # a rate that lets no impostor pass
+    assert "cacd_vs" in reply and f"folder {HOSTILE[:8]}" in reply  # what did not run
 
 
 def test_a_difference_excludes_0_where_its_interval_does():
     reply = {"setting": "s", "title": "T", "a": "A", "b": "B"}
     for name, low, high in (("rank1", 0.5, 2.5), ("pooled_auc", -1.0, 2.0), ("pooled_eer", None, None)):
         key = f"{name}_difference_percentage_points"
-        reply |= {
-            key: 1.5,
-            f"{key}_low": low,
-            f"{key}_high": high,
-            f"{key}_interval_reason": low or "there are too few",
-        }
+        reply |= {key: 1.5, f"{key}_low": low, f"{key}_high": high}
+        reply[f"{key}_interval_reason"] = low or "there are too few"
     shown = words_of({"comparisons": [reply]})
     assert "1 of 2 intervals exclude 0: T, rank-1 %, A less B (+1.50)." in shown
     assert "no interval: there are too few" in shown
@@ -171,22 +153,13 @@ def test_pictures_that_are_none_or_no_picture_or_unreadable_are_said_to_lack():
         assert not page.all("img") and "no picture" in page.text
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        {},
-        {"models": []},
-        {"models": [{}], "comparisons": None, "published": {"reason": "none"}},
-        {"models": [{"name": "A", "results": {"fgnet": {}}}]},
-        {"models": [{"name": "A", "results": {"fgnet": {"analysis": {"reason": "turned off"}}}}]},
-        {
-            "models": [
-                {"name": None, "results": {"fgnet": {"analysis": {"verification": {"curve": {}, "histogram": 3}}}}}
-            ]
-        },
-        {"comparisons": [{"title": "T", "a": "A", "b": "B", "reason": "other pictures"}], "models": 5},
-    ],
-)
+@pytest.mark.parametrize("report", [
+    {}, {"models": []}, {"models": [{}], "comparisons": None, "published": {"reason": "none"}},
+    {"models": [{"name": "A", "results": {"fgnet": {}}}]},
+    {"models": [{"name": "A", "results": {"fgnet": {"analysis": {"reason": "turned off"}}}}]},
+    {"models": [{"name": None, "results": {"s": {"analysis": {"verification": {"curve": {}, "histogram": 3}}}}}]},
+    {"comparisons": [{"title": "T", "a": "A", "b": "B", "reason": "other pictures"}], "models": 5},
+], ids=range(7))  # fmt: skip
 def test_what_is_missing_does_not_break_the_page(report):
     page = Page(report_html(report, picture))
     assert tuple(section["id"] for section in page.all("section")) == SECTIONS
@@ -206,25 +179,12 @@ def test_each_part_may_be_absent_or_a_reason():
     assert all(f"why not {part}." in reply for part in leaks)
 
 
-def test_what_did_not_run_is_told_with_its_reason():
-    assert "cacd_vs" in words_of(small())
-    assert "folder x does not exist" in words_of(
-        {"models": [{"name": "A", "did_not_run": {"calfw": "folder x does not exist"}}]}
-    )
-
-
 def test_nothing_that_is_no_number_is_printed_as_one(page):
     report = small()
     for value in (float("nan"), float("inf"), None, "12", True):
         report["models"][0]["results"]["fgnet"]["leave_one_out"]["add"]["rank1_percent"] = value
         assert not re.search(r"\b(nan|None|inf|True)\b", words_of(report, None))
     assert not re.search(r"\b(nan|NaN|None|inf)\b", "".join(page.text))
-
-
-def test_a_rate_that_allows_no_false_accept_has_no_figure(page):
-    """ten_fold_verification's companion tells TAR at FAR 1e-3 of 44 impostors; the report leaves it out."""
-    reply = "".join(page.text)
-    assert "FAR 1e-3 needs 1,000 impostor pairs or more, there are 44" in reply
 
 
 def luminance(colour: str) -> float:
@@ -239,10 +199,10 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark(html):
+def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark():
     """WCAG AA: 4.5 for text, also on shaded heads of tables; 3 for what is drawn, always on white."""
     colours_in = re.compile(r"--(\w+): (#[0-9a-f]{6})").findall
-    light_part, dark_part = html.split("@media")[:2]
+    light_part, dark_part = example_page().split("@media")[:2]
     light, dark = dict(colours_in(light_part)), dict(colours_in(dark_part))
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     for colours in (light, light | dark):
