@@ -35,12 +35,17 @@ class Features(NamedTuple):
     identities: np.ndarray  # (N,) int64
 
 
-def features_of(weights: Path, folder: Path, device: torch.device, path: Path) -> Features:
-    """A model's features of one folder of identities, kept in `path`; the file has to hold the age branch too."""
+def features_of(weights: Path, folder: Path, device: torch.device, path: Path, *, with_unit: bool = True) -> Features:
+    """A model's features of one folder of identities, kept in `path`; the file has to hold the age branch too.
+
+    Without the purification unit they are the features that enter it.
+    """
     if not path.exists():
         faces = index_identity_folders(folder, FILENAME_PATTERNS["ms1mv3"])
         model, has_age_branch = load_for_embedding(weights)
         assert has_age_branch, f"{weights} holds no age branch"
+        if not with_unit:
+            model.backbone_id.spu = torch.nn.Identity()
         loader = evaluation_loader(faces, batch_size=64)
         extracted = extract(model.to(device), batches(loader), len(faces), DistInfo(0, 1, device), to_network_input,
                             what=folder.name, with_grey=False)  # fmt: skip
