@@ -1,14 +1,17 @@
-"""What purification changes: plain CosFace, implicit, explicit and both, on made-up faces of people unseen in training.
+"""What purification changes on made-up faces of people unseen in training: the published one, rivals, and erasure.
 
     python benchmarks/purification.py --output runs/purification --plot benchmarks/purification.png
-    python benchmarks/purification.py --output runs/purification --variants plain both grl --seeds 0 1 2
-    python benchmarks/purification.py --output runs/purification --add both-0.1="--mutual-information-weight 0.1"
+    python benchmarks/purification.py --output runs/purification --variants plain iefp grl --seeds 0 1 2
+    python benchmarks/purification.py --output runs/purification --add iefp-0.1="--mutual-information-weight 0.1"
 
-The rivals grl, dal and orthogonal have no purification unit.
+iefp is the published method, implicit and explicit are its halves; the others have no purification unit. Every variant
+is measured as it was trained and, as NAME+erasure, with age erased from its features (models/erasure.py), fitted on the
+training pictures.
 
 Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
 order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
-four variants with three seeds half an hour. What is finished in --output is not done again. The last line is JSON.
+three variants with three seeds half an hour. What is finished in --output is not done again, and features are kept in
+it for benchmarks/erasure_choices.py. The last line is JSON.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.held_out import measure
+from benchmarks.held_out import erased, features_of, fit_erasure, measure
 from benchmarks.paired import tables
 from benchmarks.timing import machine
 from data.synthetic.sets import write_training_set
@@ -36,18 +39,23 @@ VARIANTS = {
     PLAIN: "--purification 0 --disentangle none",  # as recipes/plain-cosface.args
     "implicit": "--purification 1 --disentangle none",
     "explicit": f"--purification 0 --mutual-information-weight {PUBLISHED_LAMBDA}",
-    "both": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA}",
+    "iefp": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA}",
+    "prior": "--purification 0 --disentangle none --age-prior 1",
+    "iefp-prior": f"--purification 1 --mutual-information-weight {PUBLISHED_LAMBDA} --age-prior 1",
     "grl": "--purification 0 --disentangle grl",
     "dal": "--purification 0 --disentangle dal",
     "orthogonal": "--purification 0 --disentangle orthogonal",
+    "inter_prototype": "--purification 0 --disentangle inter_prototype",
 }
+ERASED = "+erasure"  # follows the variant's name
 FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic.sets draws for training and benchmarks
 
-# What is printed: key -> title, decimals. High is good in the first three, low in the two of the age probe.
+# What is printed: key -> title, decimals. High is good in the first four, low in the two of the age probe.
 FIGURES = {
     "rank1_percent": ("rank 1, %", 1),
     "rank1_20_years_percent": ("rank 1, mates 20+ years away, %", 1),
     "tar_percent": ("TAR at FAR 1e-3, %", 1),
+    "tar_31_years_percent": ("TAR, 31+ years apart, %", 1),
     "age_balanced_accuracy_percent": ("age probe, balanced, %", 1),
     "age_r2": ("age probe, R2", 3),
     "club_nats": ("CLUB, nats", 1),
@@ -122,15 +130,28 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
         if not path.exists():
             age_weights = train_age_branch(flags, train, folder / "age", seed)
             weights = train_identity_branch(flags, train, age_weights, folder / name, seed, variant)
-            entry = measure(weights, held_out, choose_device(flags.device), flags.club_steps)
-            entry["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
-            write_json(path, {"flags": variant, **entry})
-        figures[name] = json.loads(path.read_text())
-        if figures[name].pop("flags") != variant:
+            of_both = measure_both(flags, weights, train, held_out)
+            of_both[""]["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
+            write_json(path, {"flags": variant, "figures": of_both})
+        kept = json.loads(path.read_text())
+        if kept["flags"] != variant:
             raise SystemExit(f"{path} is of other flags than {variant!r}: give the variant another name.")
-        print(f"seed {seed} {name}: " + ", ".join(f"{key} {figures[name][key]:.4g}" for key in FIGURES
-                                                  if figures[name][key] is not None), flush=True)  # fmt: skip
+        for suffix, entry in kept["figures"].items():
+            figures[name + suffix] = entry
+            print(f"seed {seed} {name}{suffix}: " + ", ".join(f"{key} {entry[key]:.4g}" for key in FIGURES
+                                                              if entry.get(key) is not None), flush=True)  # fmt: skip
     return figures
+
+
+def measure_both(flags: argparse.Namespace, weights: Path, train: Path, held_out: Path) -> dict[str, dict]:
+    """The figures as trained ("") and with age erased."""
+    device = choose_device(flags.device)
+    of_train, of_held_out = (
+        features_of(weights, folder, device, weights.with_name(f"features_{folder.name}.npz"))
+        for folder in (train, held_out)
+    )
+    of_erased = erased(of_held_out, fit_erasure(of_train))
+    return {"": measure(of_held_out, flags.club_steps), ERASED: measure(of_erased, flags.club_steps)}
 
 
 def check_settings(flags: argparse.Namespace) -> dict:
@@ -196,7 +217,7 @@ def plot_gaps(axes, runs: dict) -> None:
 def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of data, runs and figures; goes on in it")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "implicit", "explicit", "both"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "iefp", "prior"])
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FLAGS", help="further variants, train.py's flags")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of data and training together")
     parser.add_argument("--people", type=int, default=100)
@@ -228,7 +249,7 @@ def main() -> None:
         variants[name] = words
     settings = check_settings(flags)
     by_seed = {seed: run_seed(flags, variants, seed) for seed in flags.seeds}
-    runs = {name: {seed: by_seed[seed][name] for seed in flags.seeds} for name in variants}
+    runs = {name: {seed: by_seed[seed][name] for seed in flags.seeds} for name in by_seed[flags.seeds[0]]}
     summary = summarise(runs, PLAIN, list(FIGURES))
     print(tables(summary, FIGURES))
     if flags.plot and PLAIN in runs and len(runs) > 1:

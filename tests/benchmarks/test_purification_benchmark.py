@@ -38,16 +38,16 @@ def test_standardising_looks_at_the_first_half_only():
 
 
 def test_variants_differ_in_purification_alone():
-    assert set(purification.VARIANTS) >= {"plain", "implicit", "explicit", "both"}
+    assert set(purification.VARIANTS) >= {"plain", "implicit", "explicit", "iefp"}
     for flags in purification.VARIANTS.values():
         assert {word for word in flags.split() if word.startswith("--")} <= {
             "--purification", "--mutual-information-weight", "--disentangle", "--disentangle-weight", "--club-steps",
-            "--mutual-information-warmup"}  # fmt: skip
+            "--mutual-information-warmup", "--age-prior"}  # fmt: skip
 
 
 def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatch, capsys):
     def run(*flags):
-        words = ["--output", tmp_path / "out", "--variants", "plain", "both", "--seeds", "0", "--people", "5",
+        words = ["--output", tmp_path / "out", "--variants", "plain", "iefp", "--seeds", "0", "--people", "5",
                  "--pictures", "4", "--held-out", "8", "--held-out-pictures", "4", "--epochs", "1", "--age-epochs", "1",
                  "--batch", "8", "--club-steps", "3", "--device", "cpu", "--plot", tmp_path / "plot.png",
                  *flags]  # fmt: skip
@@ -56,10 +56,10 @@ def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, mo
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     reply = run()
-    assert set(reply["runs"]) == {"plain", "both"}
-    assert 0 <= reply["runs"]["both"]["0"]["rank1_percent"] <= 100
+    assert set(reply["runs"]) == {"plain", "plain+erasure", "iefp", "iefp+erasure"}
+    assert all(0 <= of_seeds["0"]["rank1_percent"] <= 100 for of_seeds in reply["runs"].values())
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    weights = tmp_path / "out/seed0/both/iefp.pth"
+    weights = tmp_path / "out/seed0/iefp/iefp.pth"
     written = weights.stat().st_mtime_ns
     assert run() == reply
     assert weights.stat().st_mtime_ns == written
