@@ -265,6 +265,9 @@ def test_ages_come_from_a_table_from_record_labels_or_from_names(few, network, r
         for key, array in arrays.items():
             np.testing.assert_allclose(array, content["names"][key], atol=1e-5, err_msg=f"{name} {key}")
     in_one_sentence(purify(run_main, network, packed, tmp_path / "x.onnx", "--names", "fgnet"), "--names does nothing")
+    unlabelled = tmp_path / "unlabelled" / "train.rec"
+    assert run_main("prepare", "pack", "--data", data, "--output", unlabelled).status == 0
+    in_one_sentence(purify(run_main, network, unlabelled, tmp_path / "x.onnx"), "their names or labels hold none")
 
 
 def test_pictures_without_an_age_are_left_out_and_counted(few, network, run_main, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The pictures that an erasure is fitted to, with the ages that are known of them."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from utils.files import Progress, no_progress
 
 @dataclass(frozen=True, eq=False)
 class AgedPictures:
-    """Pictures, and whole years (N,), -1 where unknown; None where no age is known, nor where one could stand."""
+    """Pictures, and whole years (N,), -1 where unknown; None where none is known."""
 
     faces: Faces
     ages: np.ndarray | None
-    ages_from: str  # where they come from, in words
+    ages_from: str  # where they come from, in words; empty without
     has_people: bool  # whether it is known who is on them
 
 
@@ -54,36 +55,36 @@ def open_aged_pictures(
         faces: Faces = index_pictures(data, "pictures")
     else:
         faces = open_index(data, None, what="pictures", cache_folder=cache_folder, report=report, progress=progress)
+    ages, ages_from = _known_ages(faces, names, table, records is not None, progress)
+    if ages is None or (ages == UNKNOWN).all():
+        ages, ages_from = None, ""
+    return AgedPictures(faces, ages, ages_from, not is_flat)
+
+
+def _known_ages(
+    faces: Faces, names: str | None, table: Path | None, is_record_file: bool, progress: Progress
+) -> tuple[np.ndarray | None, str]:
+    """Whole years (N,) and where they come from."""
     if table is not None:
-        return AgedPictures(faces, read_ages(table, faces, progress), f"the table {table}", not is_flat)
-    if records is not None:
-        return AgedPictures(faces, faces.ages, "the labels of the record file", has_people=True)
-    pattern = FILENAME_PATTERNS.get(names) if names else _fitting_pattern(faces)
-    if pattern is None:
-        return AgedPictures(faces, None, "", not is_flat)
-    ages = np.fromiter((parse_age(faces.name(i), pattern) for i in range(len(faces))), np.int16, len(faces))
-    return AgedPictures(faces, ages, f"the file names ({pattern.name})", not is_flat)
-
-
-def _fitting_pattern(faces: Faces) -> FilenamePattern | None:
-    """The pattern by which every name holds an age; None without one. Raises: UserError for several."""
-    fitting = list(FILENAME_PATTERNS.values())
-    for i in range(len(faces)):
-        fitting = [pattern for pattern in fitting if _holds_age(faces.name(i), pattern)]
-        if not fitting:
-            return None
+        return read_ages(table, faces, progress), f"the table {table}"
+    if is_record_file:
+        return faces.ages, "the labels of the record file"
+    if names is not None:
+        pattern = FILENAME_PATTERNS.get(names)  # None for "none"
+        return (None, "") if pattern is None else (_ages_of_names(faces, pattern), f"the file names ({names})")
+    fitting = {}
+    for pattern in FILENAME_PATTERNS.values():
+        with contextlib.suppress(UserError):
+            fitting[pattern.name] = _ages_of_names(faces, pattern)
     if len(fitting) > 1:
-        listed = " or ".join(f"--names {pattern.name}" for pattern in fitting)
+        listed = " or ".join(f"--names {name}" for name in fitting)
         raise UserError(f"names such as {faces.name(0)!r} in {faces.root!r} hold an age in more than one way: give "
                         f"{listed}.")  # fmt: skip
-    return fitting[0]
+    return next(((ages, f"the file names ({name})") for name, ages in fitting.items()), (None, ""))
 
 
-def _holds_age(name: str, pattern: FilenamePattern) -> bool:
-    try:
-        return parse_age(name, pattern) != UNKNOWN
-    except UserError:
-        return False
+def _ages_of_names(faces: Faces, pattern: FilenamePattern) -> np.ndarray:
+    return np.fromiter((parse_age(faces.name(i), pattern) for i in range(len(faces))), np.int16, len(faces))
 
 
 def choose(pictures: AgedPictures, max_images: int | None, seed: int) -> np.ndarray:
