@@ -45,7 +45,7 @@ VARIANTS = {
     "grl": "--purification 0 --disentangle grl",
     "dal": "--purification 0 --disentangle dal",
     "orthogonal": "--purification 0 --disentangle orthogonal",
-    "inter_prototype": "--purification 0 --disentangle inter_prototype",
+    "inter_prototype": "--purification 0 --disentangle inter_prototype --child-pictures 3",
 }
 ERASED = "+erasure"  # follows the variant's name
 FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic.sets draws for training and benchmarks
