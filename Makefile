@@ -1,4 +1,4 @@
-# make demo: draws made-up faces, trains both stages on them, tests, prints the table. make test: style and tests.
+# make demo: draws made-up faces, trains both stages on them, purifies, tests, prints the tables. make test: style and tests.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -33,6 +33,7 @@ $(DEMO)/face_dataset: | $(VENV)/installed
 demo: $(VENV)/installed | $(DEMO)/face_dataset
 	$(RUN) train.py @recipes/demo-age.args
 	$(RUN) train.py @recipes/demo.args
+	$(RUN) purify.py @recipes/demo-purify.args
 	$(RUN) test.py @recipes/demo-test.args
 
 test: $(VENV)/installed-dev
