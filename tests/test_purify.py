@@ -394,7 +394,8 @@ def test_names_that_several_patterns_fit_are_asked_about(few, network, run_main,
     import meta
 
     first = meta.FilenamePattern("first", r"_|\.", 0, "25_0_2_x.jpg")
-    monkeypatch.setattr("evaluation.erasure.pictures.FILENAME_PATTERNS", {**meta.FILENAME_PATTERNS, "first": first})
+    patterns = {"ms1mv3": meta.FILENAME_PATTERNS["ms1mv3"], "first": first}
+    monkeypatch.setattr("evaluation.erasure.pictures.FILENAME_PATTERNS", patterns)
     data = shutil.copytree(few, tmp_path / "pictures")
     for k, path in enumerate(sorted(data.iterdir())):
         path.rename(data / f"{k}_0_2_{k}.jpg")
