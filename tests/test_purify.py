@@ -54,7 +54,7 @@ def few(tmp_path_factory) -> Path:
     for k in range(NUM_PICTURES):
         age = int(draw.integers(0, 90))
         pixels = draw.integers(0, 256 - age, (14, 14, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-        Image.fromarray(pixels).save(folder / f"{k:05d}_age_{age}.jpg", quality=95)
+        Image.fromarray(pixels).save(folder / f"{5_000_000 + k}_age_{age}.jpg", quality=95)
     return folder
 
 
@@ -363,7 +363,7 @@ def test_two_processes_share_the_pictures(few, network, run_main, tmp_path):
 
 def of_age(folder: Path, change) -> None:
     for k, path in enumerate(sorted(folder.iterdir())):
-        path.rename(folder / f"{k:05d}_age_{change(k)}.jpg")
+        path.rename(folder / f"{5_000_000 + k}_age_{change(k)}.jpg")
 
 
 def keep(count: int):
@@ -394,7 +394,8 @@ def test_names_that_several_patterns_fit_are_asked_about(few, network, run_main,
     import meta
 
     first = meta.FilenamePattern("first", r"_|\.", 0, "25_0_2_x.jpg")
-    monkeypatch.setattr("evaluation.erasure.pictures.FILENAME_PATTERNS", {**meta.FILENAME_PATTERNS, "first": first})
+    patterns = {"ms1mv3": meta.FILENAME_PATTERNS["ms1mv3"], "first": first}
+    monkeypatch.setattr("evaluation.erasure.pictures.FILENAME_PATTERNS", patterns)
     data = shutil.copytree(few, tmp_path / "pictures")
     for k, path in enumerate(sorted(data.iterdir())):
         path.rename(data / f"{k}_0_2_{k}.jpg")
