@@ -103,9 +103,6 @@ class FakeDetector:
         return 1, (np.array(rows, np.float32) if rows else None)
 
 
-# ----------------------------------------------------------------------------------------------- the same as test.py
-
-
 def test_embeddings_are_those_of_test_py_and_of_one_picture_at_a_time(
     run_main, run_embed, tested, folder, weights, tmp_path
 ):
@@ -137,9 +134,6 @@ def test_embeddings_are_those_of_test_py_and_of_one_picture_at_a_time(
     for protocol in ("leave_one_out", "mates_against_rest"):
         assert of[0][protocol]["concatenate"] == of[1][protocol]["concatenate"]
     assert of[0]["age"] == of[1]["age"]
-
-
-# ------------------------------------------------------------------------------------------------------- two pictures
 
 
 def test_two_pictures_get_the_answer_of_the_calibrated_threshold(run_embed, calibration, folder, model, other_weights):
@@ -236,9 +230,6 @@ def test_the_three_functions_take_paths_and_pictures(model, folder, calibration)
     assert answer.passes in (True, False)
 
 
-# ---------------------------------------------------------------------------------------------------------- galleries
-
-
 def test_a_gallery_gives_the_nearest_pictures_first(run_embed, calibration, folder, tmp_path, model):
     run_embed(folder, "-o", tmp_path / "faces.npz")
     photo = all_pictures(folder)[5]
@@ -311,9 +302,6 @@ def test_a_parquet_gallery_is_the_npz_one(run_embed, folder, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     outcome = run_embed(folder, "-o", tmp_path / "new.parquet")  # refused before the work
     assert outcome.status == 2 and "pip install pyarrow" in outcome.err
-
-
-# ---------------------------------------------------------------------------------------------------------- alignment
 
 
 def test_landmarks_or_a_detector_bring_a_photograph_to_the_embedding_of_its_aligned_face(
@@ -391,9 +379,6 @@ def test_a_picture_of_112x112_is_checked_by_a_detector_where_one_is_given(run_em
     assert len(notes) == (0 if shift in (0, 11) else 2)
     found = "no face at all" if shift is None else f"{shift} pixels beside the places of an aligned face"
     assert all(f"the detector finds {found}" in note for note in notes)
-
-
-# -------------------------------------------------------------------------------------------------------- bad input
 
 
 DAMAGES = {

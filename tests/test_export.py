@@ -92,9 +92,6 @@ def in_one_sentence(outcome, *words):
         assert word in lines[0], lines[0]
 
 
-# --------------------------------------------------------------------------------------------------------- networks
-
-
 @pytest.mark.parametrize("purification", [0, 2, "x_plus_relu_linear_bn", "linear_relu_bn"])
 def test_folding_batchnorm_changes_nothing_but_the_last_digits(purification):
     model = lively(purification).double()
@@ -126,9 +123,6 @@ def test_an_embedder_leaves_the_model_as_it_was(model):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     Embedder(model, 2, True).folded().in_half()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-# ------------------------------------------------------------------------------------------------------------- ONNX
 
 
 def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weights, model):
@@ -220,9 +214,6 @@ def test_what_a_shorter_precision_loses_is_measured(
     in_one_sentence(run_main(*check, *pictures), "loses too much", "calibrate on aligned faces")
 
 
-# ---------------------------------------------------------------------------------------------------- other formats
-
-
 def test_a_program_gives_what_pytorch_gives_after_it_was_loaded(tmp_path, run_main, lively_weights, model):
     path = tmp_path / "iefp.pt2"
     outcome = run_main("export", "--weights", lively_weights, "-o", path, "--views", "two", "--with-age")
@@ -307,9 +298,6 @@ def test_metadata_become_text_and_come_back():
     assert from_texts({"a": "[" * 100_000, "b": "{"}) == {"a": "[" * 100_000, "b": "{"}
 
 
-# ----------------------------------------------------------------------------------------------------------- hostile
-
-
 def tensors_of(weights):
     return {
         key: value for key, value in torch.load(weights, weights_only=True).items() if key.startswith("backbone_id")
@@ -392,9 +380,6 @@ def test_cut_and_changed_safetensors_are_errors_or_read(tmp_path, lively_weights
             read_weight_file(path)
         except UserError as error:
             assert len(str(error)) < 1000
-
-
-# -------------------------------------------------------------------------------------------------------- bad input
 
 
 def test_flags_that_do_not_go_together_are_errors(tmp_path, run_main, lively_weights, calibration):
