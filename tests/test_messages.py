@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from scripts import ROOT, load_script
 
 from data.alignment.photos import list_pictures
@@ -25,17 +26,10 @@ from data.releases.cacd import plan_cacd
 from data.releases.calfw import plan_calfw
 from data.releases.fgnet import plan_fgnet
 from data.verification_bins import write_verification_bin
-from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS, UserError
+from meta import BENCHMARKS, FILENAME_PATTERNS, TRAINING_SETS
 from utils.cli import flag
 
 FGNET = BENCHMARKS["fgnet"]
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def open_set(name: str, root: Path):

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy.stats import norm
 
 from evaluation import intervals
 from evaluation.intervals import paired_differences, verification_intervals
 from evaluation.verification import verification
-from meta import UserError
 
 FIGURES = ("pooled_auc_percent", "pooled_eer_percent", "tar_at_far_1e-1_percent", "tar_at_far_1e-2_percent")
 
@@ -178,8 +178,7 @@ def test_a_figure_that_the_pairs_do_not_allow_has_no_interval_but_a_reason():
 def test_too_few_or_too_easy_pairs_have_no_interval_but_a_reason(how, with_identities, reason):
     pairs = people_pairs(np.random.default_rng(16), **how)
     if reason is None:
-        with pytest.raises(UserError, match="no genuine pair"):
-            verification_intervals(*pairs)
+        refused(verification_intervals, *pairs, match="no genuine pair")
         return
     result = verification_intervals(*pairs[: 4 if with_identities else 2])
     assert result["pooled_auc_percent"] is not None
@@ -209,9 +208,6 @@ def test_bad_input_is_refused_in_a_sentence(change, message):
     scores, genuine, first, second = people_pairs(np.random.default_rng(19))
     arguments = {"scores": scores, "genuine": genuine, "first": first, "second": second} | change
     positions = [arguments.pop(name) for name in ("scores", "genuine", "first", "second")]
-    with pytest.raises(UserError, match=message):
-        verification_intervals(*positions, **arguments)
-    with pytest.raises(UserError, match=message):
-        paired_differences(positions[0], *positions, **arguments)
-    with pytest.raises(UserError, match="one score and one label"):
-        paired_differences(scores, scores[:-1], genuine, first, second)
+    refused(verification_intervals, *positions, **arguments, match=message)
+    refused(paired_differences, positions[0], *positions, **arguments, match=message)
+    refused(paired_differences, scores, scores[:-1], genuine, first, second, match="one score and one label")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+from refusals import refused
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from evaluation import arrays, verification
@@ -213,17 +214,14 @@ def test_a_bad_set_is_refused_in_a_sentence(spoil, message):
     embeddings, identities = random_set(15)
     spoil(embeddings, identities)
     for function in (verification.all_pairs_verification, verification.all_pairs):
-        with pytest.raises(UserError, match=message):
-            function(embeddings, identities)
+        refused(function, embeddings, identities, match=message)
 
 
 def test_too_many_pairs_to_keep_and_too_few_points_are_refused(monkeypatch):
     embeddings, identities = random_set(16)
-    with pytest.raises(UserError, match="max_points is 31"):
-        verification.all_pairs_verification(embeddings, identities, max_points=31)
+    refused(verification.all_pairs_verification, embeddings, identities, max_points=31, match="max_points is 31")
     monkeypatch.setattr(verification, "MAX_PAIRS_KEPT", 700)
-    with pytest.raises(UserError, match="780 pairs, more than the 700"):
-        verification.all_pairs(embeddings, identities)
+    refused(verification.all_pairs, embeddings, identities, match="780 pairs, more than the 700")
     monkeypatch.setattr(verification, "MAX_GENUINE_PAIRS", 5)
     with pytest.raises(UserError, match="pairs of one identity, at most 5 fit in memory"):
         verification.all_pairs_verification(embeddings, identities)

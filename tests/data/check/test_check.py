@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
 import meta
 from data.check import image_scan
@@ -100,8 +101,7 @@ def test_what_is_not_there_is_wrong_only_if_it_was_named_and_its_source_is_told(
 def test_an_unknown_name_and_a_missing_folder_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"'lfw.bin' is nothing that can be checked: give some of ms1mv3, fgnet, "):
         check(tmp_path, ["fgnet", "lfw.bin"])
-    with pytest.raises(UserError, match="nowhere' of data sets does not exist"):
-        check(tmp_path / "nowhere")
+    refused(check, tmp_path / "nowhere", match="nowhere' of data sets does not exist")
 
 
 def rewrite(path, change):
@@ -451,8 +451,7 @@ def test_findings_are_written_as_json_and_never_over_a_file_that_is_there(tmp_pa
         "name": "fgnet", "severity": "ok", "what": "82 identities", "advice": "", "examples": []
     }  # fmt: skip
     assert content["findings"][1]["examples"] == ["a\udce9.jpg", "b.jpg"]
-    with pytest.raises(UserError, match="check.json' exists"):
-        write_findings(path, [])
+    refused(write_findings, path, [], match="check.json' exists")
     write_findings(path, FINDINGS[:1], force=True)
     assert json.loads(path.read_text())["wrong"] is False
     assert os.listdir(path.parent) == ["check.json"]

@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from evaluation.report.blocks import Curve, Histogram, Plot, Table, plain
 from evaluation.report.plots import data_tables, in_words, remarks, svg_of
-from meta import UserError
 
 HISTOGRAM = Histogram("H", "cosine", [-1, 0, 1], [1, 3], [4, 0])
 
@@ -103,8 +103,7 @@ def test_small_values_keep_their_decimals():
     (lambda: Histogram("h", "x", [0, 1], [-1], [1]), "not 1 numbers"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_user_error(make, what):
-    with pytest.raises(UserError, match=what):
-        make()
+    refused(make, match=what)
 
 
 def test_plain_text_steers_nothing():
