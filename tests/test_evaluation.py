@@ -150,9 +150,6 @@ def test_the_batch_size_does_not_change_the_figures(run_test, tiny_faces, result
             assert result == {key: results[name][key] for key in result}
 
 
-# ----------------------------------------------------------------------------------------- missing and bad data
-
-
 def test_a_missing_benchmark_is_named_the_others_run_and_the_status_says_so(run_test, faces):
     shutil.rmtree(faces / "CALFW")
     outcome, report = run_test(faces)
@@ -216,9 +213,6 @@ def test_a_bin_of_calfws_pairs_gives_calfws_figures_and_its_sha256(run_test, tin
     assert {key: of_bin["verification"][key] for key in of_list} == of_list
 
 
-# ------------------------------------------------------------------------------------------------------- distractors
-
-
 def test_distractors_among_fgnets_people_can_only_lower_ranks(run_test, tiny_faces, results, by_hand, tmp_path):
     distractors = np.random.default_rng(0).normal(size=(50, 1024)).astype(np.float32)
     np.save(tmp_path / "distractors.npy", distractors)
@@ -247,9 +241,6 @@ def test_pictures_of_distractors_are_embedded_folder_and_records_alike(run_test,
         assert one["mates_among_distractors"] == found[0]["mates_among_distractors"]
         assert one["mates_among_distractors"]["concatenate"]["cmc_percent_1"] == 0
         assert one["analysis"]["cmc"]["num_distractors"] == one["num_images"]
-
-
-# -------------------------------------------------------------------------------- several models, foreign embeddings
 
 
 def test_two_models_are_set_side_by_side_with_what_they_give_alone(
@@ -298,9 +289,6 @@ def test_embeddings_of_another_program_get_the_figures_of_the_model_they_come_fr
     assert outcome.status == 2 and "no embedding for 1 of" in outcome.err
 
 
-# -------------------------------------------------------------------------------------------- cached embeddings
-
-
 def test_a_second_test_takes_what_the_first_one_kept_and_notices_damage_and_a_changed_picture(run_test, faces):
     first, again = (run_test(faces, "--benchmarks", "fgnet") for _ in range(2))
     assert again[1]["results"] == first[1]["results"]
@@ -315,9 +303,6 @@ def test_a_second_test_takes_what_the_first_one_kept_and_notices_damage_and_a_ch
     shutil.copy(pictures[-1], pictures[0])
     assert run_test(faces, "--benchmarks", "fgnet")[1]["results"] != first[1]["results"]
     assert len(list((faces / ".iefp_cache").iterdir())) == 4
-
-
-# ------------------------------------------------------------------------------------ sets and sizes of one's own
 
 
 def test_morph2_at_a_number_of_subjects_without_folders_is_drawn_from_the_largest(run_test, tiny_faces):

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from refusals import refused
 from safetensors.torch import load_file, save
 from scripts import TINY, load_script
 from torch import nn
@@ -92,9 +93,6 @@ def in_one_sentence(outcome, *words):
         assert word in lines[0], lines[0]
 
 
-# --------------------------------------------------------------------------------------------------------- networks
-
-
 @pytest.mark.parametrize("purification", [0, 2, "x_plus_relu_linear_bn", "linear_relu_bn"])
 def test_folding_batchnorm_changes_nothing_but_the_last_digits(purification):
     model = lively(purification).double()
@@ -126,9 +124,6 @@ def test_an_embedder_leaves_the_model_as_it_was(model):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     Embedder(model, 2, True).folded().in_half()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-# ------------------------------------------------------------------------------------------------------------- ONNX
 
 
 def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weights, model):
@@ -220,9 +215,6 @@ def test_what_a_shorter_precision_loses_is_measured(
     in_one_sentence(run_main(*check, *pictures), "loses too much", "calibrate on aligned faces")
 
 
-# ---------------------------------------------------------------------------------------------------- other formats
-
-
 def test_a_program_gives_what_pytorch_gives_after_it_was_loaded(tmp_path, run_main, lively_weights, model):
     path = tmp_path / "iefp.pt2"
     outcome = run_main("export", "--weights", lively_weights, "-o", path, "--views", "two", "--with-age")
@@ -256,8 +248,7 @@ def test_safetensors_hold_the_published_tensors_and_load_wherever_weights_do(tmp
     assert "0 start new" in load_what_fits(other, both, ("backbone_id.",))
     load_age_branch(other, both)
     assert torch.equal(other.backbone_ae.fc.weight, model.backbone_ae.fc.weight)
-    with pytest.raises(UserError, match="holds no age branch"):
-        load_age_branch(other, identity)
+    refused(load_age_branch, other, identity, match="holds no age branch")
     assert load_for_ages(both).backbone_ae.purification == 1
     torch.save(iefp_file_tensors(lively(seed=4)), tmp_path / "other.pth")
     in_one_sentence(run_main("export", "--weights", tmp_path / "other.pth", "--check", both), "gives other numbers")
@@ -305,9 +296,6 @@ def test_metadata_become_text_and_come_back():
     metadata = {"format": "1", "text": "plain words", "list": [1, 2.5, {"a": None}], "number": 3}
     assert from_texts(as_texts(metadata)) == metadata
     assert from_texts({"a": "[" * 100_000, "b": "{"}) == {"a": "[" * 100_000, "b": "{"}
-
-
-# ----------------------------------------------------------------------------------------------------------- hostile
 
 
 def tensors_of(weights):
@@ -381,8 +369,7 @@ def test_cut_and_changed_safetensors_are_errors_or_read(tmp_path, lively_weights
     header = 8 + int.from_bytes(whole[:8], "little")
     for length in (8, 100, header - 1, header, header + 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="can't be read as a weight file"):
-            read_weight_file(path)
+        refused(read_weight_file, path, match="can't be read as a weight file")
     random = np.random.RandomState(0)
     for _ in range(60):  # any byte of the header may change anything, but nothing else than a UserError comes out
         changed = bytearray(whole)
@@ -392,9 +379,6 @@ def test_cut_and_changed_safetensors_are_errors_or_read(tmp_path, lively_weights
             read_weight_file(path)
         except UserError as error:
             assert len(str(error)) < 1000
-
-
-# -------------------------------------------------------------------------------------------------------- bad input
 
 
 def test_flags_that_do_not_go_together_are_errors(tmp_path, run_main, lively_weights, calibration):
@@ -452,8 +436,7 @@ def test_a_missing_package_is_named_in_the_error(tmp_path, run_main, lively_weig
     assert list(tmp_path.iterdir()) == []
     if suffix == "safetensors":
         (tmp_path / "a.safetensors").write_bytes(save({"x": torch.zeros(1)}))
-        with pytest.raises(UserError, match="pip install safetensors"):
-            read_weight_file(tmp_path / "a.safetensors")
+        refused(read_weight_file, tmp_path / "a.safetensors", match="pip install safetensors")
 
 
 def foreign_onnx(opset=18, **metadata):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,32 +83,25 @@ def ages(run_main, people, age_weights, tmp_path):
     return run
 
 
-# ----------------------------------------------------------------------------------------------------- half-made ages
-
-
 @pytest.mark.parametrize("place", ["rename", "output"])
-@pytest.mark.parametrize(
-    ("source", "flags"),
-    [("names", ("--dry-run",)), ("table", ("--dry-run",)), ("weights", ("--dry-run",)), ("table", ("--histogram",)),
-     ("names", ("--histogram",))],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
-)  # fmt: skip
-def test_half_made_ages_outlive_dry_runs_and_histograms(ages, shown, tmp_path, place, source, flags):
+def test_half_made_ages_outlive_dry_runs_and_histograms(ages, shown, tmp_path, place):
     """5b: neither a dry run nor a run with only --histogram deletes the half-made result of ages --weights."""
     target = ("--rename",) if place == "rename" else ("--output", tmp_path / "ages.csv")
     shown(stop_after=4)
     assert ages("weights", *target).status == 130
     before = snapshot(tmp_path)
     (part,) = (name for name in before if name.endswith(".ages.part"))
-    histogram = ("--histogram", tmp_path / "ages.png")
-    outcome = ages(source, *histogram) if flags == ("--histogram",) else ages(source, *target, *flags)
-    assert outcome.status == 0, outcome.err
-    after = snapshot(tmp_path)
-    if flags == ("--histogram",):
+    for source in ("names", "table", "weights"):
+        assert ages(source, *target, "--dry-run").status == 0
+        assert snapshot(tmp_path) == before
+    for source in ("table", "names"):
+        outcome = ages(source, "--histogram", tmp_path / "ages.png", "--force")
+        assert outcome.status == 0, outcome.err
+        after = snapshot(tmp_path)
         assert after.pop("ages.png")[:4] == b"\x89PNG"
-        after = {name: content for name, content in after.items() if ".iefp_cache" not in name}
-    before = {name: content for name, content in before.items() if flags == ("--dry-run",) or ".iefp" not in name}
-    assert after == before
+        kept, expected = ({name: content for name, content in files.items() if ".iefp" not in name}
+                          for files in (after, before))  # fmt: skip
+        assert kept == expected
     positions = shown()
     assert ages("weights", *target).status == 0
     assert positions == [4, 5]  # it went on
@@ -163,47 +157,37 @@ def interrupt_now(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("command", ["ages", "pack", "unpack"])
-def test_a_dry_run_writes_nothing_at_all(run_main, people, tmp_path, command):
+def test_a_dry_run_writes_nothing_at_all(run_main, people, tmp_path):
     """5b: with --dry-run not even the list of pictures is kept."""
-    if command == "unpack":
-        pack_folder(index_identity_folders(people, None), tmp_path / "train.rec")
-    flags = {
-        "ages": ("--data", people, "--from-names", "fgnet", "--output", tmp_path / "ages.csv"),
-        "pack": ("--data", people, "--output", tmp_path / "new" / "train.rec"),
-        "unpack": ("--records", tmp_path / "train.rec", "--output", tmp_path / "unpacked"),
-    }[command]
+    pack_folder(index_identity_folders(people, None), tmp_path / "train.rec")
     before = snapshot(tmp_path)
-    outcome = run_main("prepare", command, *flags, "--dry-run")
-    assert outcome.status == 0 and "kept" not in outcome.out, outcome.err
-    assert snapshot(tmp_path) == before
+    for command, *flags in (
+        ("ages", "--data", people, "--from-names", "fgnet", "--output", tmp_path / "ages.csv"),
+        ("pack", "--data", people, "--output", tmp_path / "new" / "train.rec"),
+        ("unpack", "--records", tmp_path / "train.rec", "--output", tmp_path / "unpacked"),
+    ):
+        outcome = run_main("prepare", command, *flags, "--dry-run")
+        assert outcome.status == 0 and "kept" not in outcome.out, outcome.err
+        assert snapshot(tmp_path) == before
 
 
 def test_ages_of_a_picture_that_was_replaced_are_estimated_anew(ages, shown, people, tmp_path):
-    """3b: half-made ages hold for the pictures' sizes and times, not for their names alone."""
+    """3b: half-made ages hold for the pictures' sizes and times, not for their names alone.
+
+    A picture whose size and time can't be seen is a broken picture, no traceback.
+    """
+    (people / "001" / "001A99.png").symlink_to("nowhere")
+    flags = ("--output", tmp_path / "ages.csv", "--on-bad-image", "skip")
     shown(stop_after=4)
-    assert ages("weights", "--output", tmp_path / "ages.csv").status == 130
+    assert ages("weights", *flags).status == 130
+    positions = shown(stop_after=1)
+    assert ages("weights", *flags).status == 130 and positions == [4]  # it goes on
     write_grey(tmp_path / "other.png", 77)
     write_again(people / "000" / "000A20.png", (tmp_path / "other.png").read_bytes())
     positions = shown()
-    outcome = ages("weights", "--output", tmp_path / "ages.csv")
-    assert outcome.status == 0 and "other weights or other pictures" in outcome.out
-    assert positions == [0, 1, 2, 3, 4, 5]
-
-
-def test_half_made_ages_go_on_past_a_link_without_an_end(ages, shown, people, tmp_path):
-    """3b: a picture whose size and time can't be seen is a broken picture, no traceback."""
-    (people / "001" / "001A99.png").symlink_to("nowhere")
-    shown(stop_after=4)
-    flags = ("--output", tmp_path / "ages.csv", "--on-bad-image", "skip")
-    assert ages("weights", *flags).status == 130
-    positions = shown()
     outcome = ages("weights", *flags)
-    assert outcome.status == 0 and "001A99.png': No such file" in outcome.err
-    assert positions[:2] == [4, 5]
-
-
-# --------------------------------------------------------------------------------------------------- aligned pictures
+    assert outcome.status == 0 and "other weights or other pictures" in outcome.out
+    assert "001A99.png': No such file" in outcome.err and positions[:6] == [0, 1, 2, 3, 4, 5]
 
 
 def jpeg(grey: int) -> bytes:
@@ -226,10 +210,10 @@ def finish(raw: Path, tmp_path: Path, **how) -> Written:
     """Goes on with unfinished work, whose result has to be that of work begun now."""
     written = write_plan(plan_fgnet(raw.parent.parent), tmp_path / "out", **how)
     fresh = write_plan(plan_fgnet(raw.parent.parent), tmp_path / "fresh", **how)
-    assert names_in(written.folder) == names_in(fresh.folder)
-    assert all(
-        (written.folder / name).read_bytes() == (fresh.folder / name).read_bytes() for name in names_in(fresh.folder)
+    ours, theirs = (
+        {name: (one.folder / name).read_bytes() for name in names_in(one.folder)} for one in (written, fresh)
     )
+    assert ours == theirs
     assert written.left_out == fresh.left_out and fresh.num_kept == 0
     return written
 
@@ -255,18 +239,17 @@ def test_a_picture_replaced_by_a_broken_one_is_left_out(unfinished, tmp_path):
 
 
 def test_unfinished_work_whose_notes_were_cut_off_loses_that_picture_alone(unfinished, tmp_path):
-    """3b: what a kill has cut off, or what is no note, counts as not done."""
+    """3b: what a kill has cut off, or what is no note, counts as not done.
+
+    Without notes, as the version before left its work, all is done anew.
+    """
     (partial,) = (tmp_path / "out").glob(".*.unfinished-*")
     (notes,) = partial.glob(f"{MARKER}*")
+    shutil.copytree(tmp_path / "out", tmp_path / "before" / "out")
+    next((tmp_path / "before" / "out" / partial.name).glob(f"{MARKER}*")).unlink()
+    assert finish(unfinished, tmp_path / "before").num_kept == 0
     notes.write_text(notes.read_text()[:-9] + '\n5\n[[], 1, 2]\n["a", 1]\n')
     assert write_plan(plan_fgnet(unfinished.parent.parent), tmp_path / "out").num_kept == 3
-
-
-def test_what_the_version_before_had_begun_is_done_anew(unfinished, tmp_path):
-    """3b: unfinished work without notes of its sources counts as not done."""
-    (partial,) = (tmp_path / "out").glob(".*.unfinished-*")
-    next(partial.glob(f"{MARKER}*")).unlink()
-    assert finish(unfinished, tmp_path).num_kept == 0
 
 
 def test_a_finished_folder_of_replaced_pictures_is_refused_and_made_anew_by_force(fgnet, tmp_path, run_main):  # noqa: F811
@@ -288,9 +271,6 @@ def test_a_finished_folder_of_replaced_pictures_is_refused_and_made_anew_by_forc
     notes.write_text("")  # as the version before left it
     old = run_main("prepare", *flags)
     assert old.status == 2 and "a version that did not note these" in old.err
-
-
-# ----------------------------------------------------------------------------------------------------------- records
 
 
 def test_unpacking_goes_on_only_with_the_record_file_that_it_was_begun_with(people, tmp_path):

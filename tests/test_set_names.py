@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from processes import in_processes
+from refusals import refused
 from scripts import load_script
 
 from data import benchmarks
@@ -70,8 +71,7 @@ def test_names_and_titles_of_benchmarks_are_taken_and_names_grow_until_they_diff
     bins = specs_of_bins([Path("lfw.bin"), Path("p/q.bin"), Path("q.bin")], beside=of_folders)
     assert [setting.name for setting in bins] == [f"{tmp_path.name}/lfw.bin", "p/q.bin", f"{tmp_path.name}/q.bin"]
     assert [setting.title for setting in bins] == [setting.name for setting in bins]
-    with pytest.raises(UserError, match="given twice"):
-        short_names([Path("a"), tmp_path / "a"])
+    refused(short_names, [Path("a"), tmp_path / "a"], match="given twice")
 
 
 @pytest.mark.parametrize("flags", [("--benchmarks", "fgnet", "fgnet"),
@@ -215,5 +215,4 @@ def test_processes_agree_on_what_did_not_run(faces, weights, tmp_path):
 
 def test_what_a_file_system_raises_is_one_sentence(tmp_path):
     """5a: `in_step` gives it."""
-    with pytest.raises(UserError, match=r"a\.jpg.*check that path"):
-        in_step(lambda: os.stat(tmp_path / "a.jpg"), ALONE)
+    refused(in_step, lambda: os.stat(tmp_path / "a.jpg"), ALONE, match=r"a\.jpg.*check that path")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scripts import TINY, load_script
 from test_train import same_weights, training_set
 
@@ -19,7 +20,6 @@ from data.age_cache import BYTES_A_PICTURE, DATA, DESCRIPTION, AgeCache, cache_b
 from data.check.findings import is_wrong, report_lines
 from data.check.run import check
 from data.loaders import collate
-from meta import UserError
 from models.iefp import IEFP
 from models.iresnet import IResNet
 from training.age_feature_cache import fingerprint, known_age_features, open_age_cache
@@ -69,11 +69,9 @@ def test_a_row_that_only_half_reached_the_disk_is_not_known(cache):
 
 
 def test_a_value_beyond_16_bits_and_a_disk_that_fills_up_are_one_sentence(cache, monkeypatch):
-    with pytest.raises(UserError, match="--age-cache off"):
-        cache.write(np.array([0]), features(1) * 1e6)
+    refused(cache.write, np.array([0]), features(1) * 1e6, match="--age-cache off")
     monkeypatch.setattr(os, "pwrite", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match="No space left on device.*--age-cache off"):
-        cache.write(np.array([0]), features(1))
+    refused(cache.write, np.array([0]), features(1), match="No space left on device.*--age-cache off")
     assert cache.read(0) is None
 
 

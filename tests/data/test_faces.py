@@ -6,6 +6,7 @@ import pickletools
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from data.faces import index_identity_folders, index_names, index_pictures
 from meta import AGE_GROUP_UPPER_EDGES, FILENAME_PATTERNS, UserError, age_group
@@ -144,5 +145,4 @@ def test_pictures_anywhere_below_a_folder_are_listed_sorted_and_hidden_ones_are_
     index = index_pictures(tmp_path)
     assert [index.key(i) for i in range(len(index))] == ["a.jpeg", "b/2.jpg", "b/c/1.PNG"]
     assert index.ages is None and (index.identities == -1).all()
-    with pytest.raises(UserError, match="of strangers holds no picture"):
-        index_pictures(tmp_path / "x", "strangers")
+    refused(index_pictures, tmp_path / "x", "strangers", match="of strangers holds no picture")

@@ -1,6 +1,7 @@
 """data/filenames.py: ages out of published and hostile file names."""
 
 import pytest
+from refusals import refused
 
 from data.filenames import parse_age
 from meta import FILENAME_PATTERNS, UserError
@@ -36,5 +37,4 @@ def test_a_name_without_an_age_is_refused_with_file_and_pattern(file_name):
     [("ms1mv3", "05179510_age_121.jpg", 121), ("fgnet", "001A999.JPG", 999), ("morph2", "1_1M12345.JPG", 12345)],
 )
 def test_an_impossible_age_is_refused_with_its_value(pattern, file_name, age):
-    with pytest.raises(UserError, match=rf"age {age} .* outside 0 to 120.*{pattern}"):
-        parse_age(file_name, FILENAME_PATTERNS[pattern])
+    refused(parse_age, file_name, FILENAME_PATTERNS[pattern], match=rf"age {age} .* outside 0 to 120.*{pattern}")

@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
 from data import records
 from data.faces import Faces, index_identity_folders, index_names, with_ages
@@ -22,7 +23,7 @@ from data.record_format import AGE_NOTE, MAGIC_WORD, RecordFile
 from data.record_packing import ORIGIN_NAME, RecordWriter, as_parts, pack_folder, unpack_record_file
 from data.records import index_record_file
 from data.transforms import UnreadablePicture, decode_face
-from meta import FILENAME_PATTERNS, UserError
+from meta import FILENAME_PATTERNS
 
 MS1MV3 = FILENAME_PATTERNS["ms1mv3"]
 NUM_FACES = 10
@@ -98,15 +99,6 @@ def assert_same_index(ours, theirs):
     assert ours.identity_names == theirs.identity_names
     assert (ours.ages is None) == (theirs.ages is None)
     assert ours.ages is None or ours.ages.tolist() == theirs.ages.tolist()
-
-
-def refusal(function, *arguments, **how):
-    with pytest.raises(UserError) as caught:
-        function(*arguments, **how)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_a_file_of_insightface_gives_pictures_identities_and_nothing_else(tmp_path):
@@ -197,9 +189,9 @@ def test_second_labels_are_ages_only_where_the_header_says_so(tmp_path):
     assert index.age_groups.tolist() == [4, 0, -1]
     for ages in ((39, 0, 1.5), (39, 0, 121), (39, 0, float("nan"))):
         write_records(path, insightface([0, 0, 1], second=ages, note=AGE_NOTE))
-        assert "key 3 has the label" in refusal(index_record_file, path)
+        assert "key 3 has the label" in refused(index_record_file, path)
     write_records(path, insightface([0, 0, 1], note=AGE_NOTE))
-    assert "key 1 has the label nan for the age" in refusal(index_record_file, path)
+    assert "key 1 has the label nan for the age" in refused(index_record_file, path)
 
 
 def test_above_two_to_the_24_a_header_is_rounded_and_pictures_are_counted(tmp_path, monkeypatch):
@@ -221,7 +213,7 @@ def test_above_two_to_the_24_a_header_is_rounded_and_pictures_are_counted(tmp_pa
 def test_labels_that_are_no_identity_are_refused_with_their_key(tmp_path, label):
     path = tmp_path / "train.rec"
     write_records(path, insightface([0, 1, label, 2]))
-    assert "train.rec' key 3 has the label" in refusal(index_record_file, path)
+    assert "train.rec' key 3 has the label" in refused(index_record_file, path)
 
 
 def test_an_index_travels_to_other_processes_and_threads_without_a_file_position(tmp_path, folder):
@@ -276,14 +268,14 @@ def test_a_truncated_file_is_refused_with_the_place_and_the_number_of_good_recor
             path.with_suffix(".idx").write_bytes(places)
         for end in (offsets[3] + 5, offsets[3] + 500):
             path.write_bytes(content[:end])
-            message = refusal(index_record_file, path)
+            message = refused(index_record_file, path)
             assert f"the record at byte {offsets[3]:,} " in message
             assert "the 3 records before it are good, get the file again" in message
         path.write_bytes(content[: offsets[3]])  # at the end of a record
-        message = refusal(index_record_file, path)
+        message = refused(index_record_file, path)
         assert "the first 3 are good" in message if with_index else "says that there are 7 records, but 3" in message
     path.write_bytes(content.replace(MAGIC_WORD, b"some", 3).replace(b"some", MAGIC_WORD, 2))
-    message = refusal(index_record_file, path)
+    message = refused(index_record_file, path)
     assert f"byte {offsets[2]:,} does not have the magic word" in message
     assert "the 2 records before it are good" in message
 
@@ -340,7 +332,7 @@ def test_a_wrong_idx_is_refused_in_words(tmp_path, text, part):
     path = tmp_path / "train.rec"
     write_records(path, insightface([0, 1]))
     path.with_suffix(".idx").write_text(text)
-    assert part in refusal(index_record_file, path)
+    assert part in refused(index_record_file, path)
 
 
 def test_a_header_that_does_not_fit_is_refused(tmp_path):
@@ -348,13 +340,13 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path):
     contents = insightface([0, 1])
     for labels in ((0, 5), (5, 3), (float("nan"), 5), (3, 3.5), (-2, 5), (1e30, 1e30)):
         write_records(path, [payload(0, labels), *contents[1:]])
-        assert "header" in refusal(index_record_file, path)
+        assert "header" in refused(index_record_file, path)
     write_records(path, contents, keys=(0, 1, 3, 4, 5))
-    assert "key 2 is missing from its index" in refusal(index_record_file, path)
+    assert "key 2 is missing from its index" in refused(index_record_file, path)
     write_records(path, [payload(0, (1, 1))])
-    assert "holds no pictures" in refusal(index_record_file, path)
+    assert "holds no pictures" in refused(index_record_file, path)
     write_records(path, insightface([0, 0]))
-    assert "1 identity, but at least 2" in refusal(index_record_file, path, min_identities=2)
+    assert "1 identity, but at least 2" in refused(index_record_file, path, min_identities=2)
 
 
 def test_what_is_no_record_file_is_refused(tmp_path):
@@ -365,7 +357,7 @@ def test_what_is_no_record_file_is_refused(tmp_path):
     reasons = {"empty": "is empty", "pipe": "a folder or a device", "folder": "a folder or a device",
                "text": "the 0 records before it are good", "gone": "No such file", "nul\0": "null byte"}  # fmt: skip
     for name, part in reasons.items():
-        message = refusal(index_record_file, f"{tmp_path}/{name}.rec", what="faces", how_to_get="elsewhere")
+        message = refused(index_record_file, f"{tmp_path}/{name}.rec", what="faces", how_to_get="elsewhere")
         assert part in message
         assert name in ("text", "nul\0") or "of faces" in message
         assert name == "text" or "elsewhere" in message
@@ -380,7 +372,7 @@ def test_the_property_file_has_to_agree(tmp_path):
     for text, part in {"3,112,112": "says 3 identities, but", "2,112,112\n4": "says 4 pictures, but", "": "no property",
                        "2,112": "no property file", "two,112,112": "no property file"}.items():  # fmt: skip
         properties.write_text(text)
-        message = refusal(index_record_file, path)
+        message = refused(index_record_file, path)
         assert part in message
         assert str(properties) in message
     write_records(tmp_path / "val.rec", insightface([0]))
@@ -485,9 +477,9 @@ def test_packing_replaces_only_with_force_and_leaves_nothing_after_an_error(tmp_
         only = tmp_path / name.replace(".", "_")
         only.mkdir()
         (only / name).touch()
-        assert f"{name}' exists: " in refusal(pack_folder, folder, only / "train.rec")
+        assert f"{name}' exists: " in refused(pack_folder, folder, only / "train.rec")
     (tmp_path / "faces" / "Bob" / "07_age_21.jpg").write_bytes(b"no picture")
-    message = refusal(pack_folder, folder, path, force=True)
+    message = refused(pack_folder, folder, path, force=True)
     assert "07_age_21.jpg' in" in message
     assert path.read_bytes() == before
     assert sorted(os.listdir(path.parent)) == ["property", "train.idx", "train.rec"]
@@ -498,14 +490,14 @@ def test_packing_replaces_only_with_force_and_leaves_nothing_after_an_error(tmp_
 
 
 def test_packing_refuses_what_no_record_file_can_hold(tmp_path, folder, monkeypatch):
-    assert "ends in .rec" in refusal(pack_folder, folder, tmp_path / "train.bin")
+    assert "ends in .rec" in refused(pack_folder, folder, tmp_path / "train.bin")
     nobody = index_names(folder.root, [folder.name(0)])
-    assert "no identity" in refusal(pack_folder, nobody, tmp_path / "train.rec")
-    assert "no pictures" in refusal(pack_folder, index_names(folder.root, []), tmp_path / "train.rec")
+    assert "no identity" in refused(pack_folder, nobody, tmp_path / "train.rec")
+    assert "no pictures" in refused(pack_folder, index_names(folder.root, []), tmp_path / "train.rec")
     monkeypatch.setattr("data.record_packing.MAX_EXACT", 1 + NUM_FACES + 3)
     assert pack_folder(folder, tmp_path / "train.rec", dry_run=True).num_pictures == NUM_FACES
     monkeypatch.setattr("data.record_packing.MAX_EXACT", NUM_FACES + 3)
-    assert "needs 14 records, more than the 13" in refusal(pack_folder, folder, tmp_path / "train.rec")
+    assert "needs 14 records, more than the 13" in refused(pack_folder, folder, tmp_path / "train.rec")
 
 
 def test_unpacking_goes_on_where_it_was_stopped(tmp_path, folder):
@@ -528,7 +520,7 @@ def test_unpacking_goes_on_where_it_was_stopped(tmp_path, folder):
     assert kept.stat().st_mtime_ns == time
     assert unpack_record_file(index, tmp_path / "out", True)[:2] == (0, 10)
     kept.write_bytes(b"other")
-    assert "has 5 bytes, the picture in the record file" in refusal(unpack_record_file, index, tmp_path / "out", True)
+    assert "has 5 bytes, the picture in the record file" in refused(unpack_record_file, index, tmp_path / "out", True)
     assert unpack_record_file(index, tmp_path / "out", True, force=True)[:2] == (1, 9)
     assert kept.read_bytes() == PICTURES[0]
 
@@ -536,18 +528,18 @@ def test_unpacking_goes_on_where_it_was_stopped(tmp_path, folder):
 def test_unpacking_refuses_folders_that_hold_anything_else_and_ages_that_are_not_all_there(tmp_path, folder):
     pack_folder(folder, tmp_path / "train.rec")
     index = index_record_file(tmp_path / "train.rec")
-    assert "is not empty" in refusal(unpack_record_file, index, tmp_path / "faces", True)
+    assert "is not empty" in refused(unpack_record_file, index, tmp_path / "faces", True)
     (tmp_path / "file").touch()
-    assert "is no folder" in refusal(unpack_record_file, index, tmp_path / "file", True)
+    assert "is no folder" in refused(unpack_record_file, index, tmp_path / "file", True)
     unpack_record_file(index, tmp_path / "out", True)
     for other, names in ((index, False), (with_ages(index, index.ages + 1), True)):  # each face would be there twice
-        assert "the same names: give a new folder" in refusal(unpack_record_file, other, tmp_path / "out", names)
+        assert "the same names: give a new folder" in refused(unpack_record_file, other, tmp_path / "out", names)
     unpack_record_file(index, tmp_path / "dry", True, dry_run=True)
     assert not (tmp_path / "dry").exists()
     assert (tmp_path / "out" / ORIGIN_NAME).exists()
     for known, ages in ((0, None), (9, np.array([-1] + [30] * 9))):
         some = with_ages(index, ages)
-        assert f"ages of {known} of its 10 pictures" in refusal(unpack_record_file, some, tmp_path / "new", True)
+        assert f"ages of {known} of its 10 pictures" in refused(unpack_record_file, some, tmp_path / "new", True)
 
 
 def test_folders_and_records_keep_the_same_promises(tmp_path, folder):
@@ -566,7 +558,7 @@ def test_folders_and_records_keep_the_same_promises(tmp_path, folder):
         assert with_ages(index, None).ages is None
         assert index.ages.tolist() == AGES
         for wrong in (-2, 121, 70_000):
-            assert f"has the age {wrong}, outside 0 to 120" in refusal(with_ages, index, np.array([wrong] + [3] * 9))
+            assert f"has the age {wrong}, outside 0 to 120" in refused(with_ages, index, np.array([wrong] + [3] * 9))
     assert folder.fingerprint() != record_index.fingerprint()
 
 

@@ -131,31 +131,24 @@ def test_every_protocol_and_kind_of_picture_and_answer_reads_alike(tmp_path, pro
     assert [pairs.images.read(i) for i in range(3)] == [PICTURES[0], PICTURES[1], PICTURES[3]]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ((PICTURES[:3], [True, False]), "3 pictures and 2 answers"),
-        (([], []), "0 pictures and 0 answers"),
-        ((PICTURES, [True, 2]), "answer 1 is neither True nor False"),
-        ((PICTURES, [True, None]), "answer 1 is neither"),
-        (pickle.dumps((PICTURES, [True, np.True_]), 3).replace(b"C\x01\x01", b"C\x01\x02"), "not all 0 or 1"),
-        ((PICTURES, np.array([[True, False]])), r"array of shape (1, 2)"),
-        ((PICTURES, np.array([7, 1], dtype=np.uint8)), "not all 0 or 1"),
-        (([*PICTURES[:3], 5], [True, False]), "picture 3 is neither bytes"),
-        (([*PICTURES[:3], "text"], [True, False]), "picture 3 is neither bytes"),
-        (([*PICTURES[:3], np.zeros((2, 2), np.uint8)], [True, False]), "picture 3 is neither"),
-        (([*PICTURES[:3], np.array([True])], [True, False]), "picture 3 is neither"),
-        (([*PICTURES[:3], np.zeros(2, np.float32)], [True, False]), "of the type 'f4'"),
-        (([*PICTURES[:3], np.array([None])], [True, False]), "of the type 'O8'"),
-        ((PICTURES, [True, False], 1), "something else"),
-        (PICTURES, "something else"),
-        ({"images": PICTURES}, "has no place in plain content"),
-        (b"\xff\xd8\xff\xe0 a JPEG", "at byte 0: the pickle instruction"),
-        (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "is a web page, no verification set"),
-        (b"", "is empty: get it again"),
-        (pickle.dumps((PICTURES, [True, False]))[:-9], "at byte "),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    ((PICTURES[:3], [True, False]), "3 pictures and 2 answers"), (([], []), "0 pictures and 0 answers"),
+    ((PICTURES, [True, 2]), "answer 1 is neither True nor False"), ((PICTURES, [True, None]), "answer 1 is neither"),
+    (pickle.dumps((PICTURES, [True, np.True_]), 3).replace(b"C\x01\x01", b"C\x01\x02"), "not all 0 or 1"),
+    ((PICTURES, np.array([[True, False]])), r"array of shape (1, 2)"),
+    ((PICTURES, np.array([7, 1], dtype=np.uint8)), "not all 0 or 1"),
+    (([*PICTURES[:3], 5], [True, False]), "picture 3 is neither bytes"),
+    (([*PICTURES[:3], "text"], [True, False]), "picture 3 is neither bytes"),
+    (([*PICTURES[:3], np.zeros((2, 2), np.uint8)], [True, False]), "picture 3 is neither"),
+    (([*PICTURES[:3], np.array([True])], [True, False]), "picture 3 is neither"),
+    (([*PICTURES[:3], np.zeros(2, np.float32)], [True, False]), "of the type 'f4'"),
+    (([*PICTURES[:3], np.array([None])], [True, False]), "of the type 'O8'"),
+    ((PICTURES, [True, False], 1), "something else"), (PICTURES, "something else"),
+    ({"images": PICTURES}, "has no place in plain content"),
+    (b"\xff\xd8\xff\xe0 a JPEG", "at byte 0: the pickle instruction"),
+    (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "is a web page, no verification set"),
+    (b"", "is empty: get it again"), (pickle.dumps((PICTURES, [True, False]))[:-9], "at byte "),
+])  # fmt: skip
 def test_a_file_that_holds_no_pairs_is_refused_with_the_reason(tmp_path, content, words):
     assert words in refused(write(tmp_path, content))
 

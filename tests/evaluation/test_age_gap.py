@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+from refusals import refused
 from sklearn.metrics import roc_auc_score
 
 from evaluation import age_gap, arrays
@@ -13,7 +14,6 @@ from evaluation.age_gap import (
     pairs_by_younger_age,
     rank1_by_mate_distance,
 )
-from meta import UserError
 
 GAPS = {"0-1": (0, 1), "2-5": (2, 5), "6-10": (6, 10), "11-20": (11, 20), "21-30": (21, 30), "31+": (31, 120)}
 YOUNGER = {"0-3": (0, 3), "4-10": (4, 10), "11-17": (11, 17), "18-30": (18, 30), "31-50": (31, 50), "51+": (51, 120)}
@@ -187,15 +187,6 @@ def test_a_model_that_compares_ages_is_found_out():
     assert all(row["rank1_percent"] < 5 for row in rank1_by_mate_distance(age_only(ages), identities, ages).values())
 
 
-def test_a_model_of_people_holds_against_matched_impostors_at_every_gap():
-    embeddings, identities, ages = life_pictures(10, num_pictures=300, num_people=20, size=32, noise=0.5)
-    table = by_age_gap(embeddings, identities, ages)["bins"]
-    for row in table.values():
-        assert row["auc_matched_impostors_percent"] > 99 and row["auc_random_impostors_percent"] > 99
-        assert row["mean_genuine_cosine"] > 0.7 and abs(row["mean_matched_impostor_cosine"]) < 0.1
-    assert all(row["rank1_percent"] > 99 for row in rank1_by_mate_distance(embeddings, identities, ages).values())
-
-
 def test_a_bin_with_too_few_pairs_has_counts_and_a_reason_but_no_figure():
     embeddings, identities, ages = life_pictures(15, num_pictures=60, num_people=20)
     table = by_age_gap(embeddings, identities, ages)["bins"]
@@ -247,35 +238,25 @@ def test_bins_are_named_by_their_years():
     assert age_gap.bin_names(age_gap.YOUNGER_LOWER_EDGES) == tuple(YOUNGER)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda e, i, a: (e * (np.arange(60) != 7)[:, None], i, a), "no direction in 1 of 60 rows, the first is row 7"),
-        (lambda e, i, a: (e, i, a[:-1]), r"ages has shape \(59,\)"),
-        (lambda e, i, a: (e, i, a + 0.5), "dtype float64, it must hold 60 whole numbers"),
-        (lambda e, i, a: (e, i, a + 100), "it must hold years from 0 to 120"),
-        (lambda e, i, a: (e, i, a - 100), "ages holds -"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda e, i, a: (e * (np.arange(60) != 7)[:, None], i, a), "no direction in 1 of 60 rows, the first is row 7"),
+    (lambda e, i, a: (e, i, a[:-1]), r"ages has shape \(59,\)"),
+    (lambda e, i, a: (e, i, a + 0.5), "dtype float64, it must hold 60 whole numbers"),
+    (lambda e, i, a: (e, i, a + 100), "it must hold years from 0 to 120"),
+    (lambda e, i, a: (e, i, a - 100), "ages holds -"),
+])  # fmt: skip
 def test_a_bad_set_is_refused_in_a_sentence(spoil, message):
     arrays = spoil(*life_pictures(22))
     for function in (by_age_gap, by_younger_age, rank1_by_mate_distance):
-        with pytest.raises(UserError, match=message):
-            function(*arrays)
-    with pytest.raises(UserError, match="years holds -5"):
-        rank1_by_mate_distance(*life_pictures(22), years=(10, -5))
+        refused(function, *arrays, match=message)
+    refused(rank1_by_mate_distance, *life_pictures(22), years=(10, -5), match="years holds -5")
 
 
-@pytest.mark.parametrize(
-    ("scores", "first", "message"),
-    [
-        ([0.1, np.nan, 0.2], [1, 2, 3], "not finite"),
-        ([0.1, 0.2, 0.3], [1, 2], "first_ages has shape"),
-        ([0.1, 0.2, 0.3], [1, 2, 121], "first_ages holds 121 at position 2"),
-        ([0.1, 0.2, 0.3], [1, 2, -2], "first_ages holds -2 at position 2"),
-    ],
-)
+@pytest.mark.parametrize(("scores", "first", "message"), [
+    ([0.1, np.nan, 0.2], [1, 2, 3], "not finite"), ([0.1, 0.2, 0.3], [1, 2], "first_ages has shape"),
+    ([0.1, 0.2, 0.3], [1, 2, 121], "first_ages holds 121 at position 2"),
+    ([0.1, 0.2, 0.3], [1, 2, -2], "first_ages holds -2 at position 2"),
+])  # fmt: skip
 def test_a_bad_list_is_refused_in_a_sentence(scores, first, message):
     for function in (pairs_by_age_gap, pairs_by_younger_age):
-        with pytest.raises(UserError, match=message):
-            function(np.array(scores), np.array([1, 0, 1]), np.array(first), np.array([4, 5, 6]))
+        refused(function, np.array(scores), np.array([1, 0, 1]), np.array(first), np.array([4, 5, 6]), match=message)

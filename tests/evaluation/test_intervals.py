@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy.stats import norm
 
 from evaluation import intervals
 from evaluation.intervals import paired_differences, verification_intervals
 from evaluation.verification import verification
-from meta import UserError
 
 FIGURES = ("pooled_auc_percent", "pooled_eer_percent", "tar_at_far_1e-1_percent", "tar_at_far_1e-2_percent")
 
@@ -133,18 +133,6 @@ def test_a_difference_is_that_of_the_figures_and_its_interval_that_of_the_replic
         assert (result[f"{stem}_low"], result[f"{stem}_high"]) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_a_difference_has_a_narrower_interval_than_its_models():
-    rng = np.random.default_rng(8)
-    a, genuine, first, second = people_pairs(rng, num_people=60)
-    b = a + 0.3 * rng.normal(size=len(a))
-    single = verification_intervals(a, genuine, first, second)
-    paired = paired_differences(a, b, genuine, first, second)
-    stem = "pooled_auc_difference_percentage_points"
-    width = single["pooled_auc_percent_high"] - single["pooled_auc_percent_low"]
-    assert paired[f"{stem}_high"] - paired[f"{stem}_low"] < 0.6 * width
-    assert paired[f"{stem}_low"] > 0  # b is a and noise: worse
-
-
 def test_equal_models_have_no_interval_of_their_difference_but_a_reason():
     scores, genuine, first, second = people_pairs(np.random.default_rng(10))
     result = paired_differences(scores, 2 * scores, genuine, first, second)
@@ -180,21 +168,17 @@ def test_a_figure_that_the_pairs_do_not_allow_has_no_interval_but_a_reason():
     assert "needs 300 impostor pairs, there are 276" in short["tar_at_far_1e-2_percent_interval_reason"]
 
 
-@pytest.mark.parametrize(
-    ("how", "with_identities", "reason"),
-    [
-        ({"num_people": 9}, True, "there are 9 identities, an interval needs 10"),
-        ({"num_people": 40, "per_person": 0}, True, None),
-        ({"num_people": 9, "per_person": 1}, False, "there are 9 genuine pairs, an interval needs 10"),
-        ({"num_people": 20, "num_impostor": 9}, True, "there are 9 impostor pairs, an interval needs 10"),
-        ({"apart": 50.0}, True, "every resample gives the same figure"),
-    ],
-)
+@pytest.mark.parametrize(("how", "with_identities", "reason"), [
+    ({"num_people": 9}, True, "there are 9 identities, an interval needs 10"),
+    ({"num_people": 40, "per_person": 0}, True, None),
+    ({"num_people": 9, "per_person": 1}, False, "there are 9 genuine pairs, an interval needs 10"),
+    ({"num_people": 20, "num_impostor": 9}, True, "there are 9 impostor pairs, an interval needs 10"),
+    ({"apart": 50.0}, True, "every resample gives the same figure"),
+])  # fmt: skip
 def test_too_few_or_too_easy_pairs_have_no_interval_but_a_reason(how, with_identities, reason):
     pairs = people_pairs(np.random.default_rng(16), **how)
     if reason is None:
-        with pytest.raises(UserError, match="no genuine pair"):
-            verification_intervals(*pairs)
+        refused(verification_intervals, *pairs, match="no genuine pair")
         return
     result = verification_intervals(*pairs[: 4 if with_identities else 2])
     assert result["pooled_auc_percent"] is not None
@@ -212,26 +196,18 @@ def test_resamples_without_a_kind_of_pair_are_not_made_up():
     assert "resamples hold no genuine or no impostor pair" in result["pooled_auc_percent_interval_reason"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"scores": np.full(555, np.nan)}, "not finite"),
-        ({"genuine": np.ones(555, bool)}, "no impostor pair"),
-        ({"second": None}, "belong together"),
-        ({"second": np.arange(3)}, "second_identities has 3 entries for 555 pairs"),
-        ({"second": np.full(555, "a")}, "numbers on one side and strings on the other"),
-        ({"second": np.arange(555) - 1000}, "contradicts the identities in 120 of 555 pairs, the first is pair 0"),
-        ({"num_replicates": 99}, "num_replicates is 99"),
-        ({"seed": -1}, "seed is -1"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"scores": np.full(555, np.nan)}, "not finite"), ({"genuine": np.ones(555, bool)}, "no impostor pair"),
+    ({"second": None}, "belong together"),
+    ({"second": np.arange(3)}, "second_identities has 3 entries for 555 pairs"),
+    ({"second": np.full(555, "a")}, "numbers on one side and strings on the other"),
+    ({"second": np.arange(555) - 1000}, "contradicts the identities in 120 of 555 pairs, the first is pair 0"),
+    ({"num_replicates": 99}, "num_replicates is 99"), ({"seed": -1}, "seed is -1"),
+])  # fmt: skip
 def test_bad_input_is_refused_in_a_sentence(change, message):
     scores, genuine, first, second = people_pairs(np.random.default_rng(19))
     arguments = {"scores": scores, "genuine": genuine, "first": first, "second": second} | change
     positions = [arguments.pop(name) for name in ("scores", "genuine", "first", "second")]
-    with pytest.raises(UserError, match=message):
-        verification_intervals(*positions, **arguments)
-    with pytest.raises(UserError, match=message):
-        paired_differences(positions[0], *positions, **arguments)
-    with pytest.raises(UserError, match="one score and one label"):
-        paired_differences(scores, scores[:-1], genuine, first, second)
+    refused(verification_intervals, *positions, **arguments, match=message)
+    refused(paired_differences, positions[0], *positions, **arguments, match=message)
+    refused(paired_differences, scores, scores[:-1], genuine, first, second, match="one score and one label")

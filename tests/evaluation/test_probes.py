@@ -35,9 +35,6 @@ def without_linear_age(rows, ages):
     return units - known @ np.linalg.lstsq(known, units, rcond=None)[0]
 
 
-# -------------------------------------------------------------------------------------------------------- age probes
-
-
 # Number of images, features and people, strength of the planted age, ages to draw from; then what the version before
 # scikit-learn gave, by L-BFGS at its optimum: accuracy, balanced accuracy, errors in groups and years, R2.
 PROBES = {
@@ -147,9 +144,6 @@ def test_no_person_is_in_two_folds_and_folds_are_about_equal(seed):
     assert sorted(set(probes.person_folds(["a", "b", "a", "c"]))) == [0, 1, 2]
 
 
-# ------------------------------------------------------------------------------------------- identity, and both at once
-
-
 def test_identity_in_an_age_embedding_is_found_where_it_is_and_else_chance():
     rows, ages, identities = people()
     only_age = planted(np.random.default_rng(7).normal(size=rows.shape), ages)
@@ -205,9 +199,6 @@ def test_club_finds_what_is_shared_and_little_beside_other_people():
     result = probes.club_estimate(known, age, identity)
     assert result["club_nats"] == pytest.approx(4 * 0.64 / 0.36, rel=0.1)  # 4 times rho^2 / (1 - rho^2)
     assert abs(result["shuffled_club_nats"]) < 0.1 * result["club_nats"]
-
-
-# ------------------------------------------------------------------------------------------------ results and errors
 
 
 ROWS, AGES, IDENTITIES = (

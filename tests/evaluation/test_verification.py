@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+from refusals import refused
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from evaluation import arrays, verification
@@ -51,9 +52,6 @@ def reads_on(curve_x, curve_y, x):
         if x0 <= x <= x1:
             values += [y0, y1] if x1 == x0 else [y0 + (y1 - y0) * (x - x0) / (x1 - x0)]
     return min(values), max(values)
-
-
-# -------------------------------------------------------------------------------------------------------------- figures
 
 
 @pytest.mark.parametrize("decimals", [None, 0, 1, 2])
@@ -107,9 +105,6 @@ def test_a_tar_of_nothing_has_no_threshold():
     figures = verification.verification(scores, genuine)["figures"]
     assert figures["tar_at_far_1e-1_percent"] == 0
     assert figures["threshold_at_far_1e-1"] is None and figures["tar_at_far_1e-1_reason"] is None
-
-
-# ---------------------------------------------------------------------------------------------------------------- curve
 
 
 @pytest.mark.parametrize("decimals", [None, 1, 2])
@@ -167,9 +162,6 @@ def test_det_points_are_roc_points_that_a_logarithmic_axis_takes():
     assert det == sorted(det, key=lambda point: (point[0], -point[1]))
 
 
-# ------------------------------------------------------------------------------------------------------------ histogram
-
-
 @pytest.mark.parametrize("decimals", [None, 2])
 def test_the_histogram_is_that_of_numpy_and_counts_every_pair(decimals):
     scores, genuine = random_pairs(8, num_pairs=2000, decimals=decimals)
@@ -182,9 +174,6 @@ def test_the_histogram_is_that_of_numpy_and_counts_every_pair(decimals):
     assert sum(histogram["genuine_counts"]) + sum(histogram["impostor_counts"]) == 2000
     of_no_cosines = verification.verification(50 * scores + 20, genuine)["histogram"]  # of their own range
     assert of_no_cosines["bin_edges"][0] == -30 and sum(of_no_cosines["genuine_counts"]) == genuine.sum()
-
-
-# ------------------------------------------------------------------------------------------------------------ all pairs
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -213,35 +202,26 @@ def test_the_size_of_fgnet_is_exact():
     assert counted == verification.verification(pairs.scores, pairs.genuine)
 
 
-# ------------------------------------------------------------------------------------------------------ JSON, bad input
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda e, i: e.__setitem__(slice(5, 7), 0), "no direction in 2 of 40 rows, the first is row 5"),
-        (lambda e, i: e.__setitem__(4, 1e-200), "no direction in 1 of 40 rows, the first is row 4"),
-        (lambda e, i: e.__setitem__(4, 1e200), "no direction in 1 of 40 rows, the first is row 4"),
-        (lambda e, i: i.__setitem__(slice(None), 1), "one person for all 40 pictures"),
-        (lambda e, i: i.__setitem__(slice(None), np.arange(40)), "no two pictures of one person among 40"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda e, i: e.__setitem__(slice(5, 7), 0), "no direction in 2 of 40 rows, the first is row 5"),
+    (lambda e, i: e.__setitem__(4, 1e-200), "no direction in 1 of 40 rows, the first is row 4"),
+    (lambda e, i: e.__setitem__(4, 1e200), "no direction in 1 of 40 rows, the first is row 4"),
+    (lambda e, i: i.__setitem__(slice(None), 1), "one person for all 40 pictures"),
+    (lambda e, i: i.__setitem__(slice(None), np.arange(40)), "no two pictures of one person among 40"),
+])  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_a_bad_set_is_refused_in_a_sentence(spoil, message):
     embeddings, identities = random_set(15)
     spoil(embeddings, identities)
     for function in (verification.all_pairs_verification, verification.all_pairs):
-        with pytest.raises(UserError, match=message):
-            function(embeddings, identities)
+        refused(function, embeddings, identities, match=message)
 
 
 def test_too_many_pairs_to_keep_and_too_few_points_are_refused(monkeypatch):
     embeddings, identities = random_set(16)
-    with pytest.raises(UserError, match="max_points is 31"):
-        verification.all_pairs_verification(embeddings, identities, max_points=31)
+    refused(verification.all_pairs_verification, embeddings, identities, max_points=31, match="max_points is 31")
     monkeypatch.setattr(verification, "MAX_PAIRS_KEPT", 700)
-    with pytest.raises(UserError, match="780 pairs, more than the 700"):
-        verification.all_pairs(embeddings, identities)
+    refused(verification.all_pairs, embeddings, identities, match="780 pairs, more than the 700")
     monkeypatch.setattr(verification, "MAX_GENUINE_PAIRS", 5)
     with pytest.raises(UserError, match="pairs of one identity, at most 5 fit in memory"):
         verification.all_pairs_verification(embeddings, identities)

@@ -15,6 +15,7 @@ import zipfile
 
 import pytest
 import torch
+from refusals import refused
 from scripts import TINY
 
 import models.weights
@@ -40,14 +41,6 @@ def faces(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (folder / name).touch()
     return folder
-
-
-def refused(read, *arguments, match=None):
-    with pytest.raises(UserError, match=match) as caught:
-        read(*arguments)
-    message = str(caught.value)
-    assert len(message) < 2000
-    return message
 
 
 def write(folder, content, name="file"):

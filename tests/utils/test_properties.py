@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from refusals import refused
 
 from data import transforms
 from data.filenames import parse_age
@@ -58,8 +58,6 @@ def only_user_errors():
         assert len(str(error)) < 3000
 
 
-# --------------------------------------------------------------------------------------------------------------- ages
-
 NAMES = {
     "ms1mv3": lambda identity, number, age: f"{identity}_age_{age}",
     "fgnet": lambda identity, number, age: f"{identity}A{age:02d}" + ("", "a", "b")[number % 3],
@@ -90,8 +88,6 @@ def test_any_text_gives_an_age_or_is_refused(pattern, name):
         assert isinstance(age, int)
         assert MIN_AGE <= age <= MAX_AGE
 
-
-# --------------------------------------------------------------------------------------------------------- pair lists
 
 # Letters of file names that a list can hold: no blanks, no separator of folders.
 LETTERS = st.characters(exclude_categories=["Cs"]).filter(
@@ -141,8 +137,6 @@ def test_any_bytes_are_a_pair_list_inside_its_folder_or_refused(content):
             assert Path(os.path.normpath(images.path(i))).is_relative_to(folder)
 
 
-# ----------------------------------------------------------------------------------------------------- argument files
-
 WORDS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20), max_size=8)
 
 
@@ -164,8 +158,6 @@ def test_any_bytes_are_words_or_refused(content):
         path.write_bytes(content)
         assert all(isinstance(word, str) and "\0" not in word for word in expand_argument_files([f"@{path}"]))
 
-
-# ----------------------------------------------------------------------------------------------------------- pictures
 
 PICTURES = {kind: fuzz.picture_seeds(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")}
 ALL_PICTURES = sum(PICTURES.values(), [])
@@ -195,18 +187,6 @@ def test_any_bytes_are_a_face_or_refused(content):
         face = decode_face(content, size=16)
         assert (face.shape, face.dtype) == ((3, 16, 16), torch.uint8)
 
-
-@tries(40)
-@given(width=st.integers(1, 300), height=st.integers(1, 300), grey=st.booleans(), kind=st.sampled_from(["PNG", "BMP"]))
-def test_pictures_of_any_size_and_one_colour_keep_it(width, height, grey, kind):
-    picture = Image.new("L" if grey else "RGB", (width, height), 77 if grey else (77, 1, 200))
-    with new_folder() as folder:
-        picture.save(folder / "face", kind)
-        face = decode_face(folder / "face")
-    assert (face == torch.tensor([77] * 3 if grey else [77, 1, 200])[:, None, None]).all()
-
-
-# ---------------------------------------------------------------------------------------- weight files, checkpoints
 
 WEIGHTS, CHECKPOINTS = fuzz.weight_seeds(), fuzz.checkpoint_seeds()
 
@@ -258,8 +238,7 @@ def test_one_wrong_bit_in_a_checkpoint_is_found(damage, bit):
         checksum_path(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
         content[damage % len(content)] ^= 1 << bit
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is damaged"):
-            load_checkpoint(path)
+        refused(load_checkpoint, path, match="is damaged")
 
 
 DESCRIPTIONS = st.dictionaries(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from refusals import refused
 
 from data.ages import names as age_names
 from data.ages.names import Named, continue_names, place_with_ages, published_name, rename_with_ages, undo_names
@@ -164,8 +165,7 @@ def test_a_name_that_is_taken_or_says_another_age_is_refused_before_anything_is_
     with pytest.raises(UserError, match=r"0_2/z.jpg' would become 'z_age_7.jpg', and there is such a file already"):
         rename(folder, undo_file, (*AGES, 7))
     (folder / "0_2" / "z_age_7.jpg").unlink()
-    with pytest.raises(UserError, match="'0_1/x_age_5.jpg' says the age 5 in its name, and 6"):
-        rename(folder, undo_file, (39, 0, 120, 6, 7))
+    refused(rename, folder, undo_file, (39, 0, 120, 6, 7), match="'0_1/x_age_5.jpg' says the age 5 in its name, and 6")
     assert tree(folder) == BEFORE and not undo_file.exists()
 
 
@@ -176,16 +176,14 @@ def test_two_pictures_that_would_get_one_name_are_refused(folder, undo_file):
         lambda: rename_with_ages(index_of(folder), ages, undo_file),
         lambda: place_with_ages(index_of(folder), ages, folder.parent / "new", "copy"),
     ):
-        with pytest.raises(UserError, match="would .*become 'b-c-d_age_120.png'"):
-            action()
+        refused(action, match="would .*become 'b-c-d_age_120.png'")
     assert not undo_file.exists() and not (folder.parent / "new").exists()
 
 
 def test_undoing_overwrites_nothing(folder, undo_file):
     rename(folder, undo_file)
     (folder / NAMES[2]).write_text("new, of the old name")
-    with pytest.raises(UserError, match="both exist.*move one of them away and start again"):
-        undo_names(undo_file)
+    refused(undo_names, undo_file, match="both exist.*move one of them away and start again")
     assert (folder / NAMES[2]).read_text() == "new, of the old name"
     (folder / NAMES[2]).unlink()
     assert undo_names(undo_file).missing == 0
@@ -236,8 +234,7 @@ def test_hostile_lines_are_refused_before_anything_is_renamed(folder, undo_file,
     good = {"old": NAMES[0], "new": PUBLISHED[0]}
     path = written(undo_file, folder, {**FIRST, "num_names": 2}, good, HOSTILE_LINES[case])
     for action in (continue_names, undo_names):
-        with pytest.raises(UserError, match=r"undo.jsonl', line 3, reads .* is expected"):
-            action(path)
+        refused(action, path, match=r"undo.jsonl', line 3, reads .* is expected")
     assert tree(folder) == BEFORE and (folder.parent / "secret.jpg").exists()
 
 
@@ -252,16 +249,13 @@ def test_files_that_are_no_undo_files_are_refused(folder, undo_file, first):
 
 
 def test_an_undo_file_cut_off_or_of_a_folder_that_went_is_refused(folder, undo_file):
-    with pytest.raises(UserError, match="has 0 names and says 1 in its first line"):
-        undo_names(written(undo_file, folder, FIRST))
+    refused(undo_names, written(undo_file, folder, FIRST), match="has 0 names and says 1 in its first line")
     line = {"old": NAMES[0], "new": PUBLISHED[0]}
     with pytest.raises(UserError, match=r"gone' that the undo file .* is not there: put it back"):
         undo_names(written(undo_file, folder / "gone", FIRST, line))
-    with pytest.raises(UserError, match="undo file .*cannot be read"):
-        undo_names(undo_file.with_name("nowhere"))
+    refused(undo_names, undo_file.with_name("nowhere"), match="undo file .*cannot be read")
     undo_file.write_text("")
-    with pytest.raises(UserError, match="is no undo file"):
-        undo_names(undo_file)
+    refused(undo_names, undo_file, match="is no undo file")
 
 
 def place(folder, how, ages=AGES, output=None, **more) -> Named:
@@ -315,8 +309,7 @@ def test_a_file_that_is_another_one_is_never_overwritten(folder, how):
     target.parent.mkdir(parents=True)
     for make in (lambda: target.write_text("mine"), lambda: target.symlink_to("nowhere")):
         make()
-        with pytest.raises(UserError, match="_age_39.jpg' exists and is not"):
-            place(folder, how)
+        refused(place, folder, how, match="_age_39.jpg' exists and is not")
         target.unlink()
 
 
@@ -327,17 +320,14 @@ def test_a_folder_with_other_things_in_it_is_refused(folder):
         place(folder, "copy", (39, 0, 120, 5, 8))  # each picture would be there twice, with two ages
     assert tree(new) == PLACED
     (new / "stranger").mkdir()
-    with pytest.raises(UserError, match="holds 'stranger'"):
-        place(folder, "copy")
-    with pytest.raises(UserError, match="is no folder"):
-        place(folder, "copy", output=folder.parent / "new" / PUBLISHED[0])
+    refused(place, folder, "copy", match="holds 'stranger'")
+    refused(place, folder, "copy", output=folder.parent / "new" / PUBLISHED[0], match="is no folder")
 
 
 def test_an_output_inside_the_folder_of_the_pictures_is_refused(folder):
     (folder.parent / "other way").symlink_to(folder)
     for output in (folder, folder / "new", folder.parent / "other way" / "new"):
-        with pytest.raises(UserError, match="lies in the folder of the pictures"):
-            place(folder, "copy", output=output)
+        refused(place, folder, "copy", output=output, match="lies in the folder of the pictures")
     assert tree(folder) == BEFORE
 
 
@@ -359,8 +349,7 @@ def test_what_the_file_system_refuses_is_a_sentence_and_can_be_gone_on_with(fold
     with monkeypatch.context() as patched:
         patched.setattr(os, "rename", refusing)
         patched.setattr(os, "link", refusing)
-        with pytest.raises(UserError, match="_age_39.jpg' cannot be made, Invalid cross-device link"):
-            rename(folder, undo_file)
+        refused(rename, folder, undo_file, match="_age_39.jpg' cannot be made, Invalid cross-device link")
         with pytest.raises(
             UserError, match="cannot be made, .*hard links need one file system for both, copies do not"
         ):

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from data.ages import histogram as age_histogram
 from data.ages.histogram import BAR_COLOUR, draw_age_histograms, group_shares
-from meta import AGE_GROUP_NAMES, UserError, age_group
+from meta import AGE_GROUP_NAMES, age_group
 
 YOUNG = np.array([0, 5, 12, 13, 18, 18, 25, 66, 120, -1], np.int16)
 
@@ -78,8 +79,7 @@ def test_any_name_of_a_data_set_can_be_drawn(tmp_path, name):
 def test_an_existing_picture_is_replaced_only_by_force_and_the_same_ages_give_the_same_bytes(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("mine")
-    with pytest.raises(UserError, match="exists.*--force"):
-        draw_age_histograms({"old": np.full(3, 120)}, path)
+    refused(draw_age_histograms, {"old": np.full(3, 120)}, path, match="exists.*--force")
     assert path.read_text() == "mine"
     contents = []
     for age in (120, 120, 100):  # ages above 100 are drawn in the last bar
@@ -95,8 +95,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         ({str(k): YOUNG for k in range(41)}, "41 data sets"),
         ({"young": YOUNG, "empty": np.full(3, -1)}, "'empty' has no known ages"),
     ):
-        with pytest.raises(UserError, match=says):
-            draw_age_histograms(ages_of, tmp_path / "a.png")
+        refused(draw_age_histograms, ages_of, tmp_path / "a.png", match=says)
     assert os.listdir(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from data.alignment.template import (
     CAPTION,
@@ -175,16 +176,14 @@ def test_no_face_that_is_merely_turned_is_refused():
     (TEMPLATE.ravel(), r"not an array \(10,\)"),
 ])  # fmt: skip
 def test_points_that_are_no_face_are_refused(points, words):
-    with pytest.raises(UserError, match=words):
-        similarity(points)
+    refused(similarity, points, match=words)
 
 
 def test_points_of_another_picture_are_refused():
     picture = Image.new("RGB", (100, 80))
     align(picture, TEMPLATE + (30, 20))  # some of them outside, as of faces that are cut off
     for points in (TEMPLATE * 2, TEMPLATE - 200, TEMPLATE / 20 + (120, 90)):  # the last small and near, but not in it
-        with pytest.raises(UserError, match="outside of the picture"):
-            align(picture, points)
+        refused(align, picture, points, match="outside of the picture")
 
 
 def test_the_sheet_has_64_faces_from_the_first_to_the_last_with_marks_where_the_template_is(tmp_path):
@@ -213,5 +212,4 @@ def test_a_sheet_of_few_files_is_small_and_names_them(tmp_path):
         assert sheet.size == (2 * CELL, CELL + CAPTION)
         captions = np.asarray(sheet)[CELL:]
     assert (captions[:, :CELL] < 128).any() and (captions[:, CELL:] < 128).any()
-    with pytest.raises(UserError, match="no aligned pictures"):
-        alignment_sheet([], tmp_path / "sheet.png")
+    refused(alignment_sheet, [], tmp_path / "sheet.png", match="no aligned pictures")

@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from evaluation.report.blocks import Curve, Histogram, Plot, Table, plain
 from evaluation.report.plots import data_tables, in_words, remarks, svg_of
-from meta import UserError
 
 HISTOGRAM = Histogram("H", "cosine", [-1, 0, 1], [1, 3], [4, 0])
 
@@ -92,23 +92,18 @@ def test_small_values_keep_their_decimals():
     assert data_tables(plot_of(Curve("a", [1], [None])))[0].rows == [[1, None]]
 
 
-@pytest.mark.parametrize(
-    ("make", "what"),
-    [
-        (lambda: Table("t", ["a", "b"], [[1]]), "has 1 cells"),
-        (lambda: Curve("c", [1], [1], low=[0]), "one end of its intervals"),
-        (lambda: Curve("c", [1, 2], [1]), "2 values of x"),
-        (lambda: Curve("c", [1], ["many"]), "not all numbers"),
-        (lambda: plot_of(kind="pie"), "is of kind 'pie'"),
-        (lambda: plot_of(Curve("c", ["a"], [1]), x_log=True), "logarithmic"),
-        (lambda: plot_of(Curve("c", ["a"], [1]), Curve("d", ["b"], [1])), "different categories"),
-        (lambda: Histogram("h", "x", [1, 0], [1], [1]), "do not rise"),
-        (lambda: Histogram("h", "x", [0, 1], [-1], [1]), "not 1 numbers"),
-    ],
-)
+@pytest.mark.parametrize(("make", "what"), [
+    (lambda: Table("t", ["a", "b"], [[1]]), "has 1 cells"),
+    (lambda: Curve("c", [1], [1], low=[0]), "one end of its intervals"),
+    (lambda: Curve("c", [1, 2], [1]), "2 values of x"), (lambda: Curve("c", [1], ["many"]), "not all numbers"),
+    (lambda: plot_of(kind="pie"), "is of kind 'pie'"),
+    (lambda: plot_of(Curve("c", ["a"], [1]), x_log=True), "logarithmic"),
+    (lambda: plot_of(Curve("c", ["a"], [1]), Curve("d", ["b"], [1])), "different categories"),
+    (lambda: Histogram("h", "x", [1, 0], [1], [1]), "do not rise"),
+    (lambda: Histogram("h", "x", [0, 1], [-1], [1]), "not 1 numbers"),
+])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_user_error(make, what):
-    with pytest.raises(UserError, match=what):
-        make()
+    refused(make, match=what)
 
 
 def test_plain_text_steers_nothing():
