@@ -7,7 +7,7 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 import torch
-from scripts import load_script
+from scripts import TINY, load_script
 
 from data.synthetic.sets import write_all
 from meta import TRAINING_SETS
@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tests run in two processes
 
 
-SMALL = ("--backbone", "iresnet18_quarter", "--batch-size", "6", "--workers", "0", "--learning-rate", "0.02",
+SMALL = ("--backbone", TINY, "--batch-size", "6", "--workers", "0", "--learning-rate", "0.02",
          "--log-every", "1", "--device", "cpu")  # fmt: skip
 
 
@@ -82,26 +82,37 @@ def age_weights(tmp_path_factory) -> Path:
     """An untrained age branch in the published layout: enough for stage identity to start from."""
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("age") / "age.pth"
-    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), path)
+    torch.save(age_file_tensors(IEFP(TINY, 1, None)), path)
     return path
+
+
+def identity_flags(faces: Path, age_weights: Path) -> list[str]:
+    """Those of a small run of stage identity, without its run folder."""
+    return ["--train-data", str(faces / TRAINING_SETS["ms1mv3"].folder), "--age-weights", str(age_weights), *SMALL]
 
 
 @pytest.fixture
 def train_identity(run_main, tiny_faces, age_weights):
-    folder = tiny_faces / TRAINING_SETS["ms1mv3"].folder
-
     def train(run_folder: Path, *flags: object):
-        return run_main("train", "--train-data", folder, "--age-weights", age_weights,
-                        "--run-folder", run_folder, *SMALL, *flags)  # fmt: skip
+        return run_main("train", *identity_flags(tiny_faces, age_weights), "--run-folder", run_folder, *flags)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def plain_run(tiny_faces, age_weights, tmp_path_factory) -> Path:
+    """What `train_identity(folder, "--epochs", 1)` leaves: a run of three steps, to be looked at or copied."""
+    folder, train = tmp_path_factory.mktemp("plain") / "run", load_script("train")
+    flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", str(folder), "--epochs", "1"]
+    assert train.train(parse_config(train.TrainConfig, flags)) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A model in the published layout, untrained but for its CLUB, which has seen one batch."""
     torch.manual_seed(3)
-    path, model = tmp_path_factory.mktemp("weights") / "iefp.pth", IEFP("iresnet18_quarter", 1, 6)
+    path, model = tmp_path_factory.mktemp("weights") / "iefp.pth", IEFP(TINY, 1, 6)
     model.clubmi(*torch.randn(2, 8, 512))
     torch.save(iefp_file_tensors(model), path)
     return path
