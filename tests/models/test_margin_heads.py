@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from reference import adaface, arcface, combined_margin, cosface
+from scripts import TINY
 from torch.nn import functional as F
 
 from meta import UserError
@@ -163,7 +164,7 @@ def test_gradients_are_finite_where_a_feature_is_its_weight(kind, sign):
 def test_the_published_heads_have_no_further_tensors_and_adaface_keeps_its_statistics():
     with torch.device("meta"):
         names = {
-            margin: {name for name in IEFP("iresnet18_quarter", 1, 3, margin, margin_value=None).state_dict()
+            margin: {name for name in IEFP(TINY, 1, 3, margin, margin_value=None).state_dict()
                      if name.startswith("margin_fc.")}
             for margin in ("cosface", "arcface", "combined", "adaface")
         }  # fmt: skip
