@@ -179,20 +179,6 @@ def test_a_combined_margin_out_of_range_is_a_users_mistake(margin):
         CombinedMargin(3, margin=margin)
 
 
-def test_a_run_with_adaface_resumes_to_the_same_bits(train_identity, tmp_path):
-    flags = ("--margin", "adaface", "--epochs", 2, "--learning-rate-epochs", 1)
-    assert train_identity(tmp_path / "whole", *flags).status == 0
-    assert train_identity(tmp_path / "parts", *flags, "--save-every", 1, "--keep-checkpoints", 9).status == 0
-    for path in sorted((tmp_path / "parts" / "checkpoints").iterdir())[4:]:
-        path.unlink()
-    (tmp_path / "parts" / "iefp.pth").unlink()
-    assert train_identity(tmp_path / "parts", *flags, "--save-every", 1, "--keep-checkpoints", 9).status == 0
-    whole, parts = (torch.load(tmp_path / name / "iefp.pth", weights_only=True) for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    for key, value in whole.items():
-        assert torch.equal(value, parts[key]), key
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
