@@ -3,7 +3,7 @@
     python tests/kill_and_resume.py --trials 40 --seed 1
     python tests/kill_and_resume.py --trials 4 --device cuda --precision bf16
 
-A program, so that many kill points can be tried outside the test run; tests/training/test_survival.py runs a few. It
+A program, so that many kill points can be tried outside the test run; tests/training/test_survival.py tries a few. It
 imports torch once and forks a child for every run. Kill points: any moment (a timer), half of a checkpoint written,
 before and after each of the renames that put a checkpoint into place. The last line is JSON.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 import torch  # noqa: E402
-from scripts import load_script  # noqa: E402
+from scripts import TINY, load_script  # noqa: E402
 
 import training.checkpoint  # noqa: E402
 from data.synthetic.sets import write_training_set  # noqa: E402
@@ -38,7 +38,7 @@ def settings(folder: Path, run: str, device: str = "cpu", precision: str = "auto
         train_data=folder / "faces",
         age_weights=folder / "age.pth",
         run_folder=folder / run,
-        backbone="iresnet18_quarter",
+        backbone=TINY,
         batch_size=8,
         epochs=2,
         learning_rate=0.02,
@@ -139,7 +139,7 @@ def main() -> int:
         folder = Path(name)
         write_training_set(folder / "faces", 3, 8, seed=0, progress=False)
         torch.manual_seed(5)
-        torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), folder / "age.pth")
+        torch.save(age_file_tensors(IEFP(TINY, 1, None)), folder / "age.pth")
         began = time.monotonic()
         run_child(folder, settings(folder, "whole", flags.device, flags.precision), None)
         seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
 """One or two processes that know each other as torchrun's do, forked from a server that has imported torch.
 
-Each takes a second where torchrun takes five. That train.py works under torchrun itself is for tests/test_train.py and
-tests/training/test_survival.py.
+Each takes a second where torchrun takes five. That train.py works under torchrun itself is for
+tests/training/test_survival.py and test_signals.py.
 """
 
 import functools
@@ -12,10 +12,12 @@ import runpy
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+import torch.distributed as dist
 from scripts import ROOT, load_script
 
 from utils.cli import parse_config, run_script
@@ -79,6 +81,14 @@ def train_with(before_step: Callable[[int], None], flags: list[str]) -> None:
     run_script(lambda: train.train(parse_config(train.TrainConfig)))
 
 
+def assert_equal_everywhere(parameters: Iterable[torch.Tensor]) -> None:
+    """All processes of the group have the same, to the bit."""
+    for parameter in parameters:
+        everyones = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, parameter.detach().contiguous())
+        assert torch.equal(*everyones)
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -100,7 +110,8 @@ def _enter(environment: dict[str, object], folder: str, work: Callable, given: t
 @functools.cache
 def _server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest", "processes"])
+    # torch imports dynamo, which takes longer than a small run, in the first step or for DistributedDataParallel.
+    context.set_forkserver_preload(["conftest", "processes", "torch._dynamo", "PIL.JpegImagePlugin"])
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *([path] if path else [])])
     try:

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts import TINY, load_script
 
 from benchmarks import held_out, paired, purification
 from evaluation.groups.seeds import summarise
+from utils.cli import parse_config
 
 
 def test_tables_tell_means_deviations_and_stars():
@@ -46,15 +49,20 @@ def test_variants_differ_in_purification_alone():
 
 
 def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatch, capsys):
+    def train_here(command, **_) -> SimpleNamespace:
+        train = load_script("train")
+        return SimpleNamespace(returncode=train.train(parse_config(train.TrainConfig, command[2:])))
+
     def run(*flags):
         words = ["--output", tmp_path / "out", "--variants", "plain", "iefp", "--seeds", "0", "--people", "5",
                  "--pictures", "4", "--held-out", "8", "--held-out-pictures", "4", "--epochs", "1", "--age-epochs", "1",
-                 "--batch", "8", "--club-steps", "3", "--device", "cpu", "--plot", tmp_path / "plot.png",
-                 *flags]  # fmt: skip
+                 "--batch", "8", "--backbone", TINY, "--club-steps", "3", "--device", "cpu",
+                 "--plot", tmp_path / "plot.png", *flags]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["purification.py", *map(str, words)])
         purification.main()
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
+    monkeypatch.setattr(purification.subprocess, "run", train_here)
     reply = run()
     assert set(reply["runs"]) == {"plain", "plain+erasure", "iefp", "iefp+erasure"}
     assert all(0 <= of_seeds["0"]["rank1_percent"] <= 100 for of_seeds in reply["runs"].values())

@@ -3,6 +3,8 @@
 import json
 import sys
 
+from scripts import TINY
+
 from benchmarks import size, step
 
 
@@ -12,7 +14,7 @@ def last_line(out: str) -> dict:
 
 def test_all_competitors_of_a_step_take_turns(monkeypatch, capsys, tmp_path):
     table = tmp_path / "profile.txt"
-    monkeypatch.setattr(sys, "argv", ["step.py", "--backbone", "iresnet18_quarter", "--batch", "4", "--classes", "30",
+    monkeypatch.setattr(sys, "argv", ["step.py", "--backbone", TINY, "--batch", "4", "--classes", "30",
                                       "--rounds", "2", "--profile", str(table)])  # fmt: skip
     step.main()
     reply = last_line(capsys.readouterr().out)
@@ -23,7 +25,7 @@ def test_all_competitors_of_a_step_take_turns(monkeypatch, capsys, tmp_path):
 
 def test_the_step_that_is_timed_learns():
     """What is measured is training: the loss of the batch falls, for plain CosFace too."""
-    flags = step.argparse.Namespace(backbone="iresnet18_quarter", batch=6, classes=20, precision="fp32", compile=False,
+    flags = step.argparse.Namespace(backbone=TINY, batch=6, classes=20, precision="fp32", compile=False,
                                     only=["plain"])  # fmt: skip
     torch = step.torch
     plain = step.make_steps(flags, torch.device("cpu"))["plain"]
@@ -42,7 +44,7 @@ def test_the_step_that_is_timed_learns():
 
 def test_sizes_are_measured_and_drawn(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "size.png"
-    flags = ["--backbones", "iresnet18_quarter", "--batches", "2", "4", "--classes", "20", "30", "--precision", "fp32"]
+    flags = ["--backbones", TINY, "--batches", "2", "4", "--classes", "20", "30", "--precision", "fp32"]
     monkeypatch.setattr(sys, "argv", ["size.py", *flags, "--plot", str(picture)])
     size.main()
     rows = last_line(capsys.readouterr().out)["rows"]

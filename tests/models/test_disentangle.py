@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from scripts import load_script
+from scripts import TINY, load_script
 from test_sharded_margin import in_threads
 from torch import nn
 from torch.nn import functional as F
@@ -281,9 +281,9 @@ def test_each_method_resumes_to_the_bit_in_the_published_layout_and_is_named_bes
     assert differences(whole, weights_of(tmp_path / "run")) == []
 
     with torch.device("meta"):
-        assert list(whole) == list(IEFP("iresnet18_quarter", 1, 6).state_dict())
+        assert list(whole) == list(IEFP(TINY, 1, 6).state_dict())
     assert json.loads((tmp_path / "run" / "iefp.json").read_text())["disentangle"] == method
-    model = IEFP("iresnet18_quarter", 1, None)
+    model = IEFP(TINY, 1, None)
     load_identity_branch(model, tmp_path / "run" / "iefp.pth")
     assert load_estimator(model, tmp_path / "run" / "iefp.pth") == (method == "iefp")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -299,7 +299,7 @@ def two_steps(method="iefp", **settings) -> tuple[dict[str, torch.Tensor], list[
     train = load_script("train")
     torch.manual_seed(0)
     critic = method if method in CRITICS else None
-    model = IEFP("iresnet18_quarter", 1, 3, critic=critic).train()
+    model = IEFP(TINY, 1, 3, critic=critic).train()
     config = train.TrainConfig(disentangle=method, learning_rate=0.02, precision="fp32", **settings)
     stage = train.IdentityStage(config, model, DistInfo(0, 1, torch.device("cpu")))
     if stage.critic is not None:

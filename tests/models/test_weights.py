@@ -10,6 +10,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from golden_weights import fill
+from scripts import TINY
 from torch import nn
 
 from meta import WEIGHT_FILES, UserError
@@ -28,7 +29,6 @@ from models.weights import (
     read_weight_file,
 )
 
-QUARTER = "iresnet18_quarter"
 NUM_IDENTITIES = 7
 
 
@@ -40,19 +40,19 @@ def images():
 @pytest.fixture(scope="module")
 def source():
     """A model of scale 1 with weights drawn by key, as if trained."""
-    return fill(IEFP(QUARTER, 1, NUM_IDENTITIES)).eval()
+    return fill(IEFP(TINY, 1, NUM_IDENTITIES)).eval()
 
 
 @pytest.fixture(scope="module")
 def baseline():
     """The same without purification units: what InsightFace trains."""
-    return fill(IEFP(QUARTER, 0, None)).eval()
+    return fill(IEFP(TINY, 0, None)).eval()
 
 
 @pytest.fixture(scope="module")
 def untouched():
     """A model that wrong files are offered to; `assert_refused` sees that it stays as it is."""
-    return IEFP(QUARTER, 1, 3)
+    return IEFP(TINY, 1, 3)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_file_of_the_whole_model_gives_both_branches(source, kind, tmp_path, i
     assert torch.equal(identity_features(loaded, images), identity_features(source, images))
     assert torch.equal(age_outputs(loaded, images), age_outputs(source, images))
 
-    other = IEFP(QUARTER, 1, 3)
+    other = IEFP(TINY, 1, 3)
     load_identity_branch(other, path)
     assert torch.equal(identity_features(other, images), identity_features(source, images))
     load_age_branch(other, path)
@@ -166,7 +166,7 @@ def test_old_torch_files_are_read(source, tmp_path, images):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_files_of_another_precision_load_as_float32(source, dtype, tmp_path, images):
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in source.state_dict().items()}
-    rounded = IEFP(QUARTER, 1, NUM_IDENTITIES)
+    rounded = IEFP(TINY, 1, NUM_IDENTITIES)
     rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     loaded, _ = load_for_embedding(save(tmp_path / "short.pth", stored))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -176,7 +176,7 @@ def test_files_of_another_precision_load_as_float32(source, dtype, tmp_path, ima
 def test_loading_one_branch_leaves_everything_else_alone(source, tmp_path):
     path = save(tmp_path / "iefp.pth", source.state_dict())
     for load, prefixes in ((load_identity_branch, ("backbone_id.",)), (load_age_branch, ("backbone_ae.", "age_esti"))):
-        model = IEFP(QUARTER, 1, NUM_IDENTITIES)
+        model = IEFP(TINY, 1, NUM_IDENTITIES)
         before = state_copy(model)
         load(model, path)
         for key, value in model.state_dict().items():
@@ -191,7 +191,7 @@ def test_a_loaded_model_for_embedding_has_no_margin_head_and_asks_no_gradients_o
 
 
 def test_written_tensors_are_plain_whatever_the_model_was(tmp_path):
-    model = IEFP(QUARTER, 1, NUM_IDENTITIES).to(memory_format=torch.channels_last)
+    model = IEFP(TINY, 1, NUM_IDENTITIES).to(memory_format=torch.channels_last)
     for tensors in (iefp_file_tensors(model), age_file_tensors(model)):
         for key, value in tensors.items():
             assert value.device.type == "cpu", key
@@ -212,12 +212,12 @@ AGE_FILES = {
 @pytest.mark.parametrize("kind", AGE_FILES)
 def test_an_age_file_gives_the_age_branch_and_no_identity_branch(source, kind, tmp_path, images):
     path = save(tmp_path / "age.pth", AGE_FILES[kind](source))
-    model = IEFP(QUARTER, 1, NUM_IDENTITIES)
+    model = IEFP(TINY, 1, NUM_IDENTITIES)
     load_age_branch(model, path)
     assert torch.equal(age_outputs(model, images), age_outputs(source, images))
 
     read = read_weight_file(path)
-    assert (read.identity_branch, read.age_branch) == (None, Branch(QUARTER, 1))
+    assert (read.identity_branch, read.age_branch) == (None, Branch(TINY, 1))
     before = state_copy(model)
     # In a checkpoint of the age stage stands an identity branch that nobody trained: no faces are compared with it.
     for refuse in (lambda: load_identity_branch(model, path), lambda: load_for_embedding(path)):
@@ -242,7 +242,7 @@ def test_an_insightface_backbone_loads_as_scale_0(baseline, kind, tmp_path, imag
     assert model.backbone_id.purification == 0
     assert torch.equal(identity_features(model, images), identity_features(baseline, images))
 
-    other = IEFP(QUARTER, 0, NUM_IDENTITIES, age_purification=1)
+    other = IEFP(TINY, 0, NUM_IDENTITIES, age_purification=1)
     load_identity_branch(other, path)
     assert torch.equal(identity_features(other, images), identity_features(baseline, images))
     before = state_copy(other)
@@ -253,27 +253,28 @@ def test_an_insightface_backbone_loads_as_scale_0(baseline, kind, tmp_path, imag
 
 def test_a_backbone_without_purification_does_not_pass_for_one_with_it(baseline, tmp_path):
     path = save(tmp_path / "backbone.pth", bare_backbone(baseline))
-    with pytest.raises(UserError, match=r"holds iresnet18_quarter with purification 0\): 6 keys missing .*spu\.seq\.0"):
-        load_identity_branch(IEFP(QUARTER, 1, 3), path)
+    with pytest.raises(UserError, match=r"holds tiny with purification 0\): 6 keys missing .*spu\.seq\.0"):
+        load_identity_branch(IEFP(TINY, 1, 3), path)
 
 
 # ----------------------------------------------------------------------------------------- what a file says of itself
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbone_and_scale_are_read_off_the_keys(backbone, tmp_path):
-    for purification in (0, 1, 2, 8):
-        with torch.device("meta"):
-            encoder = IResNet(backbone, purification)
-        path = save(tmp_path / f"{purification}.pth", hollow(encoder.state_dict()))
-        assert read_weight_file(path).identity_branch == Branch(backbone, purification)
+@pytest.mark.parametrize(
+    ("backbone", "purification"), [*((name, 1) for name in BACKBONES), *((TINY, scale) for scale in (0, 2, 8))]
+)
+def test_backbone_and_scale_are_read_off_the_keys(backbone, purification, tmp_path):
+    with torch.device("meta"):
+        encoder = IResNet(backbone, purification)
+    path = save(tmp_path / "weights.pth", hollow(encoder.state_dict()))
+    assert read_weight_file(path).identity_branch == Branch(backbone, purification)
 
 
 def test_each_branch_has_its_own_backbone_and_purification(tmp_path, images):
-    source = fill(IEFP(QUARTER, 2, NUM_IDENTITIES, age_backbone="iresnet18", age_purification=0)).eval()
+    source = fill(IEFP(TINY, 2, NUM_IDENTITIES, age_backbone="iresnet18_quarter", age_purification=0)).eval()
     path = save(tmp_path / "iefp.pth", iefp_file_tensors(source))
     read = read_weight_file(path)
-    assert (read.identity_branch, read.age_branch) == (Branch(QUARTER, 2), Branch("iresnet18", 0))
+    assert (read.identity_branch, read.age_branch) == (Branch(TINY, 2), Branch("iresnet18_quarter", 0))
     loaded, has_age = load_for_embedding(path)
     assert has_age
     assert torch.equal(identity_features(loaded, images), identity_features(source, images))
@@ -284,7 +285,7 @@ def test_each_branch_has_its_own_backbone_and_purification(tmp_path, images):
 @pytest.mark.parametrize("variant", PURIFICATION_VARIANTS)
 def test_a_variant_with_another_sign_is_named_beside_the_keys(variant, kind, tmp_path, images):
     age_variant = "relu_linear_bn"
-    source = IEFP(QUARTER, variant, NUM_IDENTITIES, age_purification=age_variant).eval()
+    source = IEFP(TINY, variant, NUM_IDENTITIES, age_purification=age_variant).eval()
     path = tmp_path / "iefp.pth"
     if kind == "branches in a checkpoint":
         save(path, checkpoint(source, branches=describe_branches(source)))
@@ -300,16 +301,16 @@ def test_a_variant_with_another_sign_is_named_beside_the_keys(variant, kind, tmp
 def test_without_a_description_a_variant_is_the_published_reading_of_its_keys(tmp_path):
     for variant, read in (("linear_relu_bn", 1), ("x_plus_relu_linear_bn", "x_minus_relu_linear_bn")):
         with torch.device("meta"):
-            encoder = IResNet(QUARTER, variant)
+            encoder = IResNet(TINY, variant)
         path = save(tmp_path / "bare.pth", hollow(encoder.state_dict()))
-        assert read_weight_file(path).identity_branch == Branch(QUARTER, read)
+        assert read_weight_file(path).identity_branch == Branch(TINY, read)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"identity_branch": 3}', '{"age_branch": {}}', '{"lr": [0.1]}'])
 def test_a_json_file_about_something_else_says_nothing(text, baseline, tmp_path):
     path = save(tmp_path / "backbone.pth", bare_backbone(baseline))
     path.with_suffix(".json").write_text(text)
-    assert read_weight_file(path).identity_branch == Branch(QUARTER, 0)
+    assert read_weight_file(path).identity_branch == Branch(TINY, 0)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +391,7 @@ WRONG_FILES = {
     ),
     "many keys missing": (
         lambda tensors: {k: v for k, v in tensors.items() if "running" not in k},
-        r"64 keys missing \(backbone_id\.bn1\.running_mean, backbone_id\.bn1\.running_var, .*, \.\.\.\)",
+        r"46 keys missing \(backbone_id\.bn1\.running_mean, backbone_id\.bn1\.running_var, .*, \.\.\.\)",
     ),
     "a key too many": (
         lambda tensors: tensors | {"backbone_id.attention.weight": torch.zeros(3)},
@@ -398,7 +399,7 @@ WRONG_FILES = {
     ),
     "another shape": (
         lambda tensors: tensors | {"backbone_id.fc.weight": torch.zeros(512, 128)},
-        r"1 keys of another shape \(backbone_id\.fc\.weight \(512, 128\) for \(512, 6272\)\)",
+        r"1 keys of another shape \(backbone_id\.fc\.weight \(512, 128\) for \(512, 1568\)\)",
     ),
     "another width": (
         lambda tensors: tensors | {"backbone_id.conv1.weight": torch.zeros(24, 3, 3, 3)},
@@ -512,7 +513,7 @@ def test_damage_anywhere_in_a_file_never_shows_as_a_mistake_of_ours(zipped, tmp_
 @pytest.mark.parametrize("known", WEIGHT_FILES.values(), ids=WEIGHT_FILES)
 def test_the_error_for_a_missing_published_file_says_where_to_get_it(known, tmp_path):
     path = tmp_path / known.path
-    model = IEFP(QUARTER, 1, 3)
+    model = IEFP(TINY, 1, 3)
     for load in (lambda: load_identity_branch(model, path), lambda: load_for_embedding(path)):
         with pytest.raises(UserError, match="does not exist") as raised:
             load()
@@ -532,13 +533,13 @@ def test_the_error_for_another_missing_file_says_what_is_accepted(untouched, tmp
 
 def test_the_estimator_of_a_file_is_loaded_and_its_absence_is_reported(tmp_path):
     torch.manual_seed(4)
-    trained = IEFP("iresnet18_quarter", 1, 6)
+    trained = IEFP(TINY, 1, 6)
     trained.clubmi(*torch.randn(2, 8, 512))  # in train mode: BatchNorm counts the batch
     tensors = iefp_file_tensors(trained)
     torch.save(tensors, tmp_path / "with.pth")
     torch.save({key: value for key, value in tensors.items() if "clubmi" not in key}, tmp_path / "without.pth")
     torch.manual_seed(5)
-    model = IEFP("iresnet18_quarter", 1, None)
+    model = IEFP(TINY, 1, None)
     before = {key: value.clone() for key, value in model.clubmi.state_dict().items()}
     assert not load_estimator(model, tmp_path / "without.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.clubmi.state_dict().items())

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from golden_weights import fill
-from scripts import load_script
+from scripts import TINY, load_script
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
@@ -29,7 +29,7 @@ def settings(**changed):
 
 def make_model(**changed) -> IEFP:
     torch.manual_seed(2)
-    return fill(IEFP("iresnet18_quarter", 1, NUM_IDENTITIES, margin_value=None, **changed).double())
+    return fill(IEFP(TINY, 1, NUM_IDENTITIES, margin_value=None, **changed).double())
 
 
 def make_stage(model=None, **changed):
@@ -133,7 +133,7 @@ def test_the_age_branch_takes_parts_too():
     stages = []
     for parts in (1, 4):
         torch.manual_seed(2)
-        model = fill(IEFP("iresnet18_quarter", 1, None, year_head=True).double())
+        model = fill(IEFP(TINY, 1, None, year_head=True).double())
         stage = train.AgeStage(settings(stage="age", accumulation=parts, mean_loss_weight=0.2), model, ALONE)
         stage.model.eval()
         stage.reply = stage.step(make_batch())

@@ -1,15 +1,15 @@
 """Runs with accumulation, average, schedule and the rest together: resumed, of two processes, from other weights."""
 
 import os
+import shutil
 import signal
 import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from golden_weights import fill
-from processes import in_processes
-from scripts import load_script
+from processes import assert_equal_everywhere, in_processes
+from scripts import TINY, load_script
 from test_trackers import StandIn
 from test_train import read_log, same_weights
 
@@ -94,8 +94,8 @@ def check_average(folder) -> None:
     assert load_for_embedding(folder / "iefp_ema.pth")[1]
 
 
-def test_an_average_can_be_asked_for_in_mid_run_and_then_begins_there(train_identity, tmp_path):
-    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+def test_an_average_can_be_asked_for_in_mid_run_and_then_begins_there(train_identity, plain_run, tmp_path):
+    shutil.copytree(plain_run, tmp_path / "run")
     more = ("--epochs", 2, "--ema-decay", 0.9)
     assert "--ema-decay 0.0 -> 0.9" in train_identity(tmp_path / "run", *more).err
     assert train_identity(tmp_path / "run", *more, "--override-config").status == 0
@@ -103,12 +103,11 @@ def test_an_average_can_be_asked_for_in_mid_run_and_then_begins_there(train_iden
     assert content["averaged"]["num_updates"] == 3 and content["position"]["step"] == 6
 
 
-def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(train_identity, tmp_path):
-    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
-    content = load_newest(tmp_path / "run" / "checkpoints", print)
+def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(plain_run):
+    content = load_newest(plain_run / "checkpoints", print)
     assert content.keys() == {"format", "step", "config", "position", "index", "best", "is_best", "model", "branches",
                               "optimisers", "scaler", "validated"}  # fmt: skip
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+    assert {path.name for path in plain_run.iterdir()} == {
         "config.json", "log.jsonl", "tensorboard", "checkpoints", "iefp.json", "iefp.pth"}  # fmt: skip
 
 
@@ -133,7 +132,7 @@ def take_steps_as_one_of_two(path) -> None:
     """Does so in a process of a group; the first one saves what came of it."""
     process = init_distributed("cpu")
     stage, reply = take_steps(process)
-    assert_equal_everywhere(stage)
+    assert_equal_everywhere([*stage.model.parameters(), *stage.ema.modules["backbone_id"].parameters()])
     if process.is_first:
         torch.save(reply, path)
     shutdown_distributed(process)
@@ -144,7 +143,7 @@ def take_steps(process: DistInfo):
     """Two steps of two parts each; gives the stage, and losses and tensors to compare."""
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=True, accumulation=2, ema_decay=0.5)
-    stage = train.IdentityStage(config, fill(IEFP("iresnet18_quarter", 1, 5).double()), process)
+    stage = train.IdentityStage(config, fill(IEFP(TINY, 1, 5).double()), process)
     stage.model.train()
     # Two processes pass parts (0 1 | 4 5) and (2 3 | 6 7) together, which one process passes in this order.
     rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -168,14 +167,6 @@ def take_steps(process: DistInfo):
     return stage, {"losses": losses, "exchanged": exchanged, **stage.model.state_dict(), **averaged}
 
 
-def assert_equal_everywhere(stage) -> None:
-    """All processes have the same parameters and averages, to the bit."""
-    for parameter in [*stage.model.parameters(), *stage.ema.modules["backbone_id"].parameters()]:
-        everyones = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyones, parameter.detach().contiguous())
-        assert torch.equal(*everyones)
-
-
 def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_of_one(tmp_path):
     """To the bit between the two; in float64 to 1e-9 to the one, BatchNorm being over all processes."""
     ended = in_processes(2, take_steps_as_one_of_two, tmp_path / "two.pth")
@@ -196,7 +187,7 @@ PREFIXES = setup.IDENTITY_STAGE_PREFIXES
 def others(tmp_path) -> dict:
     """The same encoder as three files: InsightFace's bare backbone, iefp.pth of seven people, a checkpoint of seven."""
     torch.manual_seed(11)
-    model = IEFP("iresnet18_quarter", 1, 7)
+    model = IEFP(TINY, 1, 7)
     bare = {key: value for key, value in model.backbone_id.state_dict().items() if not key.startswith("spu.")}
     torch.save(bare, tmp_path / "backbone.pth")
     torch.save(iefp_file_tensors(model), tmp_path / "iefp.pth")
@@ -216,7 +207,7 @@ def others(tmp_path) -> dict:
 )
 def test_what_fits_is_taken_from_any_supported_file_and_the_rest_starts_new(others, kind, new, num_unused):
     torch.manual_seed(12)
-    model = IEFP("iresnet18_quarter", 1, 5)
+    model = IEFP(TINY, 1, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     reply = load_what_fits(model, others[kind], PREFIXES)
     expected = others["model"].state_dict()

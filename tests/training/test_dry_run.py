@@ -1,16 +1,17 @@
 """train.py --dry-run: what it tells is measured against a real run, and it leaves nothing behind but a picture."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, identity_flags
 from PIL import Image
-from processes import in_processes, run_program
-from scripts import load_script
+from processes import in_processes
+from scripts import TINY, load_script
 from test_train import same_weights, training_set
 
 from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
@@ -18,14 +19,16 @@ from meta import FILENAME_PATTERNS
 from models.iefp import IEFP
 from models.margin import CosFace
 from training import disk_usage, dry_run
+from utils.cli import parse_config, run_script
 
 SHORT = ("--epochs", 2)
+HURRY = 0.05, 0.2  # seconds
 
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr(dry_run, "INPUT_SECONDS", 0.05)
-    monkeypatch.setattr(dry_run, "SECONDS_A_STEP", 0.2)
+    monkeypatch.setattr(dry_run, "INPUT_SECONDS", HURRY[0])
+    monkeypatch.setattr(dry_run, "SECONDS_A_STEP", HURRY[1])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -35,20 +38,48 @@ def files(folder: Path) -> dict[str, bytes]:
 # -------------------------------------------------------------------------------------------------- it leaves no trace
 
 
-def test_a_dry_run_then_the_run_is_the_run_alone_and_only_a_picture_is_left(train_identity, tmp_path):
-    flags = (*SHORT, "--cache-folder", tmp_path / "cache")
-    outcome = train_identity(tmp_path / "a", *flags, "--dry-run")
+def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(
+    train_identity, plain_run, tiny_faces, tmp_path
+):
+    flags, folder = ("--epochs", 1, "--cache-folder", tmp_path / "cache"), tmp_path / "run"
+    outcome = train_identity(folder, *flags, "--dry-run")
     assert outcome.status == 0 and outcome.err == "", outcome.err
-    assert list(files(tmp_path / "a")) == ["dry_run.png"]
-    assert not list((tmp_path / "cache").glob("*age_features*"))
+    assert list(files(folder)) == ["dry_run.png"] and not list((tmp_path / "cache").glob("*age_features*"))
     assert "it would begin anew" in outcome.out
-    for name in ("a", "b"):
-        assert train_identity(tmp_path / name, *flags).status == 0
-    assert same_weights(tmp_path / "a" / "iefp.pth", tmp_path / "b" / "iefp.pth")
+    data_are_counted(outcome.out, training_set(tiny_faces))
+    parameters_are_counted(outcome.out)
+    assert train_identity(folder, *flags).status == 0
+    assert same_weights(folder / "iefp.pth", plain_run / "iefp.pth")  # as without the dry run
+    (path,) = (folder / "checkpoints").glob("*.pth")
+    for what, written in ((r"checkpoint .* 3 x", path), (r"weights in the published layout +1 x", folder / "iefp.pth")):
+        shown = re.search(rf"{what} +([\d.]+) MB", outcome.out)
+        assert float(shown[1]) * 1e6 == pytest.approx(written.stat().st_size, rel=0.01), what
 
 
-def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identity, tmp_path):
-    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+def data_are_counted(out: str, folder: Path) -> None:
+    assert "18 pictures of 6 identities, 3 to 3 of each" in out and "the age of 18 is known" in out
+    pattern = FILENAME_PATTERNS["ms1mv3"]
+    ages = [int(re.split(pattern.separators, path.name)[pattern.position]) for path in folder.glob("*/*.jpg")]
+    young = sum(age <= 12 for age in ages)
+    assert re.search(rf"^  0-12 +{young} +{100 * young / 18:.1f} %", out, re.MULTILINE)
+
+
+def parameters_are_counted(out: str) -> None:
+    model = IEFP(TINY, 1, 6)
+    counts = {
+        "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
+        "purification unit": sum(p.numel() for p in model.backbone_id.spu.parameters()),
+        "margin head": 6 * 512,
+        "CLUB": sum(p.numel() for p in model.clubmi.parameters()),
+        "age branch": sum(p.numel() for module in model.age_branch for p in module.parameters()),
+    }
+    for name, count in counts.items():
+        what = "frozen" if name == "age branch" else "trained"
+        assert re.search(rf"^  {name} +{count:,} .*{what}$", out, re.MULTILINE), name
+
+
+def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identity, plain_run, tmp_path):
+    shutil.copytree(plain_run, tmp_path / "run")
     before = files(tmp_path / "run")
     outcome = train_identity(tmp_path / "run", "--epochs", 1, "--dry-run")
     assert outcome.status == 0 and "3 steps are done: it would go on from there" in outcome.out
@@ -61,40 +92,18 @@ def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identit
 # ---------------------------------------------------------------------------------------------------------- the recipe
 
 
-def test_every_setting_is_told_and_those_that_are_not_published_have_a_star(train_identity, tmp_path):
-    outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--dry-run")
+def every_setting_is_told_and_those_that_are_not_published_have_a_star(out: str) -> None:
     config = load_script("train").TrainConfig()
     reply = {}
-    for star, name in re.findall(r"^([* ]) --([a-z-]+) ", outcome.out, re.MULTILINE):
+    for star, name in re.findall(r"^([* ]) --([a-z-]+) ", out, re.MULTILINE):
         reply[name.replace("-", "_")] = star
     assert set(reply) == set(vars(config)) - {"dry_run"}
     assert {name for name, star in reply.items() if star == "*"} == {
-        "train_data", "run_folder", "age_weights", "backbone", "margin", "batch_size", "epochs", "learning_rate",
-        "device", "workers", "log_every"}  # fmt: skip
-    assert re.search(r"--margin +arcface +\(published: cosface\)", outcome.out)
-    assert re.search(r"--margin-value +None -> 0.5$", outcome.out, re.MULTILINE)
-    assert re.search(r"--age-cache +auto -> off$", outcome.out, re.MULTILINE)  # two epochs: it would not pay
-
-
-def test_data_and_parameters_are_counted(train_identity, tiny_faces, tmp_path):
-    outcome = train_identity(tmp_path, *SHORT, "--dry-run")
-    assert "18 pictures of 6 identities, 3 to 3 of each" in outcome.out and "the age of 18 is known" in outcome.out
-    pattern = FILENAME_PATTERNS["ms1mv3"]
-    ages = [int(re.split(pattern.separators, path.name)[pattern.position])
-            for path in training_set(tiny_faces).glob("*/*.jpg")]  # fmt: skip
-    young = sum(age <= 12 for age in ages)
-    assert re.search(rf"^  0-12 +{young} +{100 * young / 18:.1f} %", outcome.out, re.MULTILINE)
-    model = IEFP("iresnet18_quarter", 1, 6)
-    counts = {
-        "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
-        "purification unit": sum(p.numel() for p in model.backbone_id.spu.parameters()),
-        "margin head": 6 * 512,
-        "CLUB": sum(p.numel() for p in model.clubmi.parameters()),
-        "age branch": sum(p.numel() for module in model.age_branch for p in module.parameters()),
-    }
-    for name, count in counts.items():
-        what = "frozen" if name == "age branch" else "trained"
-        assert re.search(rf"^  {name} +{count:,} .*{what}$", outcome.out, re.MULTILINE), name
+        "train_data", "run_folder", "age_weights", "backbone", "margin", "batch_size", "accumulation", "epochs",
+        "learning_rate", "device", "workers", "log_every"}  # fmt: skip
+    assert re.search(r"--margin +arcface +\(published: cosface\)", out)
+    assert re.search(r"--margin-value +None -> 0.5$", out, re.MULTILINE)
+    assert re.search(r"--age-cache +auto -> off$", out, re.MULTILINE)  # two epochs: it would not pay
 
 
 def test_pictures_without_ages_are_counted_too():
@@ -106,7 +115,7 @@ def test_pictures_without_ages_are_counted_too():
 # ---------------------------------------------------------------------------------------------------------- the memory
 
 
-def test_steps_of_the_run_are_made_and_their_memory_and_time_printed(train_identity, tmp_path, monkeypatch):
+def test_settings_and_the_memory_and_time_of_steps_that_are_made_are_printed(train_identity, tmp_path, monkeypatch):
     """Real pictures in the real batch, in micro-batches; the peak and the time are those of the steps."""
     train, passed = load_script("train"), []
     step = train.IdentityStage.step
@@ -117,8 +126,9 @@ def test_steps_of_the_run_are_made_and_their_memory_and_time_printed(train_ident
 
     monkeypatch.setattr(train.IdentityStage, "step", note)
     monkeypatch.setattr(dry_run, "peak_bytes", lambda device: 10**9 + 10**6 * len(passed))
-    outcome = train_identity(tmp_path, *SHORT, "--accumulation", 3, "--dry-run")
+    outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--accumulation", 3, "--dry-run")
     assert outcome.status == 0, outcome.err
+    every_setting_is_told_and_those_that_are_not_published_have_a_star(outcome.out)
     assert passed == [(6, 3)] * 4  # two say how long a step takes on a CPU, two are measured
     assert "memory, measured in two steps of 6 images on a process\n" in outcome.out
     assert "peak of the process, 4.00 MB of it in these steps: 1.00 GB; cpu has " in outcome.out
@@ -154,16 +164,6 @@ def test_a_step_that_does_not_fit_is_one_sentence(train_identity, tmp_path, monk
     outcome = train_identity(tmp_path, *SHORT, "--dry-run")
     assert outcome.status == 2 and "a step of 6 images a process does not fit into the memory of cpu" in outcome.err
     assert "raise --accumulation, lower --batch-size or take more processes" in outcome.err
-
-
-def test_the_checkpoint_is_as_large_as_told(train_identity, tmp_path):
-    outcome = train_identity(tmp_path, "--epochs", 1, "--dry-run")
-    assert train_identity(tmp_path, "--epochs", 1).status == 0
-    (path,) = (tmp_path / "checkpoints").glob("*.pth")
-    reply = re.search(r"checkpoint .* 3 x +([\d.]+) MB", outcome.out)
-    assert float(reply[1]) * 1e6 == pytest.approx(path.stat().st_size, rel=0.01)
-    reply = re.search(r"weights in the published layout +1 x +([\d.]+) MB", outcome.out)
-    assert float(reply[1]) * 1e6 == pytest.approx((tmp_path / "iefp.pth").stat().st_size, rel=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------------ the disk
@@ -280,14 +280,15 @@ def test_the_loader_is_timed_beyond_what_it_had_ready(monkeypatch):
 
 
 def test_the_picture_shows_what_the_first_step_is_given(train_identity, tmp_path, monkeypatch):
-    train, given = load_script("train"), []
-    step = train.IdentityStage.step
-    flags = ("--epochs", 1, "--batch-size", 12)  # two rows of the picture
+    given, flags = [], ("--epochs", 1, "--batch-size", 12)  # two rows of the picture
+
+    def note(self, batch):
+        given.append(batch.images)
+        raise KeyboardInterrupt
+
     assert train_identity(tmp_path, *flags, "--dry-run").status == 0
-    monkeypatch.setattr(
-        train.IdentityStage, "step", lambda self, batch: given.append(batch.images.clone()) or step(self, batch)
-    )
-    assert train_identity(tmp_path, *flags).status == 0
+    monkeypatch.setattr(load_script("train").IdentityStage, "step", note)
+    assert train_identity(tmp_path, *flags).status == 130
     with Image.open(tmp_path / "dry_run.png") as picture:
         sheet = np.array(picture)
     for number in range(12):
@@ -331,9 +332,14 @@ def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
     assert outcome.status == 2 and "--batch-size" in outcome.err and not (tmp_path / "run").exists()
 
 
+def dry_run_in_a_hurry(flags: list[str]) -> None:
+    dry_run.INPUT_SECONDS, dry_run.SECONDS_A_STEP = HURRY
+    run_script(lambda: load_script("train").train(parse_config(load_script("train").TrainConfig, flags)))
+
+
 def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
-    flags = ("--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
-             *SMALL, *SHORT, "--dry-run")  # fmt: skip
-    out = run_program("train", 2, *flags).out
-    assert out.count("memory, measured") == 1 and "steps of 3 images on a process" in out
+    flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", tmp_path / "run", *SHORT, "--dry-run"]
+    ended = in_processes(2, dry_run_in_a_hurry, list(map(str, flags)))
+    assert ended.statuses == [0, 0], ended.err
+    assert ended.out.count("memory, measured") == 1 and "steps of 3 images on a process" in ended.out
     assert list(files(tmp_path / "run")) == ["dry_run.png"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SMALL
 from processes import in_processes, train_with
-from scripts import load_script
+from scripts import TINY, load_script
 from test_train import read_log, same_weights, training_set
 
 from data.faces import index_identity_folders
@@ -258,8 +258,8 @@ def test_processes_with_other_pictures_end_with_one_sentence(begun):
 
 def load_the_run(**settings):
     """The stage of `run` with these settings, its newest checkpoint put into it."""
-    config = train.TrainConfig(backbone="iresnet18_quarter", run_folder=Path("run"), device="cpu", **settings)
-    stage = train.IdentityStage(config, IEFP("iresnet18_quarter", 1, 6), ALONE)
+    config = train.TrainConfig(backbone=TINY, run_folder=Path("run"), device="cpu", **settings)
+    stage = train.IdentityStage(config, IEFP(TINY, 1, 6), ALONE)
     digests = index_digests(index_identity_folders("faces", FILENAME_PATTERNS["ms1mv3"]))
     assert state.load_run(config, stage, digests, ALONE) is not None
     return stage
@@ -332,10 +332,10 @@ def test_an_error_of_memory_or_a_device_while_loading_is_no_other_model(begun, m
 def test_a_checkpoint_of_another_model_says_what_differs(begun):
     """1d: shapes and names, found before anything is loaded."""
     config = train.TrainConfig(run_folder=Path("run"), device="cpu")
-    stage = train.IdentityStage(config, IEFP("iresnet18_quarter", 0, 6), ALONE)
+    stage = train.IdentityStage(config, IEFP(TINY, 0, 6), ALONE)
     with pytest.raises(UserError, match=r"of another model than the data and flags ask for \(.*spu.* is not asked for"):
         state.load_into(stage, load_newest(Path("run", "checkpoints"), print), Path("run", "checkpoints"))
-    model, other = IEFP("iresnet18_quarter", 1, 6).state_dict(), IEFP("iresnet18_quarter", 1, 5).state_dict()
+    model, other = IEFP(TINY, 1, 6).state_dict(), IEFP(TINY, 1, 5).state_dict()
     assert checkpoint.differences(model, other) == ["margin_fc.weight is (5, 512) there, (6, 512) here"]
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scripts import load_script
+from scripts import TINY, load_script
 
 from meta import UserError
 from models.iefp import IEFP
@@ -98,7 +98,7 @@ def test_what_the_schedule_does_not_look_at_is_refused(settings, words):
 @pytest.mark.parametrize("stage", ["identity", "age"])
 def test_only_the_encoder_less_its_purification_unit_has_the_lower_rate(stage):
     train = load_script("train")
-    model = IEFP("iresnet18_quarter", 1, 5 if stage == "identity" else None, year_head=stage == "age")
+    model = IEFP(TINY, 1, 5 if stage == "identity" else None, year_head=stage == "age")
     config = TrainConfig(stage=stage, backbone_learning_rate_factor=0.25)
     trained = train.STAGES[stage](config, model, DistInfo(0, 1, torch.device("cpu")))
     set_learning_rate(trained.optimisers.values(), 0.04)
@@ -112,14 +112,14 @@ def test_only_the_encoder_less_its_purification_unit_has_the_lower_rate(stage):
 
 
 def test_without_a_factor_there_is_one_group_as_there_always_was():
-    encoder = IEFP("iresnet18_quarter", 1, None).backbone_id
+    encoder = IEFP(TINY, 1, None).backbone_id
     (group,) = make_optimiser(TrainConfig(), list(encoder.parameters()), encoder).param_groups
     assert "rate_factor" not in group
 
 
 def test_what_an_optimiser_remembers_goes_into_other_groups_and_settings():
     """A checkpoint of a run without the factor goes on with it; momenta stay with their parameters."""
-    encoder = IEFP("iresnet18_quarter", 1, None).backbone_id
+    encoder = IEFP(TINY, 1, None).backbone_id
     parameters = list(encoder.parameters())
     before = make_optimiser(TrainConfig(), parameters, encoder)
     for number, parameter in enumerate(parameters):

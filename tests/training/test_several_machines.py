@@ -1,13 +1,11 @@
 """Processes on several machines: age caches of their own, waits of unknown length.
 
-Once two instances of torchrun on this machine, which differ from two machines only in sharing a disk; else forked
-processes that believe they stand on machines of their own.
+They are forked processes that believe, by LOCAL_WORLD_SIZE as torchrun sets it, that they stand on several machines.
 """
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import SMALL
-from processes import free_port, in_processes
-from scripts import ROOT, load_script
-from test_train import training_set
+from conftest import identity_flags
+from processes import in_processes
+from scripts import load_script
 
 from data.age_cache import DATA, AgeCache, prepare_cache
 from data.faces import index_identity_folders
@@ -37,9 +34,9 @@ NUM_PICTURES = 18
 
 
 @pytest.fixture
-def flags(tiny_faces, age_weights, tmp_path) -> list[str]:
+def flags(tiny_faces, age_weights) -> list[str]:
     """All but --run-folder and --cache-folder."""
-    return ["--train-data", str(training_set(tiny_faces)), "--age-weights", str(age_weights), *SMALL]
+    return identity_flags(tiny_faces, age_weights)
 
 
 def cache_of(folder: Path) -> AgeCache:
@@ -85,33 +82,8 @@ def fill_on_a_machine(folder: Path, flags: list[str], processes: int = 1, stops:
     run_script(fill)
 
 
-def test_two_instances_of_torchrun_fill_a_new_cache_beside_a_full_one_and_train(flags, tmp_path):
-    """2a: ahead filled half of each machine's cache, and a machine whose cache was full did not wait for the other."""
-    assert in_processes(2, fill_on_a_machine, tmp_path, flags).statuses == [0, 0]
-    shutil.rmtree(tmp_path / "cache_1")
-    port, running = str(free_port()), []
-    for node in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node),
-                   "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port, ROOT / "train.py",
-                   *flags, "--run-folder", tmp_path / "run", "--epochs", "1", "--age-cache", "ahead",
-                   "--cache-folder", tmp_path / f"cache_{node}"]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(list(map(str, command)), env=environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
-    try:
-        ended = [(process.communicate(timeout=120), process.returncode) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for node, ((out, err), status) in enumerate(ended):
-        assert status == 0, err[-3000:]
-        found = ("age features of earlier epochs or runs are used:", "age features are kept in")[node]
-        assert f"{found} {tmp_path}/cache_{node}/" in out
-        assert len(cache_of(tmp_path / f"cache_{node}").unknown()) == 0
-
-
-def test_machines_whose_caches_are_full_and_new_go_on_together(flags, tmp_path):
-    """2a: the machine with a full cache went on to training alone, and both hung."""
+def test_a_machine_with_a_full_cache_fills_it_no_more_and_waits_for_one_with_a_new_one(flags, tmp_path):
+    """2a: ahead filled half of each machine's cache; the machine with a full one trained alone, and both hung."""
     assert in_processes(2, fill_on_a_machine, tmp_path, flags).statuses == [0, 0]
     full, new = (cache_of(tmp_path / f"cache_{node}") for node in range(2))
     before = (new.folder / DATA).read_bytes()
@@ -121,6 +93,14 @@ def test_machines_whose_caches_are_full_and_new_go_on_together(flags, tmp_path):
     assert "age features of earlier epochs or runs are used" in ended.out and "age features are kept" in ended.out
     assert [(tmp_path / f"computed_{node}").read_text() for node in range(2)] == ["0", str(2 * NUM_PICTURES)]
     assert (new.folder / DATA).read_bytes() == before and len(full.unknown()) == 0
+
+
+def test_machines_fill_their_caches_and_train_together(flags, tmp_path):
+    more = ["--epochs", "1", "--age-cache", "ahead", "--run-folder", str(tmp_path / "run")]
+    of_each = [["--cache-folder", str(tmp_path / f"cache_{node}")] for node in range(2)]
+    ended = in_processes(2, train_on_a_machine, flags + more, of_each)
+    assert ended.statuses == [0, 0] and (tmp_path / "run" / "iefp.pth").exists(), ended.err[-3000:]
+    assert not any(len(cache_of(tmp_path / f"cache_{node}").unknown()) for node in range(2))
 
 
 def test_processes_share_a_machines_pictures_out_and_all_stop_together(flags, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from golden_weights import fill
 from kill_and_resume import arm, settings
 from processes import in_processes
-from scripts import load_script
+from scripts import TINY, load_script
 from test_train import read_log, same_weights
 
 from data.synthetic.sets import write_training_set
@@ -65,7 +65,7 @@ def run(tmp_path):
     """Runs train.py in so many processes, in a run folder of this name."""
     write_training_set(tmp_path / "faces", 7, 4, seed=0, progress=False)
     torch.manual_seed(5)
-    torch.save(age_file_tensors(IEFP("iresnet18_quarter", 1, None)), tmp_path / "age.pth")
+    torch.save(age_file_tensors(IEFP(TINY, 1, None)), tmp_path / "age.pth")
 
     def run(name: str, processes: int, stop_at: int = 0, kill: tuple | None = None, **more) -> None:
         config = dataclasses.replace(settings(tmp_path, name), **(SHORT | more))
@@ -151,7 +151,7 @@ def overflow_on_the_last(path: Path) -> None:
 
     def step(rate: float) -> dict[str, float | bool]:
         config = train.TrainConfig(sharded_classes=True, class_sampling_rate=rate, precision="fp16", disentangle="none")
-        model = fill(IEFP("iresnet18_quarter", 1, 5, own_identities=own_identities(5, process)))
+        model = fill(IEFP(TINY, 1, 5, own_identities=own_identities(5, process)))
         stage = train.IdentityStage(config, model, process)
         before = {key: value.clone() for key, value in model.named_parameters()}
         if process.rank == 1:

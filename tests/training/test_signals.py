@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while other processes take part (data workers, pools, torchrun), and in a validation."""
+"""Ctrl-C and SIGTERM while other processes take part (data workers, pools), and in a validation."""
 
 import fcntl
 import multiprocessing
@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
-from processes import _as_program, free_port, in_processes
-from scripts import ROOT
+from conftest import identity_flags
+from processes import _as_program, in_processes
 from test_train import read_log, training_set
 from torch.utils.data import DataLoader, Dataset, dataloader
 
@@ -63,48 +61,18 @@ def leader(name: str, flags: list, number: int, method: str = "fork") -> None:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-@pytest.fixture
-def flags_of_training(tiny_faces, age_weights, tmp_path) -> list:
-    return ["--train-data", training_set(tiny_faces), "--age-weights", age_weights, "--run-folder", tmp_path / "run",
-            *SMALL, "--workers", 2]  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("number", "status", "method"), [(signal.SIGTERM, 143, "fork"), (signal.SIGINT, 130, "forkserver")]
+    ("number", "status", "method", "workers"), [(signal.SIGTERM, 143, "fork", 2), (signal.SIGINT, 130, "forkserver", 1)]
 )
 def test_a_signal_to_the_group_lets_a_run_with_workers_save_and_leave(
-    flags_of_training, tmp_path, number, status, method
+    tiny_faces, age_weights, tmp_path, number, status, method, workers
 ):
     """10: workers outlive SIGTERM and SIGINT, as `timeout`, Slurm, systemd and a terminal send them."""
-    ended = in_processes(1, leader, "train", [*flags_of_training, "--epochs", 2], number, method)
+    flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", tmp_path / "run", "--workers", workers]
+    ended = in_processes(1, leader, "train", [*flags, "--epochs", 2], number, method)
     assert ended.statuses == [status], ended.err[-3000:]
     assert f"asked to stop (signal {int(number)}) after step 2; saved" in ended.out and "Traceback" not in ended.err
     assert (tmp_path / "run" / "checkpoints" / "step_00000002.pth").is_file()
-
-
-def test_a_signal_to_torchruns_group_saves_the_run(flags_of_training, tmp_path):
-    """10: two processes with a worker each; the signal comes twice, as `timeout` sends it."""
-    flags = [*flags_of_training, "--workers", 1, "--epochs", 1000]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
-    with open(tmp_path / "output", "w") as output:
-        run = subprocess.Popen(
-            list(map(str, [*torchrun, ROOT / "train.py", *flags])), stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        wait_until(lambda: steps_logged(tmp_path / "run") >= 2 or run.poll() is not None)
-        for _ in range(2):
-            os.killpg(run.pid, signal.SIGTERM)
-        run.wait(WAIT_SECONDS)
-    reply = (tmp_path / "output").read_text()
-    assert "asked to stop (signal 15)" in reply and "; saved: the same command goes on" in reply, reply[-3000:]
-    assert "DataLoader worker" not in reply
-    (kept,) = [event for event in read_log(tmp_path / "run") if event["event"] == "train"][-1:]
-    assert (tmp_path / "run" / "checkpoints" / f"step_{kept['step']:08d}.pth").is_file()
-
-
-def steps_logged(run_folder: Path) -> int:
-    path = run_folder / "log.jsonl"
-    return sum('"train"' in line for line in path.read_text().splitlines()) if path.is_file() else 0
 
 
 def wait_until(is_so) -> None:
@@ -147,13 +115,14 @@ def flags_of(tiny_faces, weights, age_weights, tmp_path) -> dict[str, list]:
                  "--output", tmp_path / "results", "--device", "cpu", "--no-keep-embeddings", *two],
         "embed": [many, "--weights", weights, "-o", tmp_path / "e.npz", "--batch-size", 4, "--device", "cpu", *two],
         "prepare check": ["check", "ms1mv3", "--face-dataset", tmp_path / "many", *two],
-        "prepare synthetic": ["synthetic", "--output", tmp_path / "drawn", "--num-people", 5, *two],
+        "prepare synthetic": ["synthetic", "--output", tmp_path / "drawn", "--num-people", 5,
+                              "--pictures-per-person", 8, *two],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("test", signal.SIGINT), ("test", signal.SIGTERM), ("embed", signal.SIGINT), ("prepare check", signal.SIGINT),
+    [("test", signal.SIGTERM), ("embed", signal.SIGINT), ("prepare check", signal.SIGINT),
      ("prepare synthetic", signal.SIGINT), ("prepare synthetic", signal.SIGTERM)],
 )  # fmt: skip
 def test_a_signal_to_the_group_ends_a_script_with_workers_without_tracebacks(flags_of, name, number):
@@ -182,21 +151,21 @@ class Holding(Dataset):
 HELD = []
 
 
-def die_beside_workers(method: str, lock: str) -> None:
+def die_beside_workers(method: str, workers: int, lock: str) -> None:
     """Kills itself when its workers have begun."""
     multiprocessing.set_start_method(method, force=True)
-    for _ in started(DataLoader(Holding(lock), num_workers=2)):
+    for _ in started(DataLoader(Holding(lock), num_workers=workers)):
         with open(lock) as file:
             assert not is_free(file)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_workers_end_with_a_parent_that_is_killed(tmp_path, method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("forkserver", 1)])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, method, workers):
     """10: nobody can tell them to, and they take no SIGTERM of others."""
     lock = tmp_path / "lock"
     lock.touch()
-    ended = in_processes(1, die_beside_workers, method, str(lock))
+    ended = in_processes(1, die_beside_workers, method, workers, str(lock))
     assert ended.statuses == [-signal.SIGKILL], ended.err
     with open(lock) as file:
         wait_until(lambda: is_free(file))
@@ -213,25 +182,18 @@ def is_free(file) -> bool:
 # ------------------------------------------------------------------------------------------------------- a validation
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_to_stop_in_a_validation_is_no_failure_of_it(
-    train_identity, tiny_faces, tmp_path, monkeypatch, number
-):
+def test_a_request_to_stop_in_a_validation_is_no_failure_of_it(train_identity, tiny_faces, tmp_path, monkeypatch):
     """9: it said "validation failed, training goes on", and ended; one before the first step did not end at all."""
-    validation = Validation
-    score, requests = validation._score, [signal.SIGTERM, signal.SIGINT]
+    score, requests = Validation._score, [signal.SIGTERM, signal.SIGINT]
 
     def score_when_asked(self, *given):
         if requests:
             os.kill(os.getpid(), requests.pop())  # noted, and seen at the next batch
         return score(self, *given)
 
-    monkeypatch.setattr(validation, "_score", score_when_asked)
+    monkeypatch.setattr(Validation, "_score", score_when_asked)
     flags = ("--epochs", 1, "--validate-every", 3, "--validate-on", "fgnet", "--face-dataset", tiny_faces)
-    for attempt, number in (
-        (1, signal.SIGINT),
-        (2, signal.SIGTERM),
-    ):  # after the last step, and where the resumed run makes up for it
+    for attempt, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):  # the second, as the resumed run makes up for it
         stopped = train_identity(tmp_path / "run", *flags)
         assert stopped.status == 128 + number
         assert "validation at step 3 is left, since the run was asked to stop" in stopped.out

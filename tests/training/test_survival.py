@@ -1,6 +1,7 @@
 """Training that survives: kills, requests to stop, full disks, damaged checkpoints, bad numbers, bad pictures."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -10,32 +11,43 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import identity_flags
 from processes import free_port, in_processes, run_program, train_with
 from scripts import ROOT, load_script
 from test_train import read_log, same_weights, training_set
 
 from models.weights import load_for_embedding
 from training import checkpoint
+from utils.cli import parse_config
 from utils.files import sha256
 
 TWO_EPOCHS = ("--epochs", 2, "--save-every", 2, "--keep-checkpoints", 3)
 
 
+def kill_runs() -> None:
+    sys.argv = ["kill_and_resume.py", "--trials", "2"]
+    sys.exit(importlib.import_module("kill_and_resume").main())
+
+
 def test_runs_killed_at_random_moments_end_as_if_never_stopped():
-    command = [sys.executable, str(ROOT / "tests" / "kill_and_resume.py"), "--trials", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    reply = json.loads(ended.stdout.splitlines()[-1])
+    ended = in_processes(1, kill_runs)
+    assert ended.statuses == [0], ended
+    reply = json.loads(ended.out.splitlines()[-1])
     assert reply["lost"] == 0 and sum(reply["kills"].values()) >= 2 and reply["resumed_from_a_checkpoint"] >= 1
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_faces, age_weights, tmp_path_factory):
+    """A run never stopped, to be looked at or copied."""
+    folder, train = tmp_path_factory.mktemp("whole") / "run", load_script("train")
+    flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", folder, *TWO_EPOCHS]
+    assert train.train(parse_config(train.TrainConfig, list(map(str, flags)))) == 0
+    return folder
+
+
 @pytest.fixture
-def whole(train_identity, tmp_path):
-    """A run never stopped."""
-    assert train_identity(tmp_path / "whole", *TWO_EPOCHS).status == 0
-    return tmp_path / "whole"
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copied")
 
 
 @pytest.fixture
@@ -73,15 +85,14 @@ def test_a_request_to_stop_finishes_the_step_saves_and_says_so(train_identity, w
     assert same_weights(whole / "iefp.pth", tmp_path / "stopped" / "iefp.pth")
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(train_identity, whole, tmp_path):
-    newest = checkpoint.list_checkpoints(whole / "checkpoints")[-1]
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(train_identity, whole, copied):
+    newest = checkpoint.list_checkpoints(copied / "checkpoints")[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 3] ^= 0x10
     newest.write_bytes(content)
-    shutil.copy(whole / "iefp.pth", tmp_path / "before.pth")
-    outcome = train_identity(whole, *TWO_EPOCHS)
+    outcome = train_identity(copied, *TWO_EPOCHS)
     assert outcome.status == 0 and f"{newest} is damaged" in outcome.out and "4 steps done" in outcome.out
-    assert same_weights(tmp_path / "before.pth", whole / "iefp.pth")
+    assert same_weights(whole / "iefp.pth", copied / "iefp.pth")
 
 
 def test_a_full_disk_is_told_and_costs_no_older_checkpoint(train_identity, whole, tmp_path, monkeypatch):
@@ -102,23 +113,23 @@ def test_a_full_disk_is_told_and_costs_no_older_checkpoint(train_identity, whole
     assert same_weights(whole / "iefp.pth", tmp_path / "run" / "iefp.pth")
 
 
-def test_a_checkpoint_that_carries_code_is_not_run(train_identity, whole, tmp_path):
+def test_a_checkpoint_that_carries_code_is_not_run(train_identity, copied, tmp_path):
     class Code:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    for path in checkpoint.list_checkpoints(whole / "checkpoints"):
+    for path in checkpoint.list_checkpoints(copied / "checkpoints"):
         torch.save({"format": checkpoint.FORMAT, "model": Code()}, path)
         checkpoint.checksum_path(path).write_text(f"{sha256(path)}  {path.name}\n")
-    outcome = train_identity(whole, *TWO_EPOCHS)
+    outcome = train_identity(copied, *TWO_EPOCHS)
     assert outcome.status == 2 and "more than tensors" in outcome.out and not (tmp_path / "executed").exists()
 
 
 # -------------------------------------------------------------------------------------- other settings, other models
 
 
-def test_other_settings_can_be_insisted_on(train_identity, tmp_path):
-    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+def test_other_settings_can_be_insisted_on(train_identity, plain_run, tmp_path):
+    shutil.copytree(plain_run, tmp_path / "run")
     longer = ("--epochs", 2, "--learning-rate", 0.001)
     refused = train_identity(tmp_path / "run", *longer)
     assert refused.status == 2 and "--epochs 1 -> 2; --learning-rate 0.02 -> 0.001" in refused.err
@@ -128,17 +139,18 @@ def test_other_settings_can_be_insisted_on(train_identity, tmp_path):
         0.02, 0.02, 0.02, 0.001, 0.001, 0.001]  # fmt: skip
 
 
-def test_another_number_of_identities_is_refused_and_init_from_takes_what_fits(train_identity, tiny_faces, tmp_path):
-    assert train_identity(tmp_path / "run", "--epochs", 1).status == 0
+def test_another_number_of_identities_is_refused_and_init_from_takes_what_fits(
+    train_identity, plain_run, tiny_faces, tmp_path
+):
     fewer = tmp_path / "fewer"
     shutil.copytree(training_set(tiny_faces), fewer)
     shutil.rmtree(sorted(fewer.iterdir())[0])
-    refused = train_identity(tmp_path / "run", "--epochs", 1, "--train-data", fewer, "--override-config")
+    refused = train_identity(plain_run, "--epochs", 1, "--train-data", fewer, "--override-config")
     assert refused.status == 2 and "--init-from" in refused.err
     outcome = train_identity(tmp_path / "new", "--epochs", 1, "--train-data", fewer, "--learning-rate", 1e-9,
-                             "--init-from", tmp_path / "run" / "iefp.pth")  # fmt: skip
+                             "--init-from", plain_run / "iefp.pth")  # fmt: skip
     assert outcome.status == 0 and "1 start new (margin_fc.weight)" in outcome.out
-    old, new = (load_for_embedding(tmp_path / name / "iefp.pth")[0] for name in ("run", "new"))
+    old, new = (load_for_embedding(folder / "iefp.pth")[0] for folder in (plain_run, tmp_path / "new"))
     assert torch.allclose(old.backbone_id.conv1.weight, new.backbone_id.conv1.weight, atol=1e-6)
 
 
@@ -190,21 +202,15 @@ def test_bad_images_are_skipped_when_asked_listed_and_too_many_end_the_run(train
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-@pytest.fixture
-def flags_of_two(tiny_faces, age_weights) -> list[str]:
-    """What `train_identity` has, for several processes."""
-    return ["--train-data", str(training_set(tiny_faces)), "--age-weights", str(age_weights), *SMALL]
-
-
 def ask_to_stop(step: int) -> None:
     if os.environ["RANK"] == "1" and step == 2:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_request_to_one_rank_stops_both_and_one_process_goes_on_at_the_same_image(
-    flags_of_two, train_identity, tmp_path
+    tiny_faces, age_weights, train_identity, tmp_path
 ):
-    flags = [*flags_of_two, "--run-folder", str(tmp_path / "run"), "--epochs", "1"]
+    flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", str(tmp_path / "run"), "--epochs", "1"]
     ended = in_processes(2, train_with, ask_to_stop, flags)
     assert ended.statuses == [143, 143] and "after step 2; saved" in ended.out, ended.err[-3000:]
     outcome = train_identity(tmp_path / "run", "--epochs", 1)
@@ -213,33 +219,38 @@ def test_a_request_to_one_rank_stops_both_and_one_process_goes_on_at_the_same_im
     assert [event.get("step", event.get("processes")) for event in events] == [2, 1, 2, 1, 3]
 
 
-def die_twice(step: int) -> None:
-    """The second process dies at its fourth step, and once started again at its second."""
-    starts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if os.environ["RANK"] == "1" and step == (4, 2)[starts]:
-        os._exit(7 + starts)
+def die_then_stop(step: int) -> None:
+    """The second process dies at its fourth step; once both are started again, torchrun is asked to stop."""
+    place = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]), step
+    if place == (1, 0, 4):
+        os._exit(7)
+    if place == (0, 1, 2):
+        for _ in range(2):  # as `timeout` sends it: to the process and to its group
+            os.kill(os.getppid(), signal.SIGTERM)
 
 
-def test_a_rank_that_dies_ends_the_others_and_a_restart_goes_on_from_the_checkpoint(flags_of_two, tmp_path):
-    """Under torchrun, which starts both again and tells of the second death; later they end as if never stopped."""
+def test_a_rank_that_dies_ends_the_others_a_restart_goes_on_and_a_signal_to_torchrun_saves(
+    tiny_faces, age_weights, tmp_path
+):
+    """10: torchrun starts both again and hands the signal on, which data workers outlive; it ends as if unstopped."""
     program = tmp_path / "driver.py"
     program.write_text(f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "training")!r}]
 from processes import train_with
-from test_survival import die_twice
-train_with(die_twice, sys.argv[1:])
+from test_survival import die_then_stop
+train_with(die_then_stop, sys.argv[1:])
 """)
-    flags = [*flags_of_two, "--epochs", "2", "--save-every", "1", "--run-folder"]
+    flags = [*identity_flags(tiny_faces, age_weights), "--epochs", "2", "--save-every", "1", "--run-folder"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
                 "--master-port", str(free_port())]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    died = subprocess.run([*torchrun, program, *flags, tmp_path / "run"], capture_output=True, text=True, check=False,
-                          env=environment, timeout=120)  # fmt: skip
-    assert died.returncode != 0 and "exitcode  : 8" in died.stderr, died.stderr[-3000:]
-    assert not (tmp_path / "run" / "iefp.pth").exists()
+    stopped = subprocess.run([*torchrun, program, *flags, tmp_path / "run", "--workers", "1"], capture_output=True,
+                             text=True, check=False, env=environment, timeout=120)  # fmt: skip
+    assert "asked to stop (signal 15) after step 5; saved: the same command goes on" in stopped.stdout, stopped
+    assert "DataLoader worker" not in stopped.stderr and not (tmp_path / "run" / "iefp.pth").exists()
     for name in ("run", "whole"):
         run_program("train", 2, *flags, tmp_path / name)
     starts = [event["resumed_step"] for event in read_log(tmp_path / "run") if event["event"] == "start"]
-    assert starts == [0, 3, 4]
+    assert starts == [0, 3, 5]
     assert same_weights(tmp_path / "run" / "iefp.pth", tmp_path / "whole" / "iefp.pth")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SMALL
 from processes import run_program
+from scripts import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import read_log, same_weights, training_set
 
@@ -113,7 +114,7 @@ def legacy_state() -> list:
 
 
 def test_modes_are_put_back_nothing_random_is_drawn_and_no_gradient_is_kept(tiny_faces, tmp_path):
-    model = IEFP("iresnet18_quarter", 1, 6).freeze_age_branch().train()
+    model = IEFP(TINY, 1, 6).freeze_age_branch().train()
     model.clubmi.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     state, drawn, of_numpy = dict(model.state_dict()), torch.get_rng_state(), legacy_state()
