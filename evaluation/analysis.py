@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.age_gap import UNKNOWN, by_age_gap_and_younger_age, rank1_by_mate_distance
 from evaluation.arrays import Units
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.identification import (
     SearchResult,
     cmc_of,
@@ -23,6 +24,7 @@ from evaluation.identification import (
     probe_gallery_cmc_chance,
 )
 from evaluation.intervals import share_interval, verification_intervals
+from evaluation.pairs.false_matches import false_matches_by_age
 from evaluation.probes import MEANING, age_probe, club_estimate, identity_in_age_embedding
 from evaluation.verification import AllPairs, all_pairs_verification, verification
 from meta import UserError
@@ -70,6 +72,10 @@ def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPair
     if ages is not None:
         analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(embeddings, identities, ages)
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
+        analysis["false_matches_by_age"] = {
+            column: figures_or_reason(lambda units=units: false_matches_by_age(units, ages, identities, seed)[0])
+            for column, units in faces.columns((ANALYSED_JOIN,))
+        }
         analysis["leaks"] = linear_probes(faces, seed)
         if options.mutual_information is not None and faces.extracted.age_features is not None:
             features = faces.extracted.age_features, faces.extracted.original
@@ -119,8 +125,28 @@ def analyse_probe_gallery(
         people = np.concatenate([side.identities[keep] for side, keep in kept])
         ages = np.concatenate([side.ages[keep] for side, keep in kept])
         analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(rows, people, ages)
+        analysis["false_matches_by_age"] = {
+            ANALYSED_JOIN: figures_or_reason(lambda: false_matches_by_age(rows, ages, people, options.seed)[0])
+        }
         analysis["age_gap"] |= {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
     return analysis
+
+
+def analyse_pictures(faces: EmbeddingSet, seed: int) -> Analysis:
+    """Pictures of known age, every pair of which counts as two people: false matches by age, and those most alike."""
+    of_join, most_alike = false_matches_by_age(faces.embeddings, faces.ages, seed=seed)
+    baselines = {
+        column: figures_or_reason(lambda units=units: false_matches_by_age(units, faces.ages, seed=seed)[0])
+        for column, units in faces.columns(())
+    }
+    errors = [
+        _named(faces.name(a), faces.name(b), score, _age(faces.ages, a), _age(faces.ages, b))
+        for score, a, b in most_alike
+    ]
+    return {
+        "false_matches_by_age": {ANALYSED_JOIN: of_join} | baselines,
+        "errors": {"false_matches": errors, "false_non_matches": []},
+    }
 
 
 def worst_searches(

@@ -9,6 +9,7 @@ from evaluation.report.blocks import Block, Terms
 from evaluation.report.reading import Tested, Tree, each, settings_of
 from evaluation.report.section_accuracy import histograms, identification, verification, worst_errors
 from evaluation.report.section_age import AGE_GAP_WORDS, age_gap, age_leak
+from evaluation.report.section_false_matches import FALSE_MATCH_WORDS, false_matches
 from evaluation.report.section_summary import did_not_run, side_by_side, summary
 
 
@@ -28,6 +29,7 @@ GLOSSARY = (
     ("concatenate, add", "Two ways to join the embeddings of a picture and its mirror image."),
     ("sum", "InsightFace's way for its verification sets: views are added before they are scaled."),
     ("FAR", "False accept rate: the share of impostor pairs at or above the threshold. 1e-2 is one in a hundred."),
+    ("FMR", "False match rate: the FAR of pairs of certain ages, at a threshold that is chosen for all ages together."),
     ("TAR", "True accept rate: the share of genuine pairs at or above the threshold."),
     (
         "ROC, DET",
@@ -64,6 +66,10 @@ SECTIONS: dict[str, tuple[str, BlocksOf]] = {  # id: title, and what the section
     "score-histograms": ("Score histograms", lambda report, tested: each(tested, histograms)),
     "identification": ("Identification", lambda report, tested: each(tested, identification)),
     "age-gap": ("Age gap", lambda report, tested: [AGE_GAP_WORDS, *each(tested, age_gap)]),
+    "false-matches": (
+        "False matches by age",
+        lambda report, tested: [FALSE_MATCH_WORDS, *each(tested, false_matches)],
+    ),
     "age-leak": ("Age leak", lambda report, tested: each(tested, age_leak)),
     "worst-errors": ("Worst errors", lambda report, tested: each(tested, worst_errors)),
     "did-not-run": ("What did not run", lambda report, tested: did_not_run(report)),

@@ -46,7 +46,7 @@ def rows_of(title: str, labels: Mapping[str, str], result: Mapping[str, Mapping[
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table whose columns also line up on a terminal."""
     cells = [(row.benchmark, row.measure, *map(_number, list(vars(row).values())[2:])) for row in rows]
-    return _aligned(HEADER, cells, NUM_TEXT_COLUMNS)
+    return aligned(HEADER, cells, NUM_TEXT_COLUMNS)
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -60,10 +60,10 @@ def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             low, high = entry[f"{key}_low"], entry[f"{key}_high"]
             interval = "" if low is None else f"{low:+.2f} to {high:+.2f}"
             cells.append((entry["title"], words, f"{entry['a']} less {entry['b']}", f"{entry[key]:+.2f}", interval))
-    return _aligned(("benchmark", "measure", "models", "difference", "95 % interval"), cells, 3)
+    return aligned(("benchmark", "measure", "models", "difference", "95 % interval"), cells, 3)
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> str:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns: int) -> str:
     """A Markdown table; words stand left, numbers right."""
     sides = ["left" if column < num_text_columns else "right" for column in range(len(header))]
     return tabulate(rows, header, tablefmt="pipe", colalign=sides if rows else None, disable_numparse=True)
