@@ -168,10 +168,9 @@ def _draw_heat_map(axes: Axes, plot: HeatMap) -> None:
         is_dark = _luminance(colours(share)) < 0.18 if np.isfinite(share) else False
         axes.text(middles[column], middles[row], _label(plot.texts[row][column]), ha="center", va="center",
                   fontsize=8.5, color="white" if is_dark else "black")  # fmt: skip
-    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > 44 else {}
-    axes.set_xticks(middles, names, **turned)
+    axes.set_xticks(middles, names)
     axes.set_yticks(middles, names)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=8.5)
     axes.grid(visible=False)
     axes.set_xlabel(_label(plot.axis_label))
     axes.set_ylabel(_label(plot.axis_label))

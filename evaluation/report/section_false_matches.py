@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.pairs.false_matches import ADULTS, BANDS, CHILDREN, FALSE_MATCH_RATES, MIN_FALSE_MATCHES, MIN_PAIRS
@@ -35,7 +35,7 @@ def false_matches(one: Tested) -> list[Block]:
         if rows := rows_at(having, rate):
             blocks += [*heat_maps(one, rows, rate), gap_plot(one, rows, rate)]
             break
-    return [*blocks, rate_table(one, having), *lacking]
+    return [*blocks, *rate_table(one, having), *lacking]
 
 
 def who_they_are(one: Tested) -> Iterator[str]:
@@ -119,31 +119,38 @@ def gap_plot(one: Tested, rows: Sequence[tuple[str, Tree, Tree]], rate: str) -> 
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def rate_table(one: Tested, having: Sequence[tuple[str, Tree]]) -> Table:
+def rate_table(one: Tested, having: Sequence[tuple[str, Tree]]) -> list[Block]:
     """Thresholds, and the rates of children and adults, for each rate of all pairs and each model."""
     rows: list[list[Cell]] = []
-    reasons: dict[str, None] = {}
+    missing: dict[str, None] = {}  # sentences, each once
     for rate in FALSE_MATCH_RATES:
         for model, part in with_grey(one, having):
             row = branch(part, "at_fmr", rate)
-            if figure(row, "threshold") is None:
-                reasons[words(row.get("reason"), "not measured")] = None
-                continue
-            bands = [branch(row, "bands", band) for band in BANDS]
-            ratios = [branch(row, "child_to_adult_ratios", band) for band in CHILDREN]
-            reasons |= dict.fromkeys(words(tree.get("reason"), "") for tree in (*bands, *ratios))
-            rows.append([
-                f"FMR {rate}", model, f"{row['threshold']:.3f}", figure(row, "tar_percent"),
-                *(with_interval(band, "fmr", in_powers) for band in bands),
-                *(with_interval(ratio, "ratio", in_times) for ratio in ratios),
-            ])  # fmt: skip
-    header = ["all pairs", "model", "threshold, cosine", "TAR %", *(f"FMR, both {band}" for band in BANDS),
-              *(f"{band} to {ADULTS}, times" for band in CHILDREN)]  # fmt: skip
+            bands = {f"both {band}": branch(row, "bands", band) for band in BANDS}
+            ratios = {f"{band} / {ADULTS}": branch(row, "child_to_adult_ratios", band) for band in CHILDREN}
+            reasons = {"": row, **bands, **ratios}
+            missing |= {
+                f"{what}: {tree['reason']}".removeprefix(": "): None
+                for what, tree in reasons.items()
+                if isinstance(tree.get("reason"), str)
+            }
+            if figure(row, "threshold") is not None:
+                shown = [with_interval(tree, "ratio", in_times) for tree in ratios.values()]
+                shown += [with_interval(tree, "fmr", in_powers) for tree in bands.values()]
+                rows.append([f"FMR {rate}", model, f"{row['threshold']:.3f}", figure(row, "tar_percent"), *shown])
+    lacking = [sentence(f"Missing: {'; '.join(missing)}")] if missing else []
+    if not rows:
+        return lacking
+    used = [i for i in range(len(rows[0])) if i != TAR or any(row[TAR] is not None for row in rows)]
+    header = ["all pairs", "model", "threshold, cosine", "TAR %", *ratios, *(f"FMR, {band}" for band in bands)]
     drawn = next((words(part.get("resampled"), "") for _, part in having), "")
     note = f"In brackets: 95 % intervals by drawing {drawn} with replacement, at the same threshold." if drawn else ""
-    said = "; ".join(filter(None, reasons))
-    return Table(f"{one.title}: false match rates of children and adults", header, rows,
-                 " ".join([note, sentence(f"What is missing: {said}") if said else ""]).strip())  # fmt: skip
+    title = f"{one.title}: false match rates of children and adults"
+    table = Table(title, [header[i] for i in used], [[row[i] for i in used] for row in rows], note)
+    return [table, *lacking]
+
+
+TAR = 3  # the column; sets of unnamed people have none
 
 
 def with_grey(one: Tested, having: Sequence[tuple[str, Tree]]) -> list[tuple[str, Tree]]:
@@ -162,7 +169,7 @@ def in_times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def with_interval(tree: Tree, key: str, shown) -> str | None:
+def with_interval(tree: Tree, key: str, shown: Callable[[float], str]) -> str | None:
     """The figure and its interval."""
     value, low, high = (figure(tree, f"{key}{end}") for end in ("", "_low", "_high"))
     if value is None:
@@ -186,6 +193,6 @@ def false_match_table(report: Tree) -> list[str]:
     if not rows:
         return []
     header = ["benchmark", "model", "threshold", "TAR %", *(f"both {band}" for band in SHOWN_BANDS),
-              f"{CHILDREN[0]} to {ADULTS}"]  # fmt: skip
+              f"{CHILDREN[0]} / {ADULTS}"]  # fmt: skip
     heading = f"False match rates by age, at one threshold with FMR {SHOWN_RATE} over all ages:"
     return [f"{heading}\n\n{aligned(header, rows, 2)}"]

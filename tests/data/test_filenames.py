@@ -20,6 +20,9 @@ from meta import FILENAME_PATTERNS, UserError
         ("morph2", "009055_1M54.JPG", 54),
         ("morph2", "00013_00M19.JPG", 19),
         ("morph2", "316837_3F43.JPG", 43),
+        ("utkface", "34_1_0_20170109004755204.jpg.chip.jpg", 34),
+        ("utkface", "100_0_0_20170112213500903.jpg", 100),
+        ("utkface", "61_1_20170109150557335.jpg.chip.jpg", 61),  # some names lack a part
     ],
 )
 def test_published_names_give_their_age(pattern, file_name, age):
@@ -55,6 +58,8 @@ def test_folders_of_the_path_are_not_looked_at(pattern, path, age):
         ("fgnet", "002.JPG"),
         ("morph2", "009055_1X54.JPG"),
         ("morph2", ""),
+        ("utkface", "34.jpg"),
+        ("utkface", "_34_1_0_2017.jpg"),
     ],
 )
 def test_a_name_without_an_age_is_refused_with_file_and_pattern(pattern, file_name):
