@@ -99,7 +99,8 @@ class TestConfig:
     output: Path = output_folder(Path("results"))
     """Folder for results.json, results.md, report.html and calibration.json."""
     analysis: bool = True
-    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, linear probes of age."""
+    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, probes of age,
+    false matches by age."""
     pictures: bool = True
     """Show the worst errors as pictures in report.html; faces are personal data."""
     distractors: Path | None = None

@@ -2,7 +2,7 @@
 
     python benchmarks/protocols.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/protocols.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/protocols.py --probes         linear probes that read the age
+    python benchmarks/protocols.py --probes         probes that read the age
     python benchmarks/protocols.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts

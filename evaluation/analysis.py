@@ -1,4 +1,4 @@
-"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, linear probes.
+"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, probes of age.
 
 Each function takes the embeddings of one model on one benchmark and returns JSON-ready dicts, for results.json and the
 report.
@@ -76,7 +76,7 @@ def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPair
             column: figures_or_reason(lambda units=units: false_matches_by_age(units, ages, identities, seed)[0])
             for column, units in faces.columns((ANALYSED_JOIN,))
         }
-        analysis["leaks"] = linear_probes(faces, seed)
+        analysis["leaks"] = age_leaks(faces, seed)
         if options.mutual_information is not None and faces.extracted.age_features is not None:
             features = faces.extracted.age_features, faces.extracted.original
             analysis["leaks"]["club"] = figures_or_reason(
@@ -91,15 +91,17 @@ def open_set(embeddings: Units, identities: np.ndarray, seed: int) -> dict[str, 
     return open_set_identification(embeddings[probe], identities[probe], embeddings[gallery], identities[gallery])
 
 
-def linear_probes(faces: EmbeddingSet, seed: int) -> dict[str, Any]:
-    """How well a linear probe reads the age from either embedding, and identity from that of age."""
+def age_leaks(faces: EmbeddingSet, seed: int) -> dict[str, Any]:
+    """How well probes read the age from either embedding, and identity from that of age."""
     ages, identities = faces.ages, faces.identities
     figures = {
         "meaning": MEANING,
         "age_in_identity": figures_or_reason(lambda: age_probe(faces.embeddings, ages, identities, seed)),
     }
     if faces.extracted.age_features is not None:
-        figures["age_in_age"] = figures_or_reason(lambda: age_probe(faces.age_embeddings, ages, identities, seed))
+        figures["age_in_age"] = figures_or_reason(
+            lambda: age_probe(faces.age_embeddings, ages, identities, seed, linear_only=True)
+        )
         figures["identity_in_age"] = figures_or_reason(
             lambda: identity_in_age_embedding(faces.age_embeddings, identities)
         )

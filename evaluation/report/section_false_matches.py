@@ -166,7 +166,7 @@ def in_powers(rate: float) -> str:
 
 
 def in_times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+    return f"{ratio:,.0f}" if ratio == 0 or ratio >= 10 else f"{ratio:.1f}"
 
 
 def with_interval(tree: Tree, key: str, shown: Callable[[float], str]) -> str | None:
@@ -178,21 +178,25 @@ def with_interval(tree: Tree, key: str, shown: Callable[[float], str]) -> str | 
 
 
 def false_match_table(report: Tree) -> list[str]:
-    """What the terminal shows of all sets and models: a Markdown table below a sentence, or nothing."""
-    rows = []
+    """What the terminal shows of all sets and models: a Markdown table below a sentence, and why sets that have nothing
+    else have no figure."""
+    rows, reasons = [], []
     for one in settings_of(report):
         having, _ = gather(one, "", "analysis", "false_matches_by_age", ANALYSED_JOIN)
         for model, part in with_grey(one, having):
             row = branch(part, "at_fmr", SHOWN_RATE)
             if figure(row, "threshold") is not None:
-                rates = [figure(branch(row, "bands", band), "fmr") for band in SHOWN_BANDS]
-                cells = [("{:.3f}".format, figure(row, "threshold")), ("{:.2f}".format, figure(row, "tar_percent"))]
-                cells += [(in_powers, rate) for rate in rates]
-                cells.append((in_times, figure(branch(row, "child_to_adult_ratios", CHILDREN[0]), "ratio")))
-                rows.append([one.title, model, *("" if value is None else shown(value) for shown, value in cells)])
-    if not rows:
-        return []
+                rows.append([one.title, model, *shown_figures(row)])
+            elif list(who_they_are(one)):
+                reasons.append(f"left out: {one.title}, false matches by age, {model}: {row.get('reason')}")
     header = ["benchmark", "model", "threshold", "TAR %", *(f"both {band}" for band in SHOWN_BANDS),
               f"{CHILDREN[0]} / {ADULTS}"]  # fmt: skip
     heading = f"False match rates by age, at one threshold with FMR {SHOWN_RATE} over all ages:"
-    return [f"{heading}\n\n{aligned(header, rows, 2)}"]
+    return ([f"{heading}\n\n{aligned(header, rows, 2)}"] if rows else []) + reasons
+
+
+def shown_figures(row: Tree) -> list[str]:
+    cells = [("{:.3f}".format, figure(row, "threshold")), ("{:.2f}".format, figure(row, "tar_percent"))]
+    cells += [(in_powers, figure(branch(row, "bands", band), "fmr")) for band in SHOWN_BANDS]
+    cells.append((in_times, figure(branch(row, "child_to_adult_ratios", CHILDREN[0]), "ratio")))
+    return ["" if value is None else shown(value) for shown, value in cells]

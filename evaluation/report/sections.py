@@ -49,7 +49,11 @@ GLOSSARY = (
         "How far a figure moves with other people like these. It says nothing of other cameras or countries.",
     ),
     ("age gap", "Years between the two pictures of a pair."),
-    ("probe of age", "A linear reader trained to tell the age from embeddings, tested on people it has not seen."),
+    (
+        "probe of age",
+        "A reader trained to tell the age from embeddings, tested on people it has not seen: linear ones (ridge and "
+        "logistic regression), and one that is not linear (kernel ridge regression).",
+    ),
     (
         "permuted ages",
         "The same reader where ages were dealt anew to the pictures: it should be no better than chance.",

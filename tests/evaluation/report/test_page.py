@@ -97,7 +97,7 @@ def test_what_screen_readers_need(page):
     assert page.all("html") == [{"lang": "en"}]
     assert [len(page.all(tag)) for tag in ("h1", "main", "nav", "header")] == [1, 1, 1, 1]
     kinds = {image["alt"].split(",")[0].split(":")[0] for image in page.all("img")}
-    assert kinds == {"Face", "Line plot", "Step plot", "Bar chart", "Histogram"}
+    assert kinds == {"Face", "Line plot", "Step plot", "Bar chart", "Histogram", "Heat map"}
 
 
 def test_nothing_is_loaded_and_nothing_runs(page):
