@@ -48,10 +48,13 @@ class Options:
     mutual_information: MutualInformation | None = None  # of the model's own CLUB
 
 
-def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPairs | None, options: Options) -> Analysis:
+def analyse_identities(
+    faces: EmbeddingSet, search: SearchResult, pairs: AllPairs | None, options: Options, grey: Units | None = None
+) -> Analysis:
     """A set with several images of each identity (FG-NET).
 
-    `search` is that of each of the N images among the others, `pairs` are all pairs where they are few enough.
+    `search` is that of each of the N images among the others, `pairs` are all pairs where they are few enough, `grey`
+    are grey pixels as a baseline of false matches.
     """
     embeddings, identities, ages, seed = faces.embeddings, faces.identities, faces.ages, options.seed
     probes = np.flatnonzero(np.isfinite(search.best_mate))
@@ -74,7 +77,8 @@ def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPair
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
         analysis["false_matches_by_age"] = {
             column: figures_or_reason(lambda units=units: false_matches_by_age(units, ages, identities, seed)[0])
-            for column, units in faces.columns((ANALYSED_JOIN,))
+            for column, units in {ANALYSED_JOIN: embeddings, "grey_pixels": grey}.items()
+            if units is not None
         }
         analysis["leaks"] = age_leaks(faces, seed)
         if options.mutual_information is not None and faces.extracted.age_features is not None:

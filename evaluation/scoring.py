@@ -102,8 +102,10 @@ def score_identities(faces: EmbeddingSet, options: Options) -> tuple[Result, Com
     """FG-NET's protocols: leave-one-out, and every pair of mates against all images of other people."""
     identities, embeddings = faces.identities, faces.embeddings
     codes = identity_codes(identities, len(faces))
+    units_of_columns = dict(faces.columns())
     columns = {
-        column: (search_set(units, codes), mates_against_rest(units, identities)) for column, units in faces.columns()
+        column: (search_set(units, codes), mates_against_rest(units, identities))
+        for column, units in units_of_columns.items()
     }
     result = {
         "num_images": len(identities),
@@ -124,7 +126,7 @@ def score_identities(faces: EmbeddingSet, options: Options) -> tuple[Result, Com
         return result, Comparable()
     few = len(faces) <= MAX_IMAGES_OF_ALL_PAIRS
     pairs = all_pairs(embeddings, identities) if few else None
-    result["analysis"] = analyse_identities(faces, search, pairs, options)
+    result["analysis"] = analyse_identities(faces, search, pairs, options, units_of_columns.get("grey_pixels"))
     probes = np.flatnonzero(np.isfinite(search.best_mate))
     return result, Comparable(
         pairs=(pairs.scores, pairs.genuine, identities[pairs.first], identities[pairs.second]) if few else None,

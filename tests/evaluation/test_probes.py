@@ -148,7 +148,7 @@ def test_the_probe_is_the_plain_version(monkeypatch):
     monkeypatch.setattr(probes, "LOGISTIC_C", (1e-3, 1e-1))  # the plain one is slow
     rows, ages, identities = (array[:120] for array in people())
     rows = planted(rows, ages)[:, :5]
-    result = probes.age_probe(rows, ages, identities, seed=3)
+    result = probes.age_probe(rows, ages, identities, seed=3, linear_only=True)
     expected = plain_age_probe(rows, ages, probes.person_folds(identities, seed=3))
     for key, value in expected.items():
         # The solver stops a little before the optimum: a picture or two may be classified differently.
@@ -168,7 +168,7 @@ def test_the_kernel_probe_is_the_plain_version(monkeypatch):
 
 def test_an_age_that_no_line_holds_is_found_by_the_kernel_probe_alone():
     """The age is the distance from the middle of life, to either side at random."""
-    rows, ages, identities = people(4)
+    rows, ages, identities = (array[:300] for array in people(4))
     side = np.random.default_rng(1).choice([-1, 1], len(ages))
     folded = planted(0.5 * rows, np.where(side > 0, ages, 0))
     folded -= planted(0 * rows, np.where(side > 0, 0, ages))
@@ -180,11 +180,11 @@ def test_an_age_that_no_line_holds_is_found_by_the_kernel_probe_alone():
 
 
 def test_the_kernel_is_of_no_more_pictures_than_it_should_be_drawn_by_the_seed(monkeypatch):
-    rows, ages, identities = (array[:240] for array in people(6))
+    rows, ages, identities = (array[:144] for array in people(6))
     whole = probes.age_probe(planted(rows, ages), ages, identities)
-    monkeypatch.setattr(probes, "MAX_FITTED", 60)
+    monkeypatch.setattr(probes, "MAX_FITTED", 40)
     parts = [probes.age_probe(planted(rows, ages), ages, identities, seed) for seed in (0, 0)]
-    assert parts[0] == parts[1] and 0.3 < parts[0]["nonlinear_age_r2"] < whole["nonlinear_age_r2"]
+    assert parts[0] == parts[1] and 0.1 < parts[0]["nonlinear_age_r2"] < whole["nonlinear_age_r2"]
 
 
 # Number of images, features and people, strength of the planted age, ages to draw from; then what the version before
@@ -233,9 +233,11 @@ def test_the_figures_are_those_of_scikit_learn():
 
 def test_a_planted_age_is_found_and_a_removed_one_is_gone():
     rows, ages, identities = people()
-    clean = probes.age_probe(rows, ages, identities)
-    planted_figures = probes.age_probe(planted(rows, ages), ages, identities)
-    removed = probes.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities)
+    with_age = planted(rows, ages)
+    clean, planted_figures, removed = (
+        probes.age_probe(each, ages, identities, linear_only=True)
+        for each in (rows, with_age, without_linear_age(with_age, ages))
+    )
     assert (
         planted_figures["age_r2"] > 0.6
         and planted_figures["age_mae_years"] < 0.65 * planted_figures["chance_age_mae_years"]
