@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from evaluation.probes import MutualInformation
 
 MAX_SUBJECTS_BY_AGE = 3_000  # of probes and gallery: pairs grow with the square, 18 million of them take seconds
+MAX_PICTURES_PROBED = 2_000  # of people whom nobody names: probes of so many take some 15 seconds
 NUM_ERRORS_NAMED = 12
 Analysis: TypeAlias = dict[str, Any]
 
@@ -139,7 +140,7 @@ def analyse_probe_gallery(
 
 
 def analyse_pictures(faces: EmbeddingSet, seed: int) -> Analysis:
-    """Pictures of known age, every pair of which counts as two people: false matches by age, and those most alike."""
+    """Pictures of known age, each a person of its own: false matches by age, those most alike, probes of age."""
     of_join, most_alike = false_matches_by_age(faces.embeddings, faces.ages, seed=seed)
     baselines = {
         column: figures_or_reason(lambda units=units: false_matches_by_age(units, faces.ages, seed=seed)[0])
@@ -149,9 +150,12 @@ def analyse_pictures(faces: EmbeddingSet, seed: int) -> Analysis:
         _named(faces.name(a), faces.name(b), score, _age(faces.ages, a), _age(faces.ages, b))
         for score, a, b in most_alike
     ]
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(faces))[:MAX_PICTURES_PROBED])
+    probed = faces.embeddings[drawn], faces.ages[drawn], drawn, seed
     return {
         "false_matches_by_age": {ANALYSED_JOIN: of_join} | baselines,
         "errors": {"false_matches": errors, "false_non_matches": []},
+        "leaks": {"meaning": MEANING, "age_in_identity": figures_or_reason(lambda: age_probe(*probed))},
     }
 
 

@@ -59,6 +59,8 @@ def test_two_models_stand_side_by_side_in_table_results_and_report(run_main, tmp
         assert found["num_false_matches_by_groups"] == expected["num_false_matches_by_groups"]
         of_children.append(found["bands"]["0-12"]["fmr"])
         assert result["analysis"]["errors"]["false_matches"][0]["name_a"] in names
+        leaks = result["analysis"]["leaks"]["age_in_identity"]
+        assert leaks["num_images"] == leaks["num_people"] == 170 and "nonlinear_age_r2" in leaks
     assert of_children[0] > 10 * of_children[1] and report["comparisons"] == []
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("Heat map: UTK: ") == 2 and "Who the people are is unknown" in page
