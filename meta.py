@@ -61,6 +61,7 @@ FILENAME_PATTERNS = MappingProxyType(
             FilenamePattern("ms1mv3", r"_|\.", 2, "05179510_age_39.jpg"),
             FilenamePattern("fgnet", r"A|\.|a|b", 1, "001A02.JPG or 001A43a.JPG"),
             FilenamePattern("morph2", r"M|F|\.", 1, "009055_1M54.JPG"),
+            FilenamePattern("utkface", r"_", 0, "34_1_0_20170109004755204.jpg.chip.jpg"),
         )
     }
 )
@@ -105,7 +106,7 @@ class Benchmark:
 
     name: str
     title: str
-    protocol: str  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
+    protocol: str  # "leave_one_out", "probe_gallery", "ten_fold_verification" or "all_impostors"
     folders: tuple[str, ...]
     pattern: str | None  # of the ages in its file names
     source: str

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from tyro.conf import UseAppendAction
 
-from data.benchmarks import EvalSpec, specs_of_benchmark, specs_of_bins, specs_of_folders
+from data.benchmarks import OWN_AGES, EvalSpec, specs_of_benchmark, specs_of_bins, specs_of_folders
 from data.faces import Faces, index_pictures
 from data.index_cache import CACHE_FOLDER, find_record_file
 from data.records import index_record_file
@@ -39,12 +39,14 @@ from evaluation.embeddings.feature_files import open_distractors as open_feature
 from evaluation.groups.models import Group, check_groups, compare_groups, files_of
 from evaluation.models_under_test import Extraction, Model, open_models
 from evaluation.report.page import report_html
+from evaluation.report.section_false_matches import false_match_table
 from evaluation.report.section_groups import group_text
 from evaluation.report.tables import comparison_table, table
 from evaluation.scoring import make_rows, missing_figures
 from meta import (
     BENCHMARKS,
     FACE_DATASET_FOLDER,
+    FILENAME_PATTERNS,
     PUBLISHED_FIGURES,
     WEIGHT_FILES,
     UserError,
@@ -93,15 +95,19 @@ class TestConfig:
     identity_folders: tuple[Path, ...] = ()
     """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols. Results know each by the last
     part of its path, or by more of it where another set has that name."""
-    names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
-    """How the file names of --identity-folders hold the age; ms1mv3 fits AgeDB's too (0_MariaCallas_35_f.jpg)."""
+    age_folder: tuple[Path, ...] = ()
+    """Pictures with ages of people whom nobody names, anywhere below a folder (UTKFace, say): false matches by age."""
+    names: Literal[(*FILENAME_PATTERNS, "none")] = "ms1mv3"
+    """How the file names of --identity-folders and --age-folder hold the age; ms1mv3 fits AgeDB's too
+    (0_MariaCallas_35_f.jpg)."""
     morph2_subjects: tuple[int, ...] = bounded((), low=2)
     """MORPH2 at these numbers of subjects instead of 3,000 and 10,000: the folders of that number where they are
     there, else so many drawn by --seed from the largest."""
     output: Path = output_folder(Path("results"))
     """Folder for results.json, results.md, report.html and calibration.json."""
     analysis: bool = True
-    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, linear probes of age."""
+    """Also measure what lies beyond the published figures: intervals, age gaps, ranks to 100, probes of age,
+    false matches by age."""
     pictures: bool = True
     """Show the worst errors as pictures in report.html; faces are personal data."""
     distractors: Path | None = None
@@ -125,7 +131,8 @@ class TestConfig:
 
     NEEDS: ClassVar[Needs] = {
         "group": tuple(Without(one, why="since a group names its own files") for one in ("weights", "embeddings")),
-        "names": (With("identity_folders"),),
+        "age_folder": (With("analysis"), With("names", *FILENAME_PATTERNS)),
+        "names": (Either(With("identity_folders"), With("age_folder")),),
         "morph2_subjects": (With("benchmarks", *(name for name, one in BENCHMARKS.items() if one.subject_counts)),),
         "pictures": (With("analysis"),),
         "distractors": (
@@ -141,8 +148,8 @@ class TestConfig:
 
 
 # Settings that may differ between machines: places and how a machine is used.
-OF_A_MACHINE = {"weights", "embeddings", "group", "face_dataset", "bins", "identity_folders", "distractors", "output",
-                "cache_folder", "device", "workers"}  # fmt: skip
+OF_A_MACHINE = {"weights", "embeddings", "group", "face_dataset", "bins", "identity_folders", "age_folder",
+                "distractors", "output", "cache_folder", "device", "workers"}  # fmt: skip
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
@@ -157,6 +164,7 @@ def settings_of(config: TestConfig) -> list[EvalSpec]:
         settings += specs_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
     pattern = None if config.names == "none" else config.names
     settings += specs_of_folders(config.identity_folders, pattern, beside=settings)
+    settings += specs_of_folders(config.age_folder, pattern, beside=settings, benchmark=OWN_AGES)
     found = () if "benchmarks" in given(config) else find_verification_bins(config.face_dataset)
     settings += specs_of_bins(config.bins or found, beside=settings)
     names = [setting.name for setting in settings]
@@ -245,9 +253,9 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
     }  # fmt: skip
     texts = []
     for model in models:
-        if ran.results[model.name]:
+        if rows := make_rows(ran.results[model.name]):
             heading = f"{model.name}\n\n" if len(models) > 1 else ""
-            texts.append(heading + table(make_rows(ran.results[model.name])))
+            texts.append(heading + table(rows))
             texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
     if config.group:
         names = dict(zip((path for paths in files_to_test(config) for path in paths), models, strict=True))
@@ -256,6 +264,7 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         texts.append(group_text(report["groups"]))
     if ran.comparisons:
         texts.append(comparison_table(ran.comparisons))
+    texts += false_match_table(report)
     text = "\n\n".join(texts)
     write_json(config.output / "results.json", report)
     calibration = write_calibrations(config.output, report["models"], ANALYSED_JOIN)

@@ -2,7 +2,7 @@
 
     python benchmarks/protocols.py                  FG-NET's and the pair lists' sizes, a minute or two
     python benchmarks/protocols.py --distractors 1000000    seconds and memory; needs 2 GB of disk and 4 GB of memory
-    python benchmarks/protocols.py --probes         linear probes that read the age
+    python benchmarks/protocols.py --probes         probes that read the age, false matches by age
     python benchmarks/protocols.py --whole 3        test.py on made-up faces, 3 per cent of the published sizes
 
 The published loops and ours take turns in one process, on one thread, so that what else runs on the machine counts
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,6 +37,7 @@ from benchmarks import published_evaluation as published
 from benchmarks.loading import peak_megabytes
 from benchmarks.timing import machine, ratios, take_turns
 from evaluation import protocols
+from evaluation.pairs.false_matches import false_matches_by_age
 from evaluation.probes import age_probe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,11 +207,13 @@ def published_seconds(count: int) -> float:
 
 # --------------------------------------------------------------------------------------------------------- age probes
 
+NUM_UNNAMED = 10_000  # pictures of people whom nobody names
 PLANTED = 6.0  # how far 20 years move an embedding, in standard deviations of one of its numbers
 
 
 def measure_probes(rounds: int) -> dict:
-    """Seconds of the whole `age_probe`, where no age is in the embeddings and where one is."""
+    """Seconds of CPU of the whole `age_probe`, where no age is in the embeddings and where one is, without its
+    non-linear reader too, and of false matches by age."""
     draw = np.random.default_rng(0)
     identities, ages = fgnet_identities(draw), draw.integers(0, 70, NUM_IMAGES)
     faces = protocols.join_views(embeddings_of(draw, identities, 1), embeddings_of(draw, identities, 1), "concatenate")
@@ -217,14 +221,18 @@ def measure_probes(rounds: int) -> dict:
     moved = PLANTED * ((ages - 35) / 20)[:, None] * direction / np.linalg.norm(direction)
     spread = np.linalg.norm(faces, axis=1).mean() / np.sqrt(faces.shape[1])
     steps = {
-        title: lambda rows=rows: age_probe(rows, ages, identities)
+        f"{title}{words}": partial(age_probe, rows, ages, identities, linear_only=bool(words))
         for title, rows in (("random ages", faces), ("planted age", faces + spread * moved))
+        for words in ("", ", linear alone")
     }
-    seconds = take_turns(steps, CPU, rounds, warm_up=0, steps_a_turn=1)
-    print("seconds and their middle half")
+    steps["false matches"] = partial(false_matches_by_age, faces, ages, identities)
+    many = draw.standard_normal((NUM_UNNAMED, faces.shape[1]))
+    steps[f"false matches of {NUM_UNNAMED:,}"] = partial(false_matches_by_age, many, draw.integers(0, 70, NUM_UNNAMED))
+    seconds = take_turns(steps, CPU, rounds, warm_up=0, steps_a_turn=1, clock=time.process_time)
+    print("seconds of CPU and their middle half")
     for title, each in seconds.items():
         row = middle(each)
-        print(f"  {title:26}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})")
+        print(f"  {title:32}{row['median']:8.2f} ({row['low']:.2f} to {row['high']:.2f})")
     measured = {"benchmark": "evaluation, probes", "rounds": rounds, **machine_metadata()}
     return measured | {"seconds": {title: middle(each) for title, each in seconds.items()}}
 
@@ -246,7 +254,8 @@ COSTS = {
     "joining views": ("join_views",),
     "scoring": ("mates_against_rest", "pair_scores", "ten_fold_verification",
                 "pair_list_figures", "age_group_error", "search_set", "search_gallery"),
-    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_probe_gallery", "all_pairs"),
+    "beyond the published figures": ("analyse_identities", "analyse_pairs", "analyse_pictures", "analyse_probe_gallery",
+                                     "all_pairs"),
     "report": ("report_html",),
     "listing pictures": ("index_identity_folders", "read_pair_list", "make_pairs"),
 }  # fmt: skip
@@ -359,7 +368,9 @@ def main() -> None:
         help="the published loop over mates on every probe",
     )  # fmt: skip
     parser.add_argument("--distractors", type=int, metavar="N", help="FG-NET's protocol with N distractors instead")
-    parser.add_argument("--probes", action="store_true", help="the probes that read the age instead")
+    parser.add_argument(
+        "--probes", action="store_true", help="the probes that read the age, and false matches, instead"
+    )
     parser.add_argument("--check", action="store_true", help="with --distractors: count every rank in float64 too")
     parser.add_argument(
         "--whole", type=float, nargs="?", const=10.0, metavar="PERCENT", help="profile of test.py instead"

@@ -32,8 +32,9 @@ def wait(device: torch.device) -> None:
 
 
 def take_turns(
-    steps: dict[str, Callable[[], None]], device: torch.device, rounds: int, warm_up: int, steps_a_turn: int
-) -> dict[str, list[float]]:
+    steps: dict[str, Callable[[], None]], device: torch.device, rounds: int, warm_up: int, steps_a_turn: int,
+    *, clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds a step of each competitor in each round; in every round each has its turn, in an order that moves on."""
     for step in steps.values():
         for _ in range(warm_up):
@@ -43,11 +44,11 @@ def take_turns(
     for k in range(rounds):
         for name in names[k % len(names) :] + names[: k % len(names)]:
             wait(device)
-            began = time.perf_counter()
+            began = clock()
             for _ in range(steps_a_turn):
                 steps[name]()
             wait(device)
-            seconds[name].append((time.perf_counter() - began) / steps_a_turn)
+            seconds[name].append((clock() - began) / steps_a_turn)
     return seconds
 
 

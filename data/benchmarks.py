@@ -2,17 +2,37 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data.faces import FaceIndex, Faces, index_identity_folders
+from data.faces import (
+    UNKNOWN,
+    FaceIndex,
+    Faces,
+    age_groups_of,
+    index_identity_folders,
+    index_names,
+    index_pictures,
+    with_ages,
+)
+from data.filenames import parse_age
 from data.layout import no_such_folder
 from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
-from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, PUBLISHED_FIGURES, Benchmark, UserError
+from meta import (
+    AGE_GROUP_NAMES,
+    BENCHMARKS,
+    FACE_DATASET_FOLDER,
+    FILENAME_PATTERNS,
+    PUBLISHED_FIGURES,
+    Benchmark,
+    FilenamePattern,
+    UserError,
+)
+from utils.files import sha256
 
 Report = Callable[[str], None]  # takes one sentence
 NUM_NAMES_SHOWN = 3  # of missing pictures, in a message
@@ -51,6 +71,7 @@ class EvalSet:
     spec: EvalSpec
     sides: tuple[tuple[Faces, str], ...]  # pictures, and what they are called while they are embedded
     pairs: PairList | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)  # key in results.json -> number of pictures
 
     @property
     def protocol(self) -> str:
@@ -72,6 +93,8 @@ class EvalSet:
 
 OWN_FOLDER = Benchmark("folder", "identity folders", "leave_one_out", folders=(), pattern=None, source="",
                        unpacked_into="", notes="one folder a person")  # fmt: skip
+OWN_AGES = Benchmark("ages", "pictures with ages", "all_impostors", folders=(), pattern=None, source="",
+                     unpacked_into="", notes="nobody says who the people are")  # fmt: skip
 OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
                     unpacked_into="")  # fmt: skip
 
@@ -101,11 +124,13 @@ def specs_of_benchmark(face_dataset: Path, benchmark: Benchmark, subject_counts:
     ]
 
 
-def specs_of_folders(paths: Sequence[Path], pattern: str | None, beside: Sequence[EvalSpec] = ()) -> list[EvalSpec]:
-    """Sets of the user's with one folder a person; `beside` them run others, whose names stay theirs."""
+def specs_of_folders(
+    paths: Sequence[Path], pattern: str | None, beside: Sequence[EvalSpec] = (), benchmark: Benchmark = OWN_FOLDER
+) -> list[EvalSpec]:
+    """Sets of the user's: one folder a person, or OWN_AGES; `beside` them run others, whose names stay theirs."""
     names = short_names(paths, _taken_names(beside))
     return [
-        EvalSpec(name, name, OWN_FOLDER, folders=(path,), pattern=pattern)
+        EvalSpec(name, name, benchmark, folders=(path,), pattern=pattern)
         for path, name in zip(paths, names, strict=True)
     ]
 
@@ -274,8 +299,49 @@ def _read_pairs(spec: EvalSpec, report: Report, allow_missing: bool) -> PairList
     return pairs
 
 
+def _open_pictures(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:
+    """Pictures of known age anywhere below the folder, each file once."""
+    folder, pattern = spec.folders[0], FILENAME_PATTERNS[spec.pattern]
+    if not folder.is_dir():
+        raise UserError(no_such_folder(folder, spec.benchmark.title, "check its path"))
+    found = index_pictures(folder, spec.benchmark.title)
+    known = {name: age for name, age in _ages_by_name(found, pattern) if age != UNKNOWN}
+    digests: dict[str, str] = {}  # of each file the first name
+    for name in known:
+        digests.setdefault(sha256(folder / name), name)
+    ages = np.array([known[name] for name in digests.values()], np.int64)
+    _check_ages(ages, spec, found.name(0))
+    left_out = {"num_without_age_left_out": len(found) - len(known), "num_duplicates_left_out": len(known) - len(ages)}
+    report(f"{spec.title}: {len(ages):,} pictures of ages {ages.min()} to {ages.max()}; left out: "
+           f"{left_out['num_without_age_left_out']:,} without an age in the name, "
+           f"{left_out['num_duplicates_left_out']:,} exact duplicates; every pair counts as two people")  # fmt: skip
+    faces = with_ages(index_names(folder, digests.values()), ages)
+    return EvalSet(spec, ((faces, spec.title),), left_out=left_out)
+
+
+def _ages_by_name(faces: FaceIndex, pattern: FilenamePattern) -> Iterable[tuple[str, int]]:
+    for i in range(len(faces)):
+        try:
+            yield faces.name(i), parse_age(faces.name(i), pattern)
+        except UserError:
+            yield faces.name(i), UNKNOWN
+
+
+def _check_ages(ages: np.ndarray, spec: EvalSpec, example: str) -> None:
+    """Raises UserError where nothing can be compared by age."""
+    groups = np.unique(age_groups_of(ages, len(ages)))
+    if len(groups) > 1:
+        return
+    pattern = FILENAME_PATTERNS[spec.pattern]
+    holds = f"ages {AGE_GROUP_NAMES[groups[0]]} only" if len(groups) else "no ages"
+    raise UserError(f"The names of the pictures in {str(spec.folders[0])!r}, such as {example!r}, hold {holds} as the "
+                    f"pattern {pattern.name!r} reads them ({pattern.example}): give the --names that fits them, or "
+                    "pictures of several age groups.")  # fmt: skip
+
+
 OPENERS = {
     "leave_one_out": _open_identities,
     "probe_gallery": _open_probe_gallery,
     "ten_fold_verification": _open_pairs,
+    "all_impostors": _open_pictures,
 }

@@ -113,7 +113,7 @@ BY_GAP, BY_YOUNGER = _Axis(GAP_LOWER_EDGES, _gap), _Axis(YOUNGER_LOWER_EDGES, np
 
 def _picture_tables(embeddings, identities, ages, axes: Sequence[_Axis], progress) -> list[Result]:
     units, codes = labelled_units(embeddings, identities)
-    years = _checked_ages(ages, "ages", len(units)).astype(np.int16)  # of 18 million pairs: small
+    years = checked_ages(ages, "ages", len(units)).astype(np.int16)  # of 18 million pairs: small
     known = years != UNKNOWN
     first, second = _of_known(known, *genuine_positions(codes))
     genuine_scores = rounded(units.pair_scores(first, second))
@@ -159,8 +159,8 @@ def pairs_by_younger_age(scores: Array, genuine: Array, first_ages: Array, secon
 
 def _pair_table(scores, genuine, first_ages, second_ages, axis: _Axis) -> Result:
     score_row, is_genuine = scored_pairs(scores, genuine)
-    first = _checked_ages(first_ages, "first_ages", len(score_row))
-    second = _checked_ages(second_ages, "second_ages", len(score_row))
+    first = checked_ages(first_ages, "first_ages", len(score_row))
+    second = checked_ages(second_ages, "second_ages", len(score_row))
     known = (first != UNKNOWN) & (second != UNKNOWN)
     score_row, is_genuine, first, second = score_row[known], is_genuine[known], first[known], second[known]
     pair_years = axis.years_of_pair(first, second)
@@ -190,7 +190,7 @@ def rank1_by_mate_distance(
     Raises: UserError for wrong shapes, embeddings with NaN, infinity or no length, ages that are none, negative years.
     """
     units, codes = labelled_units(embeddings, identities)
-    ages_row = _checked_ages(ages, "ages", len(units))
+    ages_row = checked_ages(ages, "ages", len(units))
     if any(least < 0 for least in years):
         raise UserError(f"years holds {min(years)}, it must hold whole numbers of 0 or more.")
     sums = np.zeros((len(years), 3))  # probes, hits, expected hits by chance
@@ -416,7 +416,7 @@ def _mean_impostor(roc: RocAccumulator) -> float | None:
 # ------------------------------------------------------------------------------------------------------- at the door
 
 
-def _checked_ages(ages: Array, name: str, count: int) -> np.ndarray:
+def checked_ages(ages: Array, name: str, count: int) -> np.ndarray:
     """`ages` as (count,) int64, years or -1; raises UserError."""
     row = as_numpy(ages, name)
     if row.shape != (count,) or row.dtype.kind not in "iu":

@@ -1,4 +1,4 @@
-"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, linear probes.
+"""What lies beyond the published figures: exact verification with intervals, age gaps, ranks to 100, probes of age.
 
 Each function takes the embeddings of one model on one benchmark and returns JSON-ready dicts, for results.json and the
 report.
@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.age_gap import UNKNOWN, by_age_gap_and_younger_age, rank1_by_mate_distance
 from evaluation.arrays import Units
+from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.identification import (
     SearchResult,
     cmc_of,
@@ -23,6 +24,7 @@ from evaluation.identification import (
     probe_gallery_cmc_chance,
 )
 from evaluation.intervals import share_interval, verification_intervals
+from evaluation.pairs.false_matches import false_matches_by_age
 from evaluation.probes import MEANING, age_probe, club_estimate, identity_in_age_embedding
 from evaluation.verification import AllPairs, all_pairs_verification, verification
 from meta import UserError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from evaluation.probes import MutualInformation
 
 MAX_SUBJECTS_BY_AGE = 3_000  # of probes and gallery: pairs grow with the square, 18 million of them take seconds
+MAX_PICTURES_PROBED = 2_000  # of people whom nobody names: probes of so many take some 15 seconds
 NUM_ERRORS_NAMED = 12
 Analysis: TypeAlias = dict[str, Any]
 
@@ -46,10 +49,13 @@ class Options:
     mutual_information: MutualInformation | None = None  # of the model's own CLUB
 
 
-def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPairs | None, options: Options) -> Analysis:
+def analyse_identities(
+    faces: EmbeddingSet, search: SearchResult, pairs: AllPairs | None, options: Options, grey: Units | None = None
+) -> Analysis:
     """A set with several images of each identity (FG-NET).
 
-    `search` is that of each of the N images among the others, `pairs` are all pairs where they are few enough.
+    `search` is that of each of the N images among the others, `pairs` are all pairs where they are few enough, `grey`
+    are grey pixels as a baseline of false matches.
     """
     embeddings, identities, ages, seed = faces.embeddings, faces.identities, faces.ages, options.seed
     probes = np.flatnonzero(np.isfinite(search.best_mate))
@@ -70,7 +76,12 @@ def analyse_identities(faces: EmbeddingSet, search: SearchResult, pairs: AllPair
     if ages is not None:
         analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(embeddings, identities, ages)
         analysis["mate_distance"] = rank1_by_mate_distance(embeddings, identities, ages)
-        analysis["leaks"] = linear_probes(faces, seed)
+        analysis["false_matches_by_age"] = {
+            column: figures_or_reason(lambda units=units: false_matches_by_age(units, ages, identities, seed)[0])
+            for column, units in {ANALYSED_JOIN: embeddings, "grey_pixels": grey}.items()
+            if units is not None
+        }
+        analysis["leaks"] = age_leaks(faces, seed)
         if options.mutual_information is not None and faces.extracted.age_features is not None:
             features = faces.extracted.age_features, faces.extracted.original
             analysis["leaks"]["club"] = figures_or_reason(
@@ -85,15 +96,17 @@ def open_set(embeddings: Units, identities: np.ndarray, seed: int) -> dict[str, 
     return open_set_identification(embeddings[probe], identities[probe], embeddings[gallery], identities[gallery])
 
 
-def linear_probes(faces: EmbeddingSet, seed: int) -> dict[str, Any]:
-    """How well a linear probe reads the age from either embedding, and identity from that of age."""
+def age_leaks(faces: EmbeddingSet, seed: int) -> dict[str, Any]:
+    """How well probes read the age from either embedding, and identity from that of age."""
     ages, identities = faces.ages, faces.identities
     figures = {
         "meaning": MEANING,
         "age_in_identity": figures_or_reason(lambda: age_probe(faces.embeddings, ages, identities, seed)),
     }
     if faces.extracted.age_features is not None:
-        figures["age_in_age"] = figures_or_reason(lambda: age_probe(faces.age_embeddings, ages, identities, seed))
+        figures["age_in_age"] = figures_or_reason(
+            lambda: age_probe(faces.age_embeddings, ages, identities, seed, linear_only=True)
+        )
         figures["identity_in_age"] = figures_or_reason(
             lambda: identity_in_age_embedding(faces.age_embeddings, identities)
         )
@@ -119,8 +132,31 @@ def analyse_probe_gallery(
         people = np.concatenate([side.identities[keep] for side, keep in kept])
         ages = np.concatenate([side.ages[keep] for side, keep in kept])
         analysis["age_gap"], analysis["younger_age"] = by_age_gap_and_younger_age(rows, people, ages)
+        analysis["false_matches_by_age"] = {
+            ANALYSED_JOIN: figures_or_reason(lambda: false_matches_by_age(rows, ages, people, options.seed)[0])
+        }
         analysis["age_gap"] |= {"num_subjects": len(drawn), "num_subjects_in_all": len(subjects)}
     return analysis
+
+
+def analyse_pictures(faces: EmbeddingSet, seed: int) -> Analysis:
+    """Pictures of known age, each a person of its own: false matches by age, those most alike, probes of age."""
+    of_join, most_alike = false_matches_by_age(faces.embeddings, faces.ages, seed=seed)
+    baselines = {
+        column: figures_or_reason(lambda units=units: false_matches_by_age(units, faces.ages, seed=seed)[0])
+        for column, units in faces.columns(())
+    }
+    errors = [
+        _named(faces.name(a), faces.name(b), score, _age(faces.ages, a), _age(faces.ages, b))
+        for score, a, b in most_alike
+    ]
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(faces))[:MAX_PICTURES_PROBED])
+    probed = faces.embeddings[drawn], faces.ages[drawn], drawn, seed
+    return {
+        "false_matches_by_age": {ANALYSED_JOIN: of_join} | baselines,
+        "errors": {"false_matches": errors, "false_non_matches": []},
+        "leaks": {"meaning": MEANING, "age_in_identity": figures_or_reason(lambda: age_probe(*probed))},
+    }
 
 
 def worst_searches(

@@ -107,8 +107,9 @@ def _compare_all(setting: EvalSpec, of_models: list[tuple[Model, Comparable]], s
     if not of_models:
         return []
     (first, of_first), *others = of_models
+    differences = ((model, compare(of_model, of_first, seed)) for model, of_model in others)
     return [
-        {"setting": setting.name, "title": setting.title, "a": model.name, "b": first.name}
-        | compare(of_model, of_first, seed)
-        for model, of_model in others
+        {"setting": setting.name, "title": setting.title, "a": model.name, "b": first.name} | of_model
+        for model, of_model in differences
+        if of_model  # nothing is compared where nobody says who the people are
     ]

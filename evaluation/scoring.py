@@ -6,13 +6,14 @@ The published protocols for both joins of the two views and for the baselines, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from evaluation.analysis import Options, analyse_identities, analyse_pairs, analyse_probe_gallery
+from evaluation.analysis import Options, analyse_identities, analyse_pairs, analyse_pictures, analyse_probe_gallery
 from evaluation.arrays import Units, check_direction, identity_codes, units_of
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN, EmbeddingSet
 from evaluation.identification import SearchResult, search_gallery, search_set, two_sides
@@ -48,7 +49,7 @@ class EvalSet(Protocol):
     """What scoring asks of a benchmark (data.benchmarks.EvalSet has it)."""
 
     @property
-    def protocol(self) -> str: ...  # "leave_one_out", "probe_gallery" or "ten_fold_verification"
+    def protocol(self) -> str: ...  # a key of SCORERS
     @property
     def title(self) -> str: ...
     @property
@@ -57,6 +58,8 @@ class EvalSet(Protocol):
     def pairs(self) -> Any: ...  # data.pairs.PairList; None where there is no list of pairs
     @property
     def sha256(self) -> str | None: ...  # of a verification set's file
+    @property
+    def left_out(self) -> Mapping[str, int]: ...  # key in results.json -> number of pictures
     def name(self, faces: Any, i: int) -> str: ...
 
 
@@ -75,10 +78,11 @@ def embedding_sets(benchmark: EvalSet, extracted: list[Extracted]) -> list[Embed
 
 def score(benchmark: EvalSet, sets: list[EmbeddingSet], options: Options) -> tuple[Result, Comparable]:
     """The benchmark's figures; `sets` are those of `embedding_sets`."""
-    if benchmark.protocol == "leave_one_out":
-        return score_identities(sets[0], options)
-    if benchmark.protocol == "probe_gallery":
-        return score_probe_gallery(sets[0], sets[1], options)
+    result, comparable = SCORERS[benchmark.protocol](benchmark, sets, options)
+    return {**benchmark.left_out, **result}, comparable
+
+
+def _score_listed_pairs(benchmark: EvalSet, sets: list[EmbeddingSet], options: Options) -> tuple[Result, Comparable]:
     pairs, sha256 = benchmark.pairs, benchmark.sha256
     metadata = {"num_pairs_dropped": pairs.num_pairs_dropped} | ({} if sha256 is None else {"sha256": sha256})
     listed = pairs.first, pairs.second, pairs.genuine
@@ -86,12 +90,22 @@ def score(benchmark: EvalSet, sets: list[EmbeddingSet], options: Options) -> tup
     return metadata | result, comparable
 
 
+SCORERS = {  # by the protocol of a benchmark
+    "leave_one_out": lambda benchmark, sets, options: score_identities(*sets, options),
+    "probe_gallery": lambda benchmark, sets, options: score_probe_gallery(*sets, options),
+    "ten_fold_verification": _score_listed_pairs,
+    "all_impostors": lambda benchmark, sets, options: score_pictures(*sets, options),
+}
+
+
 def score_identities(faces: EmbeddingSet, options: Options) -> tuple[Result, Comparable]:
     """FG-NET's protocols: leave-one-out, and every pair of mates against all images of other people."""
     identities, embeddings = faces.identities, faces.embeddings
     codes = identity_codes(identities, len(faces))
+    units_of_columns = dict(faces.columns())
     columns = {
-        column: (search_set(units, codes), mates_against_rest(units, identities)) for column, units in faces.columns()
+        column: (search_set(units, codes), mates_against_rest(units, identities))
+        for column, units in units_of_columns.items()
     }
     result = {
         "num_images": len(identities),
@@ -112,7 +126,7 @@ def score_identities(faces: EmbeddingSet, options: Options) -> tuple[Result, Com
         return result, Comparable()
     few = len(faces) <= MAX_IMAGES_OF_ALL_PAIRS
     pairs = all_pairs(embeddings, identities) if few else None
-    result["analysis"] = analyse_identities(faces, search, pairs, options)
+    result["analysis"] = analyse_identities(faces, search, pairs, options, units_of_columns.get("grey_pixels"))
     probes = np.flatnonzero(np.isfinite(search.best_mate))
     return result, Comparable(
         pairs=(pairs.scores, pairs.genuine, identities[pairs.first], identities[pairs.second]) if few else None,
@@ -167,6 +181,12 @@ def score_pair_list(
     if options.analysis:
         result["analysis"] = analyse_pairs(scores, genuine, first, second, faces.name, options.seed)
     return result, Comparable(pairs=(scores, genuine, None, None))
+
+
+def score_pictures(faces: EmbeddingSet, options: Options) -> tuple[Result, Comparable]:
+    """Pictures of known age of which nobody says whose they are: every pair counts as two people."""
+    result = {"num_images": len(faces), "people": "unknown: every pair of pictures counts as two people"}
+    return result | ({"analysis": analyse_pictures(faces, options.seed)} if options.analysis else {}), Comparable()
 
 
 VERIFICATION_CHANCE = {

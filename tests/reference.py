@@ -3,6 +3,7 @@
 The tests hold the fast versions to these. Nothing here imports the project.
 """
 
+import bisect
 import math
 
 import torch
@@ -133,6 +134,30 @@ def exact_tar_at_far(scores, genuine, one_in):
         if sum(score >= threshold for score in impostor_scores) * one_in <= len(impostor_scores):
             best = max(best, share_accepted(genuine_scores, threshold))
     return 100 * best
+
+
+def false_matches(embeddings, ages, identities, one_in):
+    """Threshold, genuine scores at or above it, and (younger age, older age, passes) of all impostor pairs.
+
+    Every score of any pair is tried as the threshold; the lowest one that at most one impostor in `one_in` reaches
+    counts, None where each lets more pass. Pictures of unknown age (-1) are in no pair.
+    """
+    known = [n for n, age in enumerate(ages) if age >= 0]
+    pairs = [
+        (round(cosine(embeddings[a], embeddings[b]), 12), a, b) for i, a in enumerate(known) for b in known[i + 1 :]
+    ]
+    genuine = [score for score, a, b in pairs if identities[a] == identities[b]]
+    impostors = [(score, *sorted((ages[a], ages[b]))) for score, a, b in pairs if identities[a] != identities[b]]
+    ordered = sorted(score for score, *_ in impostors)
+    threshold = None
+    for score in sorted({score for score, *_ in pairs}, reverse=True):
+        if (len(ordered) - bisect.bisect_left(ordered, score)) * one_in > len(ordered):
+            break
+        threshold = score
+    if threshold is None:
+        return None, None, None
+    accepted = [score for score in genuine if score >= threshold]
+    return threshold, accepted, [(low, high, score >= threshold) for score, low, high in impostors]
 
 
 # ------------------------------------------------------------------------------------------------- networks and losses

@@ -74,7 +74,10 @@ def parse(line: str):
         ("train --schedule cosine --learning-rate-epochs 10 18 22", "--learning-rate-epochs does nothing with"),
         ("test --benchmarks calfw --distractors x", "--distractors does nothing without --benchmarks fgnet or "
          "--identity-folders: leave it out, or give --benchmarks fgnet or --identity-folders."),
-        ("test --names ms1mv3", "--names does nothing without --identity-folders"),
+        ("test --names ms1mv3", "--names does nothing without --identity-folders or --age-folder"),
+        ("test --age-folder x --no-analysis", "--age-folder does nothing with --no-analysis"),
+        ("test --age-folder x --names none", "--age-folder does nothing with --names none: leave it out, or give "
+         "--names ms1mv3 or fgnet or morph2 or utkface."),
         ("test --benchmarks fgnet --morph2-subjects 500", "--morph2-subjects does nothing with --benchmarks fgnet"),
         ("test --benchmarks fgnet --allow-missing", "--allow-missing does nothing with --benchmarks fgnet"),
         ("test --no-analysis --seed 0", "--seed does nothing without --analysis or --morph2-subjects"),
@@ -130,6 +133,7 @@ def test_a_flag_that_changes_nothing_beside_the_others_is_one_sentence_that_says
         "train --validate-every 9 --validate-on lfw.bin calfw --face-dataset x",
         "train --on-bad-image skip --max-bad-share 0.1",
         "test --identity-folders x --names none --benchmarks --distractors y",
+        "test --age-folder x y --names utkface --benchmarks",
         "test --embeddings x.npz --weights w.pth --batch-size 8 --workers 0",
         "test --no-analysis --seed 4 --morph2-subjects 20",
         "embed a.jpg b.jpg --far 1e-2 --ages 3 40 --benchmark fgnet",

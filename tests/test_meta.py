@@ -59,7 +59,7 @@ def test_names_of_age_groups_say_their_edges():
 
 
 def test_every_example_of_a_file_name_has_the_age_that_its_pattern_reads():
-    ages = {"ms1mv3": [39], "fgnet": [2, 43], "morph2": [54]}
+    ages = {"ms1mv3": [39], "fgnet": [2, 43], "morph2": [54], "utkface": [34]}
     for name, pattern in FILENAME_PATTERNS.items():
         assert [parse_age(example, pattern) for example in pattern.example.split(" or ")] == ages[name]
 

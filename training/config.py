@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
-from meta import BENCHMARKS, FACE_DATASET_FOLDER, TRAINING_SETS, WEIGHT_FILES
+from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES
 from models.club import ESTIMATORS, SampledCLUB
 from models.disentangle.base import Critic
 from models.disentangle.inter_prototype import OLDEST_CHILD, InterPrototype
@@ -84,7 +84,7 @@ class TrainConfig:
     """Folder with one folder per identity, or an InsightFace record file (train.rec, or the folder that holds it)."""
     ages: Path | None = None
     """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't hold it."""
-    names: Literal["ms1mv3", "fgnet", "morph2", "none"] = "ms1mv3"
+    names: Literal[(*FILENAME_PATTERNS, "none")] = "ms1mv3"
     """How the file names hold the age; none: not at all, and no age is known (of use where none is needed)."""
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""

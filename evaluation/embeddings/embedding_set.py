@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -43,9 +43,9 @@ class EmbeddingSet:
         features = self.extracted.age_features
         return None if features is None else units_of(features, "age_features")
 
-    def columns(self) -> Iterator[tuple[str, Units]]:
-        """Both joins of the views, and grey pixels, where there are any, as a baseline."""
-        for how in JOINS:
+    def columns(self, joins: Sequence[str] = JOINS) -> Iterator[tuple[str, Units]]:
+        """These joins of the views, and grey pixels, where there are any, as a baseline."""
+        for how in joins:
             yield how, self.embeddings if how == ANALYSED_JOIN else self._joined(how)
         if self.extracted.grey_pixels is not None:
             yield "grey_pixels", units_of(self.extracted.grey_pixels, "grey_pixels")

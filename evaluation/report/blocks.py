@@ -1,4 +1,4 @@
-"""What a section of the report is made of: sentences, headings, terms, tables, plots, histograms, pairs of pictures.
+"""What a section of the report is made of: sentences, headings, terms, tables, drawings, pairs of pictures.
 
 Nothing here draws or knows HTML; what does not fit together is a UserError that names the table or curve.
 """
@@ -177,7 +177,42 @@ class Histogram:
         return {"genuine": numbers(self.genuine, what), "impostor": numbers(self.impostor, what)}
 
 
-Block: TypeAlias = str | Heading | Table | Plot | Histogram | Terms | Pairs
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """Numbers of every two of the same categories as coloured cells that say what they hold.
+
+    `values` (C,C) colour the cells, None those that stay empty; `texts` (C,C) stand in them. Colours run from
+    `centre` - `reach` to `centre` + `reach`, so that heat maps with the same two can be compared.
+    """
+
+    title: str
+    axis_label: str  # of both axes
+    names: Sequence[str]  # (C,)
+    values: Sequence[Values]
+    texts: Sequence[Sequence[str]]
+    value_label: str
+    centre: float
+    reach: float
+
+    def __post_init__(self) -> None:
+        """Raises: UserError for other numbers of rows or columns than names, and for a scale without length."""
+        num = len(self.names)
+        for rows in (self.values, self.texts):
+            if num == 0 or len(rows) != num or any(len(row) != num for row in rows):
+                raise UserError(f"Heat map {self.title!r} has not {num} rows of {num} cells: give each two categories "
+                                "one.")  # fmt: skip
+        if not (math.isfinite(self.centre) and 0 < self.reach < LARGEST):
+            raise UserError(f"The colours of heat map {self.title!r} reach from {self.centre} by {self.reach}: give "
+                            "finite numbers, and a reach above 0.")  # fmt: skip
+
+    @property
+    def cells(self) -> np.ndarray:
+        """The values as (C,C) float64, NaN where there is none."""
+        return np.stack([numbers(row, f"cells of heat map {self.title!r}") for row in self.values])
+
+
+Drawing: TypeAlias = Plot | Histogram | HeatMap
+Block: TypeAlias = str | Heading | Table | Drawing | Terms | Pairs
 
 
 def numbers(values: Values, what: str) -> np.ndarray:

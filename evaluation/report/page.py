@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import jinja2
 from markupsafe import Markup
 
-from evaluation.report.blocks import Block, Cell, Histogram, Pairs, Plot, Table, plain
+from evaluation.report.blocks import Block, Cell, Drawing, Pairs, Table, plain
 from evaluation.report.plots import data_tables, in_words, remarks, svg_of
 from evaluation.report.sections import sections_of
 from meta import UserError
@@ -27,7 +27,8 @@ TITLE = "Face recognition across ages: test report"
 SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NO_PICTURES = "Pictures were left out of this report: errors are listed by name only."
-NUMBER = re.compile(r"[+-]?[\d.,]+( to [+-]?[\d.,]+)?")
+DIGITS = r"[+-]?[\d.,]+(?:e-?\d+)?"
+NUMBER = re.compile(rf"{DIGITS}( to {DIGITS})?( \({DIGITS} to {DIGITS}\))?")
 
 
 def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:
@@ -68,7 +69,7 @@ def _by_kind(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
     """Neighbouring blocks of a kind together: plots stand side by side."""
 
     def kind(block: Block) -> str:
-        return "Plot" if isinstance(block, Plot | Histogram) else type(block).__name__
+        return "Plot" if isinstance(block, Drawing) else type(block).__name__
 
     return [(name, list(of_kind)) for name, of_kind in groupby(blocks, kind)]
 
@@ -76,7 +77,7 @@ def _by_kind(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def plot_address(plot: Plot | Histogram) -> str:
+def plot_address(plot: Drawing) -> str:
     """The drawing as a data address, "" where there is nothing to draw."""
     content = svg_of(plot)
     return _address("svg+xml", content) if content else ""

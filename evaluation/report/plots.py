@@ -1,7 +1,7 @@
-"""Plots and histograms -> SVG pictures, and the same data as short tables and in words.
+"""Plots, histograms and heat maps -> SVG pictures, and the same data as short tables and in words.
 
 One plain matplotlib figure a plot, on white paper whatever the colours of the page around it. Curves differ by dashes,
-markers and hatching beside their colours.
+markers and hatching beside their colours; cells of heat maps say their number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.report.blocks import KINDS, Cell, Curve, Histogram, Plot, Table, Values, category, numbers, plain
+from evaluation.report.blocks import (
+    KINDS,
+    Cell,
+    Curve,
+    Drawing,
+    HeatMap,
+    Histogram,
+    Plot,
+    Table,
+    Values,
+    category,
+    numbers,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +38,7 @@ GREY = "#59616d"
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxx", "----")
+HEAT = "PuOr_r"  # purple below the middle, orange above: colour-blind people can distinguish them (ColorBrewer)
 FIGURE_INCHES = (5.2, 3.8)
 FEW_POINTS = 14  # up to which every point of a curve gets a marker
 MAX_LETTERS = 40  # of a name in a legend; the table has it whole
@@ -51,13 +65,10 @@ STYLE = {
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def svg_of(plot: Plot | Histogram) -> bytes:
+def svg_of(plot: Drawing) -> bytes:
     """The plot as an SVG file, the same bytes for the same plot; b"" where there is nothing to draw."""
-    if isinstance(plot, Histogram):
-        is_drawable, draw = any(counts.sum() > 0 for counts in plot.groups.values()), _draw_histogram
-    else:
-        is_drawable, draw = any(plot.drawable(curve).any() for curve in plot.curves), _draw_plot
-    if not is_drawable:
+    is_drawable, draw = DRAWN[type(plot)]
+    if not is_drawable(plot):
         return b""
     with _style():
         from matplotlib.figure import Figure
@@ -142,6 +153,43 @@ def _draw_histogram(axes: Axes, plot: Histogram) -> None:
     axes.set_ylabel("% of the pairs of a kind")
 
 
+def _draw_heat_map(axes: Axes, plot: HeatMap) -> None:
+    import matplotlib
+
+    cells, names = plot.cells, [_shortened(name, MAX_CATEGORY_LETTERS) for name in plot.names]
+    low, high = plot.centre - plot.reach, plot.centre + plot.reach
+    colours, middles = matplotlib.colormaps[HEAT], np.arange(len(names)) + 0.5
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(cells), cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=1
+    )
+    axes.patch.set(facecolor="#eef0f3", edgecolor="#c3c9d2", hatch="////")  # seen where a cell is empty
+    for row, column in np.ndindex(cells.shape):
+        share = (cells[row, column] - low) / (high - low)
+        is_dark = _luminance(colours(share)) < 0.18 if np.isfinite(share) else False
+        axes.text(middles[column], middles[row], _label(plot.texts[row][column]), ha="center", va="center",
+                  fontsize=8.5, color="white" if is_dark else "black")  # fmt: skip
+    axes.set_xticks(middles, names)
+    axes.set_yticks(middles, names)
+    axes.tick_params(length=0, labelsize=8.5)
+    axes.grid(visible=False)
+    axes.set_xlabel(_label(plot.axis_label))
+    axes.set_ylabel(_label(plot.axis_label))
+    axes.figure.colorbar(mesh, ax=axes, label=_label(plot.value_label), extend="both")
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of red, green, blue in 0..1 by WCAG 2; black stands out better than white above 0.18."""
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+DRAWN = {  # kind of drawing -> whether there is anything to draw, and what draws it
+    Plot: (lambda plot: any(plot.drawable(curve).any() for curve in plot.curves), _draw_plot),
+    Histogram: (lambda plot: any(counts.sum() > 0 for counts in plot.groups.values()), _draw_histogram),
+    HeatMap: (lambda plot: np.isfinite(plot.cells).any(), _draw_heat_map),
+}
+
+
 def _name_categories(axes: Axes, values: Sequence[Cell]) -> None:
     names = [_shortened(category(value), MAX_CATEGORY_LETTERS) for value in values]
     every = -(-len(names) // MAX_CATEGORIES_NAMED)
@@ -165,8 +213,10 @@ def _shortened(name: str, letters: int) -> str:
 # ----------------------------------------------------------------------------------------------------------- in words
 
 
-def in_words(plot: Plot | Histogram) -> str:
+def in_words(plot: Drawing) -> str:
     """What a plot shows, for readers who do not see it."""
+    if isinstance(plot, HeatMap):
+        return f"Heat map: {plain(plot.title)}. Both axes: {plain(plot.axis_label)}. {_extremes(plot)}"
     if isinstance(plot, Histogram):
         groups = (f"{label}: {_peak(plot, counts)}" for label, counts in plot.groups.items())
         return f"Histogram: {plain(plot.title)}. Across: {plain(plot.x_label)}. {'. '.join(groups)}."
@@ -193,8 +243,23 @@ def _peak(plot: Histogram, counts: np.ndarray) -> str:
     return f"{counts.sum():,.0f} pairs, most of them between {edges[top]:.3g} and {edges[top + 1]:.3g}"
 
 
-def remarks(plot: Plot | Histogram) -> list[str]:
+def _extremes(plot: HeatMap) -> str:
+    """The highest and the lowest cell; cells stand in the order of their rows."""
+    cells = plot.cells.ravel()
+    if not np.isfinite(cells).any():
+        return f"{plain(plot.value_label)}: no values."
+    told = []
+    for word, place in (("highest", int(np.nanargmax(cells))), ("lowest", int(np.nanargmin(cells)))):
+        row, column = divmod(place, len(plot.names))
+        told.append(f"{word} {plot.texts[row][column]} for {plot.names[row]} and {plot.names[column]}")
+    return plain(f"{plot.value_label}: {', '.join(told)}.")
+
+
+def remarks(plot: Drawing) -> list[str]:
     """Sentences on what a plot does not show."""
+    if isinstance(plot, HeatMap):
+        num_empty = int(np.count_nonzero(np.isnan(plot.cells)))
+        return [f"{num_empty} of {plot.cells.size} cells are hatched: they have no figure."] if num_empty else []
     if isinstance(plot, Histogram):
         return [f"There are no {label} pairs to draw." for label, counts in plot.groups.items() if not counts.sum()]
     if not plot.curves:
@@ -215,8 +280,11 @@ def remarks(plot: Plot | Histogram) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- data tables
 
 
-def data_tables(plot: Plot | Histogram) -> list[Table]:
+def data_tables(plot: Drawing) -> list[Table]:
     """The data behind a plot, at most 30 rows of each curve: one table where the curves share their x."""
+    if isinstance(plot, HeatMap):
+        rows = [[name, *texts] for name, texts in zip(plot.names, plot.texts, strict=True)]
+        return [Table(f"{plot.title}: {plot.value_label}", [plot.axis_label, *plot.names], rows)]
     if isinstance(plot, Histogram):
         return [_histogram_table(plot)]
     if len({_x_key(curve) for curve in plot.curves}) <= 1:

@@ -107,11 +107,13 @@ PROBE_FIGURES = {
     "age_mae_years": "error, years",
     "age_r2": "R2 of years",
 }
-READERS = (  # the part of the leaks and the prefix of its figures
-    ("identity embedding", "age_in_identity", ""),
-    ("ages permuted", "age_in_identity", "permuted_"),
+READERS = (  # which embedding and probe, the part of the leaks and the prefix of its figures
+    ("identity, linear", "age_in_identity", ""),
+    ("identity, non-linear", "age_in_identity", "nonlinear_"),
+    ("permuted, linear", "age_in_identity", "permuted_"),
+    ("permuted, non-linear", "age_in_identity", "nonlinear_permuted_"),
     ("chance", "age_in_identity", "chance_"),
-    ("age embedding", "age_in_age", ""),
+    ("age branch, linear", "age_in_age", ""),
 )
 
 
@@ -129,7 +131,7 @@ def age_leak(one: Tested) -> list[Block]:
     meanings = dict.fromkeys(words(part.get("meaning"), "") for _, part in having)
     blocks: list[Block] = [text for text in meanings if text]
     blocks.append(
-        Plot(f"{one.title}: age read by a linear probe", "read from", "balanced accuracy, %", curves, kind="bars")
+        Plot(f"{one.title}: age read by probes", "embedding, and probe", "balanced accuracy, %", curves, kind="bars")
     )
     blocks += [probe_table(one, model, part) for model, part in having]
     blocks.append(other_leaks(one, having))
@@ -143,7 +145,8 @@ def probe_table(one: Tested, model: str, part: Tree) -> Table:
     counted = branch(part, "age_in_identity")
     pictures, people = figure(counted, "num_images"), figure(counted, "num_people")
     note = "" if pictures is None or people is None else f"{pictures:,} pictures of {people:,} people."
-    return Table(f"{one.title}: {model}, what a probe reads", ["read from", *PROBE_FIGURES.values()], rows, note)
+    header = ["embedding, and probe", *PROBE_FIGURES.values()]
+    return Table(f"{one.title}: {model}, what probes read of the age", header, rows, note)
 
 
 def other_leaks(one: Tested, having: Sequence[tuple[str, Tree]]) -> Table:

@@ -56,7 +56,9 @@ def summary(report: Tree, tested: Sequence[Tested]) -> list[Block]:
         shown = [[row[i] for i in used] for row in rows]
         blocks.append(Table("Main figures", [header[i] for i in used], shown, note))
     else:
-        blocks.append("No benchmark ran, so there are no figures.")
+        blocks.append(
+            "These sets have no figures of recognition: see the sections below." if tested else "No benchmark ran."
+        )
     blocks += age_errors(tested)
     return blocks + list(published(report, tested))
 

@@ -9,6 +9,7 @@ from evaluation.report.blocks import Block, Terms
 from evaluation.report.reading import Tested, Tree, each, settings_of
 from evaluation.report.section_accuracy import histograms, identification, verification, worst_errors
 from evaluation.report.section_age import AGE_GAP_WORDS, age_gap, age_leak
+from evaluation.report.section_false_matches import FALSE_MATCH_WORDS, false_matches
 from evaluation.report.section_groups import first_of_groups
 from evaluation.report.section_summary import did_not_run, side_by_side, summary
 
@@ -29,6 +30,7 @@ GLOSSARY = (
     ("concatenate, add", "Two ways to join the embeddings of a picture and its mirror image."),
     ("sum", "InsightFace's way for its verification sets: views are added before they are scaled."),
     ("FAR", "False accept rate: the share of impostor pairs at or above the threshold. 1e-2 is one in a hundred."),
+    ("FMR", "False match rate: the FAR of pairs of certain ages, at a threshold that is chosen for all ages together."),
     ("TAR", "True accept rate: the share of genuine pairs at or above the threshold."),
     (
         "ROC, DET",
@@ -48,7 +50,11 @@ GLOSSARY = (
         "How far a figure moves with other people like these. It says nothing of other cameras or countries.",
     ),
     ("age gap", "Years between the two pictures of a pair."),
-    ("probe of age", "A linear reader trained to tell the age from embeddings, tested on people it has not seen."),
+    (
+        "probe of age",
+        "A reader trained to tell the age from embeddings, tested on people it has not seen: linear ones (ridge and "
+        "logistic regression), and one that is not linear (kernel ridge regression).",
+    ),
     (
         "permuted ages",
         "The same reader where ages were dealt anew to the pictures: it should be no better than chance.",
@@ -65,6 +71,10 @@ SECTIONS: dict[str, tuple[str, BlocksOf]] = {  # id: title, and what the section
     "score-histograms": ("Score histograms", lambda report, tested: each(tested, histograms)),
     "identification": ("Identification", lambda report, tested: each(tested, identification)),
     "age-gap": ("Age gap", lambda report, tested: [AGE_GAP_WORDS, *each(tested, age_gap)]),
+    "false-matches": (
+        "False matches by age",
+        lambda report, tested: [FALSE_MATCH_WORDS, *each(tested, false_matches)],
+    ),
     "age-leak": ("Age leak", lambda report, tested: each(tested, age_leak)),
     "worst-errors": ("Worst errors", lambda report, tested: each(tested, worst_errors)),
     "did-not-run": ("What did not run", lambda report, tested: did_not_run(report)),

@@ -11,6 +11,8 @@ from meta import FILENAME_PATTERNS, UserError
     ("ms1mv3", "05179510_age_39.jpg", 39), ("ms1mv3", "05179510_age_0.jpg", 0), ("ms1mv3", "0_age_120.png", 120),
     ("fgnet", "001A02.JPG", 2), ("fgnet", "001A43a.JPG", 43), ("fgnet", "001a02.jpg", 2), ("fgnet", "082A00.jpg", 0),
     ("morph2", "009055_1M54.JPG", 54), ("morph2", "00013_00M19.JPG", 19), ("morph2", "316837_3F43.JPG", 43),
+    ("utkface", "34_1_0_20170109004755204.jpg.chip.jpg", 34), ("utkface", "100_0_0_20170112213500903.jpg", 100),
+    ("utkface", "61_1_20170109150557335.jpg.chip.jpg", 61),  # some names lack a part
     # Folders of the path are not looked at.
     ("ms1mv3", "/data/my_age_99.set/7_age_8.d/05179510_age_39.jpg", 39),
     ("fgnet", "face_dataset/a.b/Anna.A77/001A02.JPG", 2), ("morph2", "/home/Maria.F/FM.31/009055_1M54.JPG", 54),
@@ -23,7 +25,7 @@ def test_published_names_give_their_age(pattern, path, age):
     "05179510.jpg", "1_age_.jpg", "1_age", "1_age_39x.jpg", "1_age_-3.jpg", "1_age_+3.jpg", "1_age_3 9.jpg",
     "1_age_\u0663\u0669.jpg",  # digits, but not ours
     "1_age_\u00b2.jpg",  # str.isdigit, yet int() fails
-    "folder_age_39/plain.jpg", "001B02.JPG", "002.JPG", "009055_1X54.JPG", "",
+    "folder_age_39/plain.jpg", "001B02.JPG", "002.JPG", "009055_1X54.JPG", "", "34.jpg", "_34_1_0_2017.jpg",
 ])  # fmt: skip
 def test_a_name_without_an_age_is_refused_with_file_and_pattern(file_name):
     for name, pattern in FILENAME_PATTERNS.items():

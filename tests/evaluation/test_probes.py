@@ -35,6 +35,74 @@ def without_linear_age(rows, ages):
     return units - known @ np.linalg.lstsq(known, units, rcond=None)[0]
 
 
+def plain_kernel_probe(rows, ages, folds):
+    """R2 and mean absolute error of the years, and the age groups read, by sums over a Gaussian kernel."""
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    groups = np.array([sum(age > edge for edge in AGE_GROUP_UPPER_EDGES) for age in ages])
+    read_years, read_groups, num_folds = np.empty(len(ages)), np.empty(len(ages), int), max(folds) + 1
+
+    def read(fitted, others, width, alpha, targets):
+        x = (units - units[fitted].mean(axis=0)) / units[fitted].std(axis=0)
+        distances = [[np.sum((a - b) ** 2) for b in x[fitted]] for a in x]
+        own = [distances[i][k] for k, i in enumerate(np.flatnonzero(fitted)) for k in range(k)]
+        kernel = np.exp(-width * np.array(distances) / np.median(own))
+        mean = targets[fitted].mean(axis=0)
+        weights = np.linalg.solve(kernel[fitted] + alpha * np.eye(sum(fitted)), targets[fitted] - mean)
+        return kernel[others] @ weights + mean
+
+    for fold in range(num_folds):
+        test, chosen_on = folds == fold, folds == (fold + 1) % num_folds
+        errors = {
+            (width, alpha): np.mean((read(~test & ~chosen_on, chosen_on, width, alpha, ages) - ages[chosen_on]) ** 2)
+            for width in probes.KERNEL_WIDTH
+            for alpha in probes.KERNEL_ALPHA
+        }
+        best = min(errors, key=errors.get)
+        read_years[test] = read(~test, test, *best, ages)
+        read_groups[test] = read(~test, test, *best, np.eye(8)[groups]).argmax(axis=1)
+    spread = np.sum((ages - ages.mean()) ** 2)
+    return {
+        "nonlinear_age_r2": 1 - np.sum((read_years - ages) ** 2) / spread,
+        "nonlinear_age_mae_years": np.mean(abs(read_years - ages)),
+        "nonlinear_age_group_accuracy_percent": 100 * np.mean(read_groups == groups),
+        "nonlinear_age_group_mae": np.mean(abs(read_groups - groups)),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- age probes
+
+
+def test_the_kernel_probe_is_the_plain_version(monkeypatch):
+    monkeypatch.setattr(probes, "KERNEL_WIDTH", (0.5, 2.0))  # the plain one is slow
+    monkeypatch.setattr(probes, "KERNEL_ALPHA", (1.0, 1e-2))
+    rows, ages, identities = (array[:72] for array in people())
+    rows = planted(rows, ages)[:, :5]
+    result = probes.age_probe(rows, ages, identities, seed=3)
+    for key, value in plain_kernel_probe(rows, ages, probes.person_folds(identities, seed=3)).items():
+        assert result[key] == pytest.approx(value, rel=1e-8), key
+
+
+def test_an_age_that_no_line_holds_is_found_by_the_kernel_probe_alone():
+    """The age is the distance from the middle of life, to either side at random."""
+    rows, ages, identities = (array[:300] for array in people(4))
+    side = np.random.default_rng(1).choice([-1, 1], len(ages))
+    folded = planted(0.5 * rows, np.where(side > 0, ages, 0))
+    folded -= planted(0 * rows, np.where(side > 0, 0, ages))
+    figures = probes.age_probe(folded, ages, identities)
+    assert figures["age_r2"] < 0.1 < 0.3 < figures["nonlinear_age_r2"]
+    assert figures["nonlinear_permuted_age_r2"] < 0.05
+    alone = probes.age_probe(folded, ages, identities, linear_only=True)
+    assert alone == {key: value for key, value in figures.items() if not key.startswith("nonlinear")}
+
+
+def test_the_kernel_is_of_no_more_pictures_than_it_should_be_drawn_by_the_seed(monkeypatch):
+    rows, ages, identities = (array[:144] for array in people(6))
+    whole = probes.age_probe(planted(rows, ages), ages, identities)
+    monkeypatch.setattr(probes, "MAX_FITTED", 40)
+    parts = [probes.age_probe(planted(rows, ages), ages, identities, seed) for seed in (0, 0)]
+    assert parts[0] == parts[1] and 0.1 < parts[0]["nonlinear_age_r2"] < whole["nonlinear_age_r2"]
+
+
 # Number of images, features and people, strength of the planted age, ages to draw from; then what the version before
 # scikit-learn gave, by L-BFGS at its optimum: accuracy, balanced accuracy, errors in groups and years, R2.
 PROBES = {
@@ -52,7 +120,7 @@ def test_figures_are_those_of_the_version_before_scikit_learn(case):
     rng = np.random.default_rng((num_images, size))
     identities, ages = rng.integers(0, num_people, num_images), rng.choice(ages, num_images)
     rows = rng.normal(size=(num_people, size))[identities] + rng.normal(size=(num_images, size))
-    result = probes.age_probe(planted(rows, ages, strength), ages, identities)
+    result = probes.age_probe(planted(rows, ages, strength), ages, identities, linear_only=True)
     assert result["age_group_accuracy_percent"] == pytest.approx(accuracy, abs=0.5)
     assert result["age_group_balanced_accuracy_percent"] == pytest.approx(balanced, abs=0.5)
     assert result["age_group_mae"] == pytest.approx(group_error, abs=0.01)
@@ -80,9 +148,9 @@ def test_the_figures_are_those_of_scikit_learn():
 
 def test_a_planted_age_is_found_and_a_removed_one_is_gone():
     rows, ages, identities = people()
-    clean = probes.age_probe(rows, ages, identities)
-    planted_figures = probes.age_probe(planted(rows, ages), ages, identities)
-    removed = probes.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities)
+    clean = probes.age_probe(rows, ages, identities, linear_only=True)
+    planted_figures = probes.age_probe(planted(rows, ages), ages, identities, linear_only=True)
+    removed = probes.age_probe(without_linear_age(planted(rows, ages), ages), ages, identities, linear_only=True)
     assert planted_figures["age_r2"] > 0.6 and planted_figures["permuted_age_r2"] < 0.03
     assert planted_figures["age_mae_years"] < 0.65 * planted_figures["chance_age_mae_years"]
     permuted = planted_figures["permuted_age_mae_years"]

@@ -62,6 +62,7 @@ NAMES = {
     "ms1mv3": lambda identity, number, age: f"{identity}_age_{age}",
     "fgnet": lambda identity, number, age: f"{identity}A{age:02d}" + ("", "a", "b")[number % 3],
     "morph2": lambda identity, number, age: f"{identity}_{number}{'MF'[number % 2]}{age}",
+    "utkface": lambda identity, number, age: f"{age}_{number % 2}_{number % 5}_{identity}",
 }
 DIGITS = st.text("0123456789", min_size=1, max_size=30)
 

@@ -81,7 +81,7 @@ def test_what_screen_readers_need(page):
     assert page.all("html") == [{"lang": "en"}]
     assert [len(page.all(tag)) for tag in ("h1", "main", "nav", "header")] == [1, 1, 1, 1]
     kinds = {image["alt"].split(",")[0].split(":")[0] for image in page.all("img")}
-    assert kinds == {"Face", "Line plot", "Step plot", "Bar chart", "Histogram"}
+    assert kinds == {"Face", "Line plot", "Step plot", "Bar chart", "Histogram", "Heat map"}
     assert len(page.tables) > 20
     for table in page.tables:
         assert table[0][0] == "caption"

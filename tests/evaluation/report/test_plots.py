@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from evaluation.report.blocks import Curve, Histogram, Plot, Table, plain
-from evaluation.report.plots import data_tables, in_words, remarks, svg_of
+from evaluation.report.blocks import Curve, HeatMap, Histogram, Plot, Table, plain
+from evaluation.report.plots import HEAT, _luminance, data_tables, in_words, remarks, svg_of
 
 HISTOGRAM = Histogram("H", "cosine", [-1, 0, 1], [1, 3], [4, 0])
+HEAT_MAP = HeatMap("M", "age", ["0-12", "13+"], [[-1.0, None], [-3.5, -5.0]], [["-1.0", ""], ["(-3.5)", "<-5.0"]],
+                   "log10 of the rate", centre=-3.0, reach=2.0)  # fmt: skip
 
 
 def plot_of(*curves, **options) -> Plot:
@@ -28,6 +30,7 @@ def drawn() -> dict[str, bytes]:
         "steps": svg_of(plot_of(line, kind="steps")),
         "bars": svg_of(plot_of(bars, Curve("b", ["one", "two"], [2, None]), kind="bars")),
         "histogram": svg_of(HISTOGRAM),
+        "heat map": svg_of(HEAT_MAP),
     }
 
 
@@ -41,8 +44,29 @@ def test_drawings_are_svg_files_with_axes_and_a_legend(drawn):
     assert all(ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg" for svg in drawn.values())
     assert {"across", "up", "a", "chance"} <= texts(drawn["log"])
     assert {"one", "two", "b"} <= texts(drawn["bars"]) and {"genuine", "impostor"} <= texts(drawn["histogram"])
+    assert {"-1.0", "(-3.5)", "&lt;-5.0", "0-12", "age", "log10 of the rate"} <= texts(drawn["heat map"])
     assert any("$x" in text for text in texts(drawn["bars"]))  # a dollar in a name is no mathematics
     assert svg_of(HISTOGRAM) == drawn["histogram"]
+
+
+def test_a_heat_map_tells_its_ends_its_cells_and_its_gaps():
+    assert in_words(HEAT_MAP) == ("Heat map: M. Both axes: age. log10 of the rate: highest -1.0 for 0-12 and 0-12, "
+                                  "lowest <-5.0 for 13+ and 13+.")  # fmt: skip
+    assert remarks(HEAT_MAP) == ["1 of 4 cells are hatched: they have no figure."]
+    (table,) = data_tables(HEAT_MAP)
+    assert table.header == ["age", "0-12", "13+"] and table.rows == [["0-12", "-1.0", ""], ["13+", "(-3.5)", "<-5.0"]]
+    empty = HeatMap("E", "age", ["0"], [[None]], [[""]], "rate", 0, 1)
+    assert svg_of(empty) == b"" and "rate: no values." in in_words(empty)
+
+
+def test_the_text_of_every_cell_stands_out_from_its_colour():
+    """WCAG AA: 4.5 between text, black or white, and every colour of the scale."""
+    import matplotlib
+
+    for share in np.linspace(0, 1, 101):
+        luminance = _luminance(matplotlib.colormaps[HEAT](share))
+        text = 1.0 if luminance < 0.18 else 0.0
+        assert (max(luminance, text) + 0.05) / (min(luminance, text) + 0.05) >= 4.5
 
 
 @pytest.mark.parametrize("curve", [Curve("a", [], []), Curve("a", [1, 2], [None, math.inf])])
@@ -101,6 +125,9 @@ def test_small_values_keep_their_decimals():
     (lambda: plot_of(Curve("c", ["a"], [1]), Curve("d", ["b"], [1])), "different categories"),
     (lambda: Histogram("h", "x", [1, 0], [1], [1]), "do not rise"),
     (lambda: Histogram("h", "x", [0, 1], [-1], [1]), "not 1 numbers"),
+    (lambda: HeatMap("h", "x", ["a"], [[1], [2]], [[""]], "y", 0, 1), "has not 1 rows of 1 cells"),
+    (lambda: HeatMap("h", "x", ["a"], [[1]], [["", ""]], "y", 0, 1), "has not 1 rows of 1 cells"),
+    (lambda: HeatMap("h", "x", ["a"], [[1]], [[""]], "y", 0, 0), "a reach above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_user_error(make, what):
     refused(make, match=what)
