@@ -56,13 +56,6 @@ def rename(folder, undo_file, ages=AGES, **how) -> Named:
     return rename_with_ages(index_of(folder), np.array(ages, np.int16), undo_file, **how)
 
 
-def test_published_names_are_those_of_the_data_set():
-    for old, age, new in zip(NAMES, AGES, PUBLISHED, strict=True):
-        assert published_name(old, age) == new
-    assert published_name("a/b_age_39.jpg", 39) == "a/b_age_39.jpg"
-    assert published_name("a/b_age_039.jpg", 39) == "a/b_age_039.jpg"
-
-
 @example(stem=".", age=0, extension=".jpg")
 @given(
     stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1),
