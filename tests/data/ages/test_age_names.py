@@ -207,11 +207,9 @@ HOSTILE_LINES = {
     "the same": {"old": "0_0/a_age_3.jpg", "new": "0_0/a_age_3.jpg"},
     "a zero byte": {"old": "0_0/a\0.jpg", "new": "0_0/a\0_age_3.jpg"},
     "a surrogate": {"old": "0_0/\ud812.jpg", "new": "0_0/\ud812_age_3.jpg"},
-    "a number": {"old": 3, "new": "0_0/b_age_3.jpg"},
-    "half": {"old": "0_0/a.jpg"},
-    "no object": ["0_0/a.jpg", "0_0/a_age_3.jpg"],
-    "no JSON": "half a line",
-}
+    "a number": {"old": 3, "new": "0_0/b_age_3.jpg"}, "half": {"old": "0_0/a.jpg"},
+    "no object": ["0_0/a.jpg", "0_0/a_age_3.jpg"], "no JSON": "half a line",
+}  # fmt: skip
 
 
 def written(undo_file: Path, root: Path, first: object, *lines: object) -> Path:

@@ -312,10 +312,8 @@ def test_ages_of_the_table_count_instead_of_those_in_the_names(morph2, tmp_path)
 
 @pytest.mark.parametrize("text, words", [
     ("a,b\n1,2\n", "line 1, has the column 'photo' 0 times"),
-    ("photo,age\n", "holds no pictures"),
-    ("photo,age\nx.JPG,-1\n", "line 2, reads 'x.JPG,-1'"),
-    ("photo,age\nx.JPG,121\n", "line 2"),
-    ("photo,age\nx.JPG\n", "line 2"),
+    ("photo,age\n", "holds no pictures"), ("photo,age\nx.JPG,-1\n", "line 2, reads 'x.JPG,-1'"),
+    ("photo,age\nx.JPG,121\n", "line 2"), ("photo,age\nx.JPG\n", "line 2"),
     ("photo,age\nx.JPG,5\nb/x.jpg,6\n", "line 3, gives 'x.jpg' the age 6, and a line before 5"),
 ])  # fmt: skip
 def test_a_table_of_ages_that_is_wrong_is_refused_with_its_line(tmp_path, text, words):
