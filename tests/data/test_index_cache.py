@@ -246,7 +246,8 @@ WRONG_ARRAYS = [
 def test_arrays_that_do_not_fit_and_compressed_ones_are_not_used(root):
     plain = opened(root)[0]
     kept = root.parent / CACHE_FOLDER / "faces.ms1mv3.npz"
-    good = dict(np.load(kept))
+    with np.load(kept) as arrays:
+        good = dict(arrays)
     for save, wrong in [(np.savez, wrong) for wrong in WRONG_ARRAYS] + [(np.savez_compressed, {})]:
         save(kept, **good | wrong)
         index, listed, reports = opened(root)
