@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import load_script
 from torch.nn import functional as F
 
-from data.alignment.detectors import YuNet, be_silent
+from data.alignment.detectors import YuNet
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.index_cache import CACHE_FOLDER
@@ -358,14 +358,6 @@ def test_a_detector_that_is_missing_is_a_sentence(run_embed, folder, tmp_path, m
         outcome = run_embed(*flags)
         assert outcome.status == 2 and words in outcome.err
     assert "opencv_zoo" in outcome.err
-
-
-def test_opencv_4_and_5_are_each_silenced_their_way():
-    levels = []
-    logging = types.SimpleNamespace(setLogLevel=levels.append)
-    be_silent(logging)
-    be_silent(types.SimpleNamespace(utils=types.SimpleNamespace(logging=logging)))
-    assert levels == [0, 0]
 
 
 @pytest.mark.parametrize("shift", [0, 11, 13, None])

@@ -1,6 +1,5 @@
 """data/faces.py: what an index holds, in which order, and what it refuses. Nothing is decoded, files are empty."""
 
-import os
 import pickle
 import pickletools
 
@@ -65,16 +64,6 @@ def test_links_are_followed_and_a_broken_one_is_not_dropped(tmp_path):
     (faces / "linked").symlink_to(tmp_path / "elsewhere" / "real")
     (tmp_path / "elsewhere" / "real" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert names_of(index_identity_folders(faces, None)) == ["linked/gone.jpg", "linked/x.jpg"]
-
-
-def test_names_that_are_not_utf8_lead_to_their_file(tmp_path):
-    folder = os.path.join(os.fsencode(tmp_path), b"Jos\xe9")  # Latin-1
-    os.mkdir(folder)
-    with open(os.path.join(folder, "\u00fc \u5f20.jpg".encode()), "wb") as file:
-        file.write(b"found")
-    index = index_identity_folders(tmp_path, None)
-    with open(index.path(0), "rb") as file:
-        assert file.read() == b"found"
 
 
 def test_index_of_names_keeps_order_and_knows_no_identity(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from refusals import refused
 
 from data import index_cache
 from data.faces import FaceIndex, index_identity_folders
-from data.index_cache import CACHE_FOLDER, load_index, open_index
+from data.index_cache import CACHE_FOLDER, open_index
 from data.record_packing import pack_folder
 from data.records import RecordIndex, index_record_file
 from meta import FILENAME_PATTERNS, UserError
@@ -246,7 +246,8 @@ WRONG_ARRAYS = [
 def test_arrays_that_do_not_fit_and_compressed_ones_are_not_used(root):
     plain = opened(root)[0]
     kept = root.parent / CACHE_FOLDER / "faces.ms1mv3.npz"
-    good = dict(np.load(kept))
+    with np.load(kept) as arrays:
+        good = dict(arrays)
     for save, wrong in [(np.savez, wrong) for wrong in WRONG_ARRAYS] + [(np.savez_compressed, {})]:
         save(kept, **good | wrong)
         index, listed, reports = opened(root)
@@ -341,8 +342,3 @@ def test_what_is_neither_is_refused_in_one_sentence(tmp_path, root, cache):
     for _ in range(2):  # listed, and kept
         refused(open_index, root, MS1MV3, min_identities=5, cache=cache, match="images of 4 identities, but at least 5")
         open_index(root, MS1MV3, cache=cache)
-
-
-def test_nothing_is_loaded_where_nothing_was_kept(root):
-    state = index_cache.folder_state(str(root), MS1MV3)
-    assert load_index(root / "none.npz", str(root), state, Reports()) is None

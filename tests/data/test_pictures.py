@@ -50,15 +50,6 @@ def assert_refused(path, reason):
     assert message.endswith("replace it or leave it out.")
 
 
-def test_a_palette_picture_has_the_colours_of_its_palette(tmp_path):
-    indices = np.random.RandomState(0).randint(0, 256, SIZE, dtype=np.uint8)
-    palette = np.random.RandomState(1).randint(0, 256, (256, 3), dtype=np.uint8)
-    picture = Image.fromarray(indices)
-    picture.putpalette(palette.tobytes())
-    assert picture.mode == "P"
-    assert np.array_equal(pixels_of(decode_face(write(tmp_path, saved(picture, "PNG")))), palette[indices])
-
-
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_what_is_transparent_is_laid_on_black(tmp_path, kind):
     picture = noise("RGBA")
@@ -76,12 +67,6 @@ def test_one_transparent_colour_of_a_palette_or_of_rgb_is_black(tmp_path):
     assert not decode_face(write(tmp_path, saved(colour.quantize(4), "PNG", transparency=0))).any()
     grey = Image.new("L", SIZE, 200)
     assert not decode_face(write(tmp_path, saved(grey, "PNG", transparency=200))).any()
-
-
-def test_inks_become_colours(tmp_path):
-    for inks, expected in (((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0), ((255, 255, 255, 0), 0)):
-        face = decode_face(write(tmp_path, saved(Image.new("CMYK", SIZE, inks), "JPEG", quality=95)))
-        assert (face.int() - expected).abs().max() <= 2
 
 
 def test_grey_with_16_bits_is_refused_and_colours_with_16_bits_keep_their_upper_8(tmp_path):

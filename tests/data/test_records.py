@@ -5,7 +5,7 @@ import io
 import os
 import pickle
 import struct
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -217,25 +217,14 @@ def test_labels_that_are_no_identity_are_refused_with_their_key(tmp_path, label)
 
 
 def test_an_index_travels_to_other_processes_and_threads_without_a_file_position(tmp_path, folder):
-    path = tmp_path / "train.rec"
-    pack_folder(folder, path)
-    index = index_record_file(path)
+    pack_folder(folder, tmp_path / "train.rec")
+    index = index_record_file(tmp_path / "train.rec")
     assert index.read(0) == PICTURES[0]  # the file is open now
     copy = pickle.loads(pickle.dumps(index))
     assert [copy.read(i) for i in range(NUM_FACES)] == PICTURES
-    wrong = []
-
-    def read_all(seed):
-        for i in np.random.RandomState(seed).permutation(NUM_FACES).tolist() * 20:
-            if index.read(i) != PICTURES[i]:
-                wrong.append(i)
-
-    threads = [threading.Thread(target=read_all, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    rows = np.random.RandomState(0).permutation(np.repeat(np.arange(NUM_FACES), 40)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(index.read, rows)) == [PICTURES[i] for i in rows]
 
 
 def test_loaders_give_the_same_batches_from_records_as_from_folders(tmp_path, folder, workers=2):

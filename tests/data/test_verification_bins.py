@@ -272,15 +272,10 @@ def one_array_many_times():
 
 
 BOMBS = {
-    "encoded": big_text_encoded_often,
-    "lists": lists_of_lists,
-    "itself": lambda: b"(]q\x00(h\x00h\x00e]\x88at.",
-    "one": one_picture_many_times,
-    "arrays": one_array_many_times,
-    "deep": lambda: b"]" + b"\x85" * 49_000 + b".",
-    "marks": lambda: b"(" * 50_001,
-    "kept far": lambda: b"]r\xff\xff\xff\x7f.",
-}
+    "encoded": big_text_encoded_often, "lists": lists_of_lists, "itself": lambda: b"(]q\x00(h\x00h\x00e]\x88at.",
+    "one": one_picture_many_times, "arrays": one_array_many_times, "deep": lambda: b"]" + b"\x85" * 49_000 + b".",
+    "marks": lambda: b"(" * 50_001, "kept far": lambda: b"]r\xff\xff\xff\x7f.",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BOMBS)

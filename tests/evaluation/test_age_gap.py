@@ -6,7 +6,7 @@ import reference
 from refusals import refused
 from sklearn.metrics import roc_auc_score
 
-from evaluation import age_gap, arrays
+from evaluation import arrays
 from evaluation.age_gap import (
     by_age_gap,
     by_younger_age,
@@ -231,11 +231,6 @@ def test_pairs_without_an_age_are_counted_and_left_out():
     assert table["bins"] == pairs_by_age_gap(scores[50:], genuine[50:], first[50:], second[50:])["bins"]
     nothing = pairs_by_younger_age(scores, genuine, np.full(400, -1), second)
     assert nothing["num_pairs_without_age"] == 400 and nothing["bins"]["all"]["reason"]
-
-
-def test_bins_are_named_by_their_years():
-    assert age_gap.bin_names(age_gap.GAP_LOWER_EDGES) == tuple(GAPS)
-    assert age_gap.bin_names(age_gap.YOUNGER_LOWER_EDGES) == tuple(YOUNGER)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [

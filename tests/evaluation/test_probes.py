@@ -270,10 +270,8 @@ def test_club_finds_what_is_shared_and_little_beside_other_people():
 
 
 ROWS, AGES, IDENTITIES = (
-    np.random.default_rng(0).normal(size=(6, 3)),
-    np.array([5, 20, 40, 6, 21, 41]),
-    [0, 0, 1, 1, 2, 2],
-)
+    np.random.default_rng(0).normal(size=(6, 3)), np.array([5, 20, 40, 6, 21, 41]), [0, 0, 1, 1, 2, 2],
+)  # fmt: skip
 ERRORS = {
     "two people": (probes.age_probe, (ROWS, AGES, [0, 0, 0, 1, 1, 1]), "2 people with an age"),
     "no ages": (probes.age_probe, (ROWS, AGES * 0 - 1, IDENTITIES), "0 people with an age"),

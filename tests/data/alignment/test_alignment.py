@@ -133,17 +133,13 @@ def test_a_pattern_finer_than_the_face_shows_no_moire(scale):
 
 SMILE = TEMPLATE + [[0, 0], [0, 0], [0, 0], [-12, 0], [12, 0]]  # a mouth wider than the eyes are apart
 MISREAD = {
-    "eyes swapped": TEMPLATE[[1, 0, 2, 3, 4]],
-    "eyes swapped above a smile": SMILE[[1, 0, 2, 3, 4]],
+    "eyes swapped": TEMPLATE[[1, 0, 2, 3, 4]], "eyes swapped above a smile": SMILE[[1, 0, 2, 3, 4]],
     "mouth corners swapped": TEMPLATE[[0, 1, 2, 4, 3]],
     "left and right as the person has them": TEMPLATE[[1, 0, 2, 4, 3]],
-    "eyes and mouth swapped": TEMPLATE[[3, 4, 2, 0, 1]],
-    "y before x": TEMPLATE[:, ::-1],
-    "y upwards": TEMPLATE * (1, -1) + (0, 112),
-    "nose first": TEMPLATE[[2, 0, 1, 3, 4]],
-    "nose last": TEMPLATE[[0, 1, 3, 4, 2]],
-    "mirrored": TEMPLATE * (-1, 1) + (112, 0),
-}
+    "eyes and mouth swapped": TEMPLATE[[3, 4, 2, 0, 1]], "y before x": TEMPLATE[:, ::-1],
+    "y upwards": TEMPLATE * (1, -1) + (0, 112), "nose first": TEMPLATE[[2, 0, 1, 3, 4]],
+    "nose last": TEMPLATE[[0, 1, 3, 4, 2]], "mirrored": TEMPLATE * (-1, 1) + (112, 0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MISREAD)
@@ -166,14 +162,11 @@ def test_no_face_that_is_merely_turned_is_refused():
 
 
 @pytest.mark.parametrize("points, words", [
-    (np.full((5, 2), 40.0), "within a pixel"),
-    (TEMPLATE / 1000, "within a pixel"),
-    (np.outer(np.arange(5.0), [3, 4]) + 10, "on one line"),
-    (TEMPLATE * (1, 0.0001), "on one line"),
+    (np.full((5, 2), 40.0), "within a pixel"), (TEMPLATE / 1000, "within a pixel"),
+    (np.outer(np.arange(5.0), [3, 4]) + 10, "on one line"), (TEMPLATE * (1, 0.0001), "on one line"),
     (np.where(np.arange(10).reshape(5, 2) == 3, np.nan, TEMPLATE), "two finite numbers"),
     (np.where(np.arange(10).reshape(5, 2) == 3, np.inf, TEMPLATE), "two finite numbers"),
-    (TEMPLATE[:4], r"not an array \(4, 2\)"),
-    (TEMPLATE.ravel(), r"not an array \(10,\)"),
+    (TEMPLATE[:4], r"not an array \(4, 2\)"), (TEMPLATE.ravel(), r"not an array \(10,\)"),
 ])  # fmt: skip
 def test_points_that_are_no_face_are_refused(points, words):
     refused(similarity, points, match=words)

@@ -54,21 +54,16 @@ GOOD = pts_text(np.ones((68, 2)))
 
 
 @pytest.mark.parametrize("text, words", [
-    (pts_text(np.ones((67, 2))), "ends after 67 points"),
-    (pts_text(np.ones((69, 2))), "line 72, reads '1 1'"),
-    (GOOD.replace("}", ""), "ends after 68 points"),
-    (GOOD + "1 1\n", "line 73, reads '1 1'"),
+    (pts_text(np.ones((67, 2))), "ends after 67 points"), (pts_text(np.ones((69, 2))), "line 72, reads '1 1'"),
+    (GOOD.replace("}", ""), "ends after 68 points"), (GOOD + "1 1\n", "line 73, reads '1 1'"),
     (GOOD.replace("68", "5"), "line 2, reads 'n_points: 5'"),
     (GOOD.replace("1 1\n", "1 1 1\n", 1), "line 4, reads '1 1 1'"),
     (GOOD.replace("1 1\n", "1\n", 1), "line 4, reads '1'"),
     (GOOD.replace("1 1\n", "1 nan\n", 1), "line 4, reads '1 nan'"),
-    (GOOD.replace("1 1\n", "1 1e9\n", 1), "line 4"),
-    (GOOD.replace("1 1\n", "1_0 1\n", 1), "line 4"),
+    (GOOD.replace("1 1\n", "1 1e9\n", 1), "line 4"), (GOOD.replace("1 1\n", "1_0 1\n", 1), "line 4"),
     (GOOD.replace("1 1\n", "\u0661 1\n", 1), "line 4"),
     (GOOD.replace("1 1\n", "a \x1b[31m\n", 1), r"line 4, reads 'a \x1b[31m'"),
-    ("", "ends after 0 points"),
-    ("68\n", "line 1, reads '68'"),
-    (b"\xff\xd8\xff\xe0" * 30, "line 1"),
+    ("", "ends after 0 points"), ("68\n", "line 1, reads '68'"), (b"\xff\xd8\xff\xe0" * 30, "line 1"),
 ])  # fmt: skip
 def test_a_file_that_is_no_68_points_is_refused_with_its_line(tmp_path, text, words):
     path = write(tmp_path, text, "001a02.pts")
@@ -150,8 +145,7 @@ HEADER = ",".join(COLUMNS)
 @pytest.mark.parametrize("name, text, words", [
     ("a.csv", "a.jpg," + ROW, "line 1, has the column 'path' 0 times"),
     ("a.csv", HEADER.replace("x3", "x2"), "the column 'x2' 2 times"),
-    ("a.csv", HEADER, "holds points of no picture"),
-    ("a.csv", "", "is empty: get it again"),
+    ("a.csv", HEADER, "holds points of no picture"), ("a.csv", "", "is empty: get it again"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW}\nb.jpg,1,2,3\n", "line 3, reads 'b.jpg,1,2,3'"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW.replace('71', 'x')}\n", "line 2"),
     ("a.csv", f"{HEADER}\na.jpg,{ROW.replace('71', '')}\n", "line 2"),
@@ -159,8 +153,7 @@ HEADER = ",".join(COLUMNS)
     ("a.csv", f"{HEADER}\na.jpg,{ROW}\n./a.jpg,{ROW}\n", "line 3, has points for 'a.jpg' again"),
     ("a.csv", f'{HEADER}\n"a.jpg,{ROW}\n', "line 2, reads"),
     ("a.csv", f"{HEADER}\n{'a' * 20000},{ROW}\n", "line 2, has more than 10,000 characters"),
-    ("a.json", "[]", "JSON of another kind"),
-    ("a.json", '{"a": 1', "line 1, is no JSON"),
+    ("a.json", "[]", "JSON of another kind"), ("a.json", '{"a": 1', "line 1, is no JSON"),
     ("a.json", '{\n"a": [[1,2],[3,4],[5,6],[7,8]]}', "picture 'a': {"),
     ("a.json", '{"a": [[1,2],[3,4],[5,6],[7,8],[9]]}', "no ten numbers"),
     ("a.json", '{"a": [[1,2],[3,4],[5,6],[7,8],[9,NaN]]}', "no ten numbers"),
@@ -170,8 +163,7 @@ HEADER = ",".join(COLUMNS)
     ("a.json", '{"a": [[1,2],[3,4],[5,6],[7,8],[9,' + "9" * 9000 + "]]}", "a.json"),
     ("a.json", "[" * 100_000, "cannot be read"),
     ("a.json", '{"a": %s, "a": %s}' % (2 * (json.dumps(POINTS.tolist()),)), "points for 'a' again"),
-    ("a.json", b"\x80\x04", "is no JSON"),
-    ("a.lst", "0 a.jpg 1\n", "line 1, reads '0 a.jpg 1'"),
+    ("a.json", b"\x80\x04", "is no JSON"), ("a.lst", "0 a.jpg 1\n", "line 1, reads '0 a.jpg 1'"),
     ("a.lst", "1\ta.jpg\t1\n", "holds points of no picture"),
     ("a.lst", "0\ta.jpg\t1" + "\t5" * 9 + "\tx\n", "line 1"),
     ("a.npy", "a.jpg", "no extension of .csv, .json, .lst, .txt"),

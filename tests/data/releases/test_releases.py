@@ -124,19 +124,6 @@ def test_pictures_that_cannot_be_used_stop_the_work_and_are_listed(fgnet, tmp_pa
     assert "it is not an image" in written.left_out_path.read_text()
 
 
-def test_an_unreadable_picture_stops_the_work_and_its_repair_goes_on_from_there(fgnet, tmp_path):
-    broken = fgnet / "FGNET" / "Images" / "001A43a.JPG"
-    good = broken.read_bytes()
-    broken.write_bytes(good[:200])
-    refused(lambda: write_plan(plan_fgnet(fgnet), tmp_path / "out"), "1 pictures", "001A43a.JPG")
-    assert not (tmp_path / "out" / "ID_processed_FGNET").exists()
-    broken.write_bytes(good)
-    written = write_plan(plan_fgnet(fgnet), tmp_path / "out")
-    assert (written.num_kept, written.counts) == (5, {"ID_processed_FGNET": (6, 3)})
-    assert names_in(tmp_path / "out") == [f"ID_processed_FGNET/{name}" for name in FGNET_RESULT] + [
-        "ID_processed_FGNET_alignment.png"]  # fmt: skip
-
-
 @pytest.mark.parametrize("landmarks", ["the same", "others"])
 def test_interrupted_work_leaves_nothing_under_the_folders_name_and_goes_on_where_it_was(
     fgnet, tmp_path, interrupt, landmarks
@@ -325,10 +312,8 @@ def test_ages_of_the_table_count_instead_of_those_in_the_names(morph2, tmp_path)
 
 @pytest.mark.parametrize("text, words", [
     ("a,b\n1,2\n", "line 1, has the column 'photo' 0 times"),
-    ("photo,age\n", "holds no pictures"),
-    ("photo,age\nx.JPG,-1\n", "line 2, reads 'x.JPG,-1'"),
-    ("photo,age\nx.JPG,121\n", "line 2"),
-    ("photo,age\nx.JPG\n", "line 2"),
+    ("photo,age\n", "holds no pictures"), ("photo,age\nx.JPG,-1\n", "line 2, reads 'x.JPG,-1'"),
+    ("photo,age\nx.JPG,121\n", "line 2"), ("photo,age\nx.JPG\n", "line 2"),
     ("photo,age\nx.JPG,5\nb/x.jpg,6\n", "line 3, gives 'x.jpg' the age 6, and a line before 5"),
 ])  # fmt: skip
 def test_a_table_of_ages_that_is_wrong_is_refused_with_its_line(tmp_path, text, words):
