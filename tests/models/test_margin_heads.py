@@ -220,16 +220,3 @@ def test_the_published_heads_have_no_further_tensors_and_adaface_keeps_its_stati
 def test_a_combined_margin_out_of_range_is_a_users_mistake(margin):
     with pytest.raises(UserError, match="give three numbers"):
         MARGINS["combined"](3, margin=margin)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--margin", "combined", "--margin-value", 0.3), "--margin-value does nothing with --margin combined"),
-        (("--margin-values", 1, 0.3, 0.2), "--margin-values does nothing with --margin cosface"),
-        (("--margin", "combined", "--margin-values", 0.5, 0, 0), "give three numbers"),
-    ],
-)
-def test_a_margin_that_does_nothing_is_refused(train_identity, tmp_path, flags, words):
-    outcome = train_identity(tmp_path / "run", *flags)
-    assert outcome.status == 2 and words in outcome.err

@@ -245,19 +245,6 @@ def test_a_start_from_weights_takes_the_own_rows_of_the_whole(train_identity, tm
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--class-sampling-rate", 0.5), "--class-sampling-rate does nothing without --sharded-classes"),
-        (("--sharded-classes", "--class-sampling-rate", 0), "--class-sampling-rate 0.0 is out of range"),
-        (("--stage", "age", "--sharded-classes"), "--sharded-classes do nothing with --stage age"),
-    ],
-)
-def test_flags_that_do_nothing_are_refused(train_identity, tmp_path, flags, words):
-    outcome = train_identity(tmp_path / "run", *flags)
-    assert outcome.status == 2 and words in outcome.err
-
-
 # ------------------------------------------------------------------------------------------------------ shard files
 
 
