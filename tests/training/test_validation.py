@@ -243,6 +243,7 @@ def test_an_unknown_figure_is_refused_before_training_with_those_that_there_are(
     outcome = validated(tmp_path / "run", "--best-metric", "fgnet_rank_1", on=("fgnet", "calfw"))
     assert outcome.status == 2 and "face_recognition_loss" in outcome.err
     assert "fgnet_rank1_percent, fgnet_cmc_percent_1, fgnet_cmc_percent_10, calfw_accuracy_percent" in outcome.err
+    assert "images_per_second" not in outcome.err  # 4b: it says nothing about the weights
     assert not (tmp_path / "run").exists()
 
 
