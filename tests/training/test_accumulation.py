@@ -232,8 +232,5 @@ def test_a_loss_scale_changes_nothing_but_where_it_overflows_the_whole_step_is_l
 def test_parts_that_are_not_equal_or_too_small_are_one_sentence(batch_size, parts, processes):
     with pytest.raises(UserError, match=f"--accumulation {parts} can't cut the {12 // processes} images"):
         check_accumulation(batch_size, parts, DistInfo(0, processes, CPU))
-
-
-def test_parts_that_fit_pass():
-    for batch_size, parts, processes in ((12, 1, 1), (12, 6, 1), (12, 3, 2), (2, 1, 2)):
-        check_accumulation(batch_size, parts, DistInfo(0, processes, CPU))
+    for parts, processes in ((1, 1), (6, 1), (3, 2)):
+        check_accumulation(12, parts, DistInfo(0, processes, CPU))
