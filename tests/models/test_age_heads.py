@@ -78,11 +78,7 @@ def test_losses_are_those_of_a_plain_loop_and_the_total_their_weighted_sum(logit
     losses = year_losses(logits, torch.tensor(ages), MEAN_LOSS_WEIGHT, VARIANCE_LOSS_WEIGHT)
     assert [value.item() for value in losses[1:]] == pytest.approx(plain, rel=1e-12)
     assert losses.total.item() == pytest.approx(plain[0] + 0.2 * plain[1] + 0.05 * plain[2], rel=1e-12)
-
-
-def test_without_weights_the_loss_is_cross_entropy_alone(logits):
-    losses = year_losses(logits, torch.tensor([1, 2, 3, 4, 5, 6]))
-    assert losses.total.item() == losses.cross_entropy.item() > 0
+    assert year_losses(logits, torch.tensor(ages)).total.item() == losses.cross_entropy.item()  # without weights
 
 
 def test_ages_above_100_count_as_100_and_unknown_ages_are_refused(logits):
@@ -93,13 +89,6 @@ def test_ages_above_100_count_as_100_and_unknown_ages_are_refused(logits):
     ]
     with pytest.raises(IndexError):
         year_losses(logits, torch.tensor([-1, 1, 1, 1, 1, 1]))
-
-
-def test_gradients_of_the_total_are_those_of_small_differences(logits):
-    ages = torch.tensor([3])
-    assert torch.autograd.gradcheck(
-        lambda x: year_losses(x, ages, 0.2, 0.05).total, logits[:1].clone().requires_grad_(), rtol=1e-4
-    )
 
 
 def test_half_precision_logits_give_float32_ages_close_to_exact_ones(logits):

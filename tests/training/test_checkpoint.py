@@ -1,6 +1,5 @@
 """training/checkpoint.py: never half a file, the newest are kept, nothing but tensors and plain values is read."""
 
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -60,9 +59,9 @@ def test_a_checkpoint_comes_back_as_it_was_saved_with_its_step(tmp_path):
 # ----------------------------------------------------------------------------------------------- which are kept
 
 
-@pytest.mark.parametrize("keep", [1, 2, 10])
+@pytest.mark.parametrize("keep", [1, 3, 10])
 def test_the_newest_are_kept(tmp_path, keep):
-    steps = (2, 9, 10, 11, 100)
+    steps = (2, 9, 10, 11, 99_999_999, 100_000_000)  # more than eight digits are newer
     for step in steps:
         save_checkpoint(tmp_path, step, content(step), keep)
     expected = [f"step_{step:08d}.pth" for step in steps[-keep:]]
@@ -70,23 +69,13 @@ def test_the_newest_are_kept(tmp_path, keep):
     assert names(tmp_path) == with_checksums(expected)
 
 
-def test_steps_of_more_than_eight_digits_are_newer(tmp_path):
-    for step in (99_999_998, 99_999_999, 100_000_000):
-        save_checkpoint(tmp_path, step, content(), keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_99999999.pth", "step_100000000.pth"]
-
-
 def test_other_files_in_the_folder_are_neither_listed_nor_removed(tmp_path):
     others = ["iefp.pth", "step_1.pth", "step_00000001.pth.old", "my_step_00000001.pth"]
     for name in others:
         (tmp_path / name).write_text("")
     path = save_checkpoint(tmp_path, 5, content(), keep=1)
-    assert list_checkpoints(tmp_path) == [path]
+    assert list_checkpoints(tmp_path) == [path] and list_checkpoints(tmp_path / "nowhere") == []
     assert names(tmp_path) == sorted([*others, *with_checksums([path.name])])
-
-
-def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
-    assert list_checkpoints(tmp_path / "nowhere") == []
 
 
 # ------------------------------------------------------------------------------------------------- half a file
@@ -108,18 +97,10 @@ def test_saving_that_fails_midway_leaves_the_old_file_and_no_half_one(tmp_path, 
     for target in (path, tmp_path / "another.pth"):
         with pytest.raises(type(error)):
             save_atomically({"new": torch.zeros(3)}, target)
+    with pytest.raises(type(error)):
+        save_checkpoint(tmp_path, 3, content(3), keep=1)
     assert names(tmp_path) == ["iefp.pth"]
     assert torch.equal(torch.load(path, weights_only=True)["old"], torch.ones(3))
-
-
-def test_a_checkpoint_that_fails_to_save_costs_no_earlier_one(tmp_path, monkeypatch):
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, content(step), keep=2)
-    monkeypatch.setattr(torch, "save", write_half_then(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path, 3, content(3), keep=1)
-    assert [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)] == [1, 2]
-    assert len(names(tmp_path)) == 4
 
 
 def test_the_old_file_stands_until_the_new_one_is_whole_and_on_disk(tmp_path, monkeypatch):
@@ -163,12 +144,6 @@ def test_no_checkpoint_is_a_new_run_and_only_bad_ones_are_an_error(tmp_path):
         load_newest(tmp_path, lambda report: None)
 
 
-def test_the_checksum_is_the_one_that_sha256sum_reads(tmp_path):
-    path = save_checkpoint(tmp_path, 1, content(), keep=1)
-    digest, name = checksum_path(path).read_text().split()
-    assert name == path.name and digest == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_the_best_outlives_its_step_and_gives_way_to_a_better_one(tmp_path, monkeypatch, links):
     if not links:
@@ -181,25 +156,6 @@ def test_the_best_outlives_its_step_and_gives_way_to_a_better_one(tmp_path, monk
     assert names(tmp_path) == with_checksums(["best.pth", "step_00000004.pth"])
     assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
     assert len((tmp_path / "best.pth.sha256").read_text().splitlines()) == 1
-
-
-def test_a_best_checkpoint_that_is_damaged_or_half_replaced(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, 1, content(1), keep=1, is_best=True)
-
-    def power_cut(*paths: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "link", power_cut)
-        save_checkpoint(tmp_path, 2, content(2), keep=1, is_best=True)
-    assert load_checkpoint(tmp_path / "best.pth")["step"] == 1
-    save_checkpoint(tmp_path, 3, content(3), keep=1, is_best=True)
-    assert load_checkpoint(tmp_path / "best.pth")["step"] == 3
-    damaged = bytearray((tmp_path / "best.pth").read_bytes())
-    damaged[len(damaged) // 2] ^= 255
-    (tmp_path / "best.pth").write_bytes(damaged)
-    with pytest.raises(UserError, match=r"best\.pth is damaged"):
-        load_checkpoint(tmp_path / "best.pth")
 
 
 # ----------------------------------------------------------------------------------------------- what is refused
@@ -215,41 +171,27 @@ class Code:
         return os.mkdir, (self.path,)
 
 
-def write_bad_file(path: Path, what: str) -> None:
-    """Writes a file that is no checkpoint; one with code would make the folder `executed` beside it."""
-    code = Code(path.with_name("executed"))
-    good = {"format": FORMAT, "step": 3}
-    if what == "truncated":
-        torch.save(good | content(), path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif what == "empty":
-        path.write_bytes(b"")
-    elif what == "text":
-        path.write_text("hello, this is no checkpoint.\n" * 20)
-    elif what == "code":
-        torch.save(good | {"model": code}, path)
-    elif what == "code in a bare pickle":
-        path.write_bytes(pickle.dumps(good | {"model": code}, protocol=2))
-    elif what == "another format":
-        torch.save(good | {"format": FORMAT + 1}, path)
-    elif what == "no format":
-        torch.save({"weight": torch.zeros(3)}, path)
-    elif what == "no table":
-        torch.save(torch.zeros(3), path)
-    elif what == "a folder":
-        path.mkdir()
-    else:
-        assert what == "missing"
+GOOD = {"format": FORMAT, "step": 3}
+BAD_FILES = {
+    "truncated": lambda path: (torch.save(GOOD | content(), path), os.truncate(path, path.stat().st_size // 2)),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("hello, this is no checkpoint.\n" * 20),
+    "code": lambda path: torch.save(GOOD | {"model": Code(path.with_name("executed"))}, path),
+    "code in a bare pickle": lambda path: path.write_bytes(
+        pickle.dumps(GOOD | {"model": Code(path.with_name("executed"))}, protocol=2)
+    ),
+    "another format": lambda path: torch.save(GOOD | {"format": FORMAT + 1}, path),
+    "no format": lambda path: torch.save({"weight": torch.zeros(3)}, path),
+    "no table": lambda path: torch.save(torch.zeros(3), path),
+    "a folder": lambda path: path.mkdir(),
+    "missing": lambda path: None,
+}
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["truncated", "empty", "text", "code", "code in a bare pickle", "another format", "no format", "no table",
-     "a folder", "missing"],
-)  # fmt: skip
+@pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence_that_names_it(tmp_path, what):
     path = tmp_path / "step_00000003.pth"
-    write_bad_file(path, what)
+    BAD_FILES[what](path)
     if path.is_file():
         checksum_path(path).write_text(f"{sha256(path)}  {path.name}\n")
     with pytest.raises(UserError) as refused:
@@ -262,6 +204,6 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence_that_names_it(t
 
 
 def test_the_code_in_those_files_would_run_if_it_were_let(tmp_path):
-    write_bad_file(tmp_path / "step_00000003.pth", "code")
+    BAD_FILES["code"](tmp_path / "step_00000003.pth")
     torch.load(tmp_path / "step_00000003.pth", weights_only=False)
     assert (tmp_path / "executed").is_dir()

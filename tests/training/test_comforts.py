@@ -7,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from golden_weights import fill
-from processes import assert_equal_everywhere, in_processes
 from scripts import TINY, load_script
 from test_trackers import StandIn
 from test_train import read_log, same_weights
@@ -17,7 +15,6 @@ from models.iefp import IEFP
 from models.weights import describe_branches, iefp_file_tensors, load_for_embedding, load_what_fits
 from training import setup
 from training.checkpoint import load_newest, save_checkpoint
-from utils.distributed import DistInfo, average, init_distributed, leave, shutdown_distributed
 
 EVERYTHING = ("--epochs", 2, "--accumulation", 2, "--ema-decay", 0.5, "--schedule", "cosine", "--warmup-steps", 2,
               "--final-learning-rate", 0.001, "--backbone-learning-rate-factor", 0.5, "--profile", 3,
@@ -109,73 +106,6 @@ def test_without_them_a_checkpoint_and_a_run_folder_hold_what_they_held(plain_ru
                               "optimisers", "scaler", "validated"}  # fmt: skip
     assert {path.name for path in plain_run.iterdir()} == {
         "config.json", "log.jsonl", "tensorboard", "checkpoints", "iefp.json", "iefp.pth"}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--accumulation", 5), "--accumulation 5 can't cut the 6 images"),
-        (("--warmup-steps", 75), "--warmup-steps 75 leaves nothing of a run of 75 steps"),
-        (("--final-learning-rate", 0.001), "--final-learning-rate does nothing with --schedule steps"),
-        (("--ema-decay", 1), "--ema-decay 1.0 is out of range"),
-    ],
-)
-def test_what_can_not_be_done_is_one_sentence(train_identity, tmp_path, flags, words):
-    outcome = train_identity(tmp_path / "run", *flags)
-    assert outcome.status == 2 and words in outcome.err and len(outcome.err.strip().splitlines()) == 1
-
-
-# -------------------------------------------------------------------------------------------------- two processes
-
-
-def take_steps_as_one_of_two(path) -> None:
-    """Does so in a process of a group; the first one saves what came of it."""
-    process = init_distributed("cpu")
-    stage, reply = take_steps(process)
-    assert_equal_everywhere([*stage.model.parameters(), *stage.ema.modules["backbone_id"].parameters()])
-    if process.is_first:
-        torch.save(reply, path)
-    shutdown_distributed(process)
-    leave(0)
-
-
-def take_steps(process: DistInfo):
-    """Two steps of two parts each; gives the stage, and losses and tensors to compare."""
-    train = load_script("train")
-    config = train.TrainConfig(learning_rate=0.01, sync_batchnorm=True, accumulation=2, ema_decay=0.5)
-    stage = train.IdentityStage(config, fill(IEFP(TINY, 1, 5).double()), process)
-    stage.model.train()
-    # Two processes pass parts (0 1 | 4 5) and (2 3 | 6 7) together, which one process passes in this order.
-    rows = [[0, 1, 4, 5, 2, 3, 6, 7]] if process.world_size == 1 else [[0, 1, 2, 3], [4, 5, 6, 7]]
-    own = torch.tensor(rows[process.rank])
-    permutation = torch.tensor([1, 0, 3, 2] * 2 if process.world_size == 1 else [1, 0] * 2)
-    losses, exchanged, forward_backward = [], [], stage.forward_backward
-
-    def learn(*given):
-        exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", None))
-        return forward_backward(*given)
-
-    stage.forward_backward = learn
-    for step in range(2):
-        draw = torch.Generator().manual_seed(step)
-        images = torch.rand(8, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
-        identities, groups = (torch.randint(0, 5, (8,), generator=draw) for _ in range(2))
-        out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation))
-        stage.ema.update()
-        losses.append(average(torch.stack([value.double() for value in out.values()]), process))
-    averaged = {f"averaged.{key}": value for key, value in stage.ema.modules["backbone_id"].state_dict().items()}
-    return stage, {"losses": losses, "exchanged": exchanged, **stage.model.state_dict(), **averaged}
-
-
-def test_two_processes_that_accumulate_and_average_have_equal_parameters_those_of_one(tmp_path):
-    """To the bit between the two; in float64 to 1e-9 to the one, BatchNorm being over all processes."""
-    ended = in_processes(2, take_steps_as_one_of_two, tmp_path / "two.pth")
-    assert ended.statuses == [0, 0], ended.err
-    one, two = take_steps(DistInfo(0, 1, torch.device("cpu")))[1], torch.load(tmp_path / "two.pth", weights_only=True)
-    assert two.pop("exchanged") == [False, True] * 2  # gradients travel once a step
-    assert one.pop("exchanged") == [None] * 4 and one.keys() == two.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-9 if key == "losses" else 1e-11, msg=key)
 
 
 # -------------------------------------------------------------------------------------------- from other weights

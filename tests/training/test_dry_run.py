@@ -313,23 +313,13 @@ def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tin
     outcome = run_main("train", *flags)
     assert outcome.status == 0 and "head for years" in outcome.out, outcome.err
     assert "margin head" not in outcome.out and "frozen age branch" not in outcome.out
-    outcome = train_identity(tmp_path / "run", "--disentangle", "dal", "--epochs", 3, "--validate-every", 5,
+    more = ("--accumulation", 3, "--ema-decay", 0.9, "--sharded-classes", "--class-sampling-rate", 0.5)
+    outcome = train_identity(tmp_path / "run", *more, "--disentangle", "dal", "--epochs", 3, "--validate-every", 5,
                              "--validate-on", "fgnet", "--face-dataset", tiny_faces, "--dry-run")  # fmt: skip
     assert outcome.status == 0 and re.search(r"--disentangle-weight +None -> 0.1", outcome.out), outcome.err
     count = len(list((tiny_faces / "ID_processed_FGNET").glob("*/*.JPG")))
     assert f"validation on fgnet every 5 steps: {count} pictures" in outcome.out
     assert re.search(r"age features of both views +1 x +36.86 kB", outcome.out)
-
-
-def test_shards_with_a_sample_and_an_average_are_measured_too(train_identity, tmp_path):
-    more = ("--accumulation", 3, "--ema-decay", 0.9, "--sharded-classes", "--class-sampling-rate", 0.5)
-    outcome = train_identity(tmp_path, "--epochs", 1, *more, "--dry-run")
-    assert outcome.status == 0 and "two steps of 6 images on a process" in outcome.out, outcome.err
-
-
-def test_what_would_stop_the_run_stops_the_dry_run(train_identity, tmp_path):
-    outcome = train_identity(tmp_path / "run", "--batch-size", 1000, "--dry-run")
-    assert outcome.status == 2 and "--batch-size" in outcome.err and not (tmp_path / "run").exists()
 
 
 def dry_run_in_a_hurry(flags: list[str]) -> None:

@@ -10,7 +10,6 @@ from meta import UserError
 from models.iefp import IEFP
 from training.optim import load_optimiser, make_optimiser
 from training.schedules import check_schedule, learning_rate_at, set_learning_rate
-from utils.cli import check_needs
 from utils.distributed import DistInfo
 
 TrainConfig = load_script("train").TrainConfig
@@ -77,19 +76,6 @@ def test_a_schedule_that_can_not_be_followed_is_one_sentence(settings, words):
     with pytest.raises(UserError, match=words):
         check_schedule(TrainConfig(**settings), NUM_STEPS)
     check_schedule(TrainConfig(schedule="cosine", final_learning_rate=0.1, warmup_steps=NUM_STEPS - 1), NUM_STEPS)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"schedule": "cosine", "learning_rate_epochs": (3,)}, "--learning-rate-epochs does nothing with --schedule"),
-        ({"polynomial_power": 3.0}, "--polynomial-power does nothing with --schedule steps"),
-        ({"schedule": "constant", "final_learning_rate": 0.1}, "give --schedule cosine or polynomial"),
-    ],
-)
-def test_what_the_schedule_does_not_look_at_is_refused(settings, words):
-    with pytest.raises(UserError, match=words):
-        check_needs(TrainConfig(**settings))
 
 
 # --------------------------------------------------------------------------------------------- groups of parameters

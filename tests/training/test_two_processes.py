@@ -16,6 +16,25 @@ from utils.distributed import DistInfo, average, init_distributed, leave, shutdo
 STEPS, WHOLE_BATCH, IDENTITIES = 2, 8, 5
 LEAST_NORM = 0.5  # at which those runs clip
 ADAFACE_START = {"length_mean": 20.0, "length_deviation": 5.0}  # so that pictures differ in quality
+WAYS = {
+    "whole head": {"sync_batchnorm": True},
+    "a head in shares": {"sync_batchnorm": True, "sharded_classes": True},
+    "adaface": {"sync_batchnorm": True, "margin": "adaface"},
+    "parts and an average": {"sync_batchnorm": True, "accumulation": 2, "ema_decay": 0.5},
+    "statistics of its own": {},
+}
+
+
+def rows_of(process: DistInfo, num_parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A process's rows of the whole batch, and its permutation of each part.
+
+    One process takes part by part what two take together. CLUB's negatives are drawn within a process's part.
+    """
+    size = WHOLE_BATCH // 2 // num_parts  # of a part of one of two processes
+    ranks = [process.rank] if process.world_size == 2 else [0, 1]
+    rows = [torch.arange(size) + (rank * num_parts + part) * size for part in range(num_parts) for rank in ranks]
+    shifted = torch.cat([torch.arange(size).roll(1) + place * size for place in range(len(ranks))])
+    return torch.cat(rows), shifted.repeat(num_parts)
 
 
 def take_steps(process: DistInfo, **settings) -> dict:
@@ -25,9 +44,9 @@ def take_steps(process: DistInfo, **settings) -> dict:
     """
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, clip_norm=LEAST_NORM, **settings)
-    own = own_identities(IDENTITIES, process) if config.sharded_classes else None
+    held = own_identities(IDENTITIES, process) if config.sharded_classes else None
     of_head = {"margin": config.margin, "margin_value": None}
-    model = IEFP(TINY, 1, IDENTITIES, **of_head, own_identities=own)
+    model = IEFP(TINY, 1, IDENTITIES, **of_head, own_identities=held)
     whole = fill(IEFP(TINY, 1, IDENTITIES, **of_head)).state_dict()
     if config.sharded_classes:
         whole["margin_fc.weight"] = whole["margin_fc.weight"][model.margin_fc.own.start : model.margin_fc.own.stop]
@@ -37,33 +56,32 @@ def take_steps(process: DistInfo, **settings) -> dict:
             model.margin_fc.get_buffer(name).fill_(value)
     stage = train.IdentityStage(config, model.double(), process)
     stage.model.train()
-    share = WHOLE_BATCH // process.world_size
-    part = slice(process.rank * share, (process.rank + 1) * share)
-    # CLUB's negatives are drawn within a process's share, so the whole permutation is one of two halves.
-    permutation = torch.tensor([3, 0, 1, 2, 7, 4, 5, 6])[:share]
-    losses = []
+    own, permutation = rows_of(process, config.accumulation)
+    losses, exchanged, forward_backward = [], [], stage.forward_backward
+
+    def note(*given):
+        exchanged.append(getattr(stage.encoder, "require_backward_grad_sync", None))
+        return forward_backward(*given)
+
+    stage.forward_backward = note
     for step in range(STEPS):
         draw = torch.Generator().manual_seed(step)
         images = torch.rand(WHOLE_BATCH, 3, 112, 112, generator=draw, dtype=torch.float64) * 2 - 1
         identities = torch.randint(0, IDENTITIES, (WHOLE_BATCH,), generator=draw)
         groups = torch.randint(0, 8, (WHOLE_BATCH,), generator=draw)
-        out = stage.step(train.Batch(images[part], identities[part], groups[part], permutation=permutation, step=step))
+        out = stage.step(train.Batch(images[own], identities[own], groups[own], permutation=permutation, step=step))
+        if stage.ema is not None:
+            stage.ema.update()
         losses.append(average(torch.stack([value.double() for value in out.values()]), process))
-    if process.world_size > 1:
-        shared = (value for name, value in stage.model.named_parameters() if own is None or name != "margin_fc.weight")
-        assert_equal_everywhere(shared)
     state = dict(stage.model.state_dict())
-    if config.sharded_classes:
+    if stage.ema is not None:
+        state |= {f"averaged.{key}": value for key, value in stage.ema.modules["backbone_id"].state_dict().items()}
+    if process.world_size > 1:
+        assert_equal_everywhere(value for key, value in state.items()
+                                if "running" not in key and (held is None or key != "margin_fc.weight"))  # fmt: skip
+    if held is not None:
         state["margin_fc.weight"] = whole_weight(model.margin_fc.weight, IDENTITIES, process)
-    return {"losses": torch.stack(losses), "state": state}
-
-
-WAYS = {
-    "whole head": {"sync_batchnorm": True},
-    "a head in shares": {"sync_batchnorm": True, "sharded_classes": True},
-    "adaface": {"sync_batchnorm": True, "margin": "adaface"},
-    "statistics of its own": {},
-}
+    return {"losses": torch.stack(losses), "exchanged": exchanged, "state": state}
 
 
 def take_steps_as_one_of_two(path: Path) -> None:
@@ -90,24 +108,23 @@ def one() -> dict:
     return take_steps(DistInfo(0, 1, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("way", ["whole head", "a head in shares"])
+@pytest.mark.parametrize("way", ["whole head", "a head in shares", "adaface", "parts and an average"])
 def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two, way):
-    """Losses, gradient norms (clipping is at work), all weights and buffers, in float64 to 1e-9 relative."""
+    """Losses, gradient norms (clipping is at work), all weights and buffers, in float64 to 1e-9 relative.
+
+    7a: AdaFace's statistics, so its margins, go by the whole batch. With accumulation, gradients travel once a step.
+    """
+    if way in ("adaface", "parts and an average"):
+        one = take_steps(DistInfo(0, 1, torch.device("cpu")), **WAYS[way] | {"sync_batchnorm": False})
     assert (one["losses"][:, -1] > LEAST_NORM).all()
     torch.testing.assert_close(two[way]["losses"], one["losses"], rtol=1e-9, atol=1e-9)
     assert one["state"].keys() == two[way]["state"].keys()
     for key, value in one["state"].items():
         torch.testing.assert_close(two[way]["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
-
-
-def test_two_processes_with_adaface_train_as_one(two):
-    """7a: AdaFace's statistics, so its margins, go by the whole batch (shares of a head: test_sharded_margin.py)."""
-    one, reply = take_steps(DistInfo(0, 1, torch.device("cpu")), margin="adaface"), two["adaface"]
-    torch.testing.assert_close(reply["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    for name, start in ADAFACE_START.items():
-        value = one["state"][f"margin_fc.{name}"]
-        torch.testing.assert_close(reply["state"][f"margin_fc.{name}"], value, rtol=1e-9, atol=0)
-        assert value != start
+    if way == "adaface":
+        assert all(one["state"][f"margin_fc.{name}"] != start for name, start in ADAFACE_START.items())
+    if way == "parts and an average":
+        assert two[way]["exchanged"] == [False, True] * STEPS and one["exchanged"] == [None] * 2 * STEPS
 
 
 def test_without_it_each_process_has_statistics_of_its_own_share(one, two):
