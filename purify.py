@@ -26,7 +26,7 @@ from evaluation.erasure.pictures import AgedPictures, check_enough, choose, open
 from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, facts_path, open_source
 from evaluation.models_under_test import Extraction, in_step
 from meta import FILENAME_PATTERNS, UserError
-from models.erasure import BASES, KNOTS, Basis
+from models.erasure import BASES, CHILDHOOD_KNOTS, Basis
 from models.weights import check_weight_file
 from utils.cli import (
     Needs,
@@ -70,7 +70,7 @@ class PurifyConfig:
     basis: Literal[tuple(BASES)] = "spline"
     """Functions of the age that no linear reader finds afterwards. spline: linear between --knots; groups: the eight
     age groups; linear: the age alone."""
-    knots: tuple[float, ...] = bounded(KNOTS, low=0, high=120)
+    knots: tuple[float, ...] = bounded(CHILDHOOD_KNOTS, low=0, high=120)
     """Years between which the spline is linear."""
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""

@@ -16,7 +16,9 @@ import numpy as np
 from meta import AGE_GROUP_UPPER_EDGES, NUM_AGE_GROUPS, UserError
 
 SHRINKAGE = 1e-3  # of the covariance towards a multiple of the identity, see Sigma
-KNOTS = (0.0, 8.0, 16.0, 30.0, 50.0, 80.0)  # years
+KNOTS = (0.0, 8.0, 16.0, 30.0, 50.0, 80.0)  # years; of the known-good numbers
+# Denser where faces change fastest, which on real faces keeps children further apart (docs/PURIFY.md).
+CHILDHOOD_KNOTS = (0.0, 2.0, 4.0, 7.0, 11.0, 16.0, 25.0, 40.0, 60.0, 90.0)
 BLOCK = 4_096  # rows that become float64 at a time: 17 MB of 512 numbers
 MIN_SINGULAR = 1e-6  # of the largest: directions of C below are rounding
 MIN_SPREAD = 1e-12  # variance of a function of the age below which it is constant but for rounding
