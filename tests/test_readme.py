@@ -57,7 +57,8 @@ def test_every_command_in_the_readme_is_accepted(command, monkeypatch):
 
 def test_every_recipe_is_accepted():
     for recipe in (ROOT / "recipes").glob("*.args"):
-        name = "test" if recipe.stem.endswith("test") else "train"
+        name = recipe.stem.split("-")[-1]
+        name = name if name in ("test", "purify") else "train"
         parse_config(getattr(load_script(name), CONFIGS[name]), [f"@{recipe}"])
 
 

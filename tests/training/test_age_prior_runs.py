@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL
 from golden_weights import fill
 from processes import in_processes
-from scripts import load_script
+from scripts import TINY, load_script
 from test_train import same_weights
 
 from data.faces import index_identity_folders, index_names, with_ages
@@ -58,7 +58,7 @@ def test_a_run_resumes_to_the_bit_and_says_once_how_many_ages_are_unknown(train,
     content = torch.load(checkpoints[-1], weights_only=True)
     assert content["config"]["age_prior"] == 1 and set(content["optimisers"]) == {"identity"}
     with torch.device("meta"):  # the rows of the head stand in a file of their own
-        assert {*content["model"], "margin_fc.weight"} == set(IEFP("iresnet18_quarter", 1, 6).state_dict())
+        assert {*content["model"], "margin_fc.weight"} == set(IEFP(TINY, 1, 6).state_dict())
     for path in checkpoints[1:]:
         path.unlink()
     assert "1 steps done" in train(ages, "run", *flags).out and same_weights(whole, tmp_path / "run" / "iefp.pth")
@@ -87,8 +87,8 @@ def take_step(process: DistInfo, sharded: bool) -> dict[str, torch.Tensor]:
         sharded_classes=sharded, sync_batchnorm=True,
     )  # fmt: skip
     own = own_identities(IDENTITIES, process) if sharded else range(IDENTITIES)
-    model = IEFP("iresnet18_quarter", 1, IDENTITIES, critic="inter_prototype", own_identities=own)
-    whole = fill(IEFP("iresnet18_quarter", 1, IDENTITIES)).state_dict()
+    model = IEFP(TINY, 1, IDENTITIES, critic="inter_prototype", own_identities=own)
+    whole = fill(IEFP(TINY, 1, IDENTITIES)).state_dict()
     model.load_state_dict(whole | {"margin_fc.weight": whole["margin_fc.weight"][own.start : own.stop]})
     identities, ages = torch.arange(40) % IDENTITIES, torch.arange(40) * 7 % 60
     index = dataclasses.replace(index_names("made up", map(str, range(40))), identities=identities.numpy(),
