@@ -233,32 +233,23 @@ def test_a_loss_scale_of_shards_leaves_out_a_step_that_overflows():
 ON_GPU = ("--device", "cuda", "--epochs", 2)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_with_parts_profile_and_average(train_identity, tmp_path, precision):
-    outcome = train_identity(tmp_path / "run", *ON_GPU, "--precision", precision, "--accumulation", 2,
-                             "--ema-decay", 0.9, "--profile", 1, "--age-cache", "ahead", "--epochs", 3)  # fmt: skip
+@pytest.mark.parametrize(
+    ("precision", "more"), [("bf16", ()), ("fp16", ("--sharded-classes", "--class-sampling-rate", 0.5))]
+)
+def test_a_run_with_parts_profile_and_average(train_identity, tmp_path, precision, more):
+    outcome = train_identity(tmp_path / "run", *ON_GPU, "--precision", precision, "--accumulation", 2, "--ema-decay",
+                             0.9, "--profile", 1, "--age-cache", "ahead", "--epochs", 3, *more)  # fmt: skip
     assert outcome.status == 0, outcome.out + outcome.err
-    table = (tmp_path / "run" / "profile_operations.txt").read_text()
-    assert "CUDA time total" in table
+    assert "CUDA time total" in (tmp_path / "run" / "profile_operations.txt").read_text()
     events = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     losses = [event["face_recognition_loss"] for event in events if event["event"] == "train"]
     assert len(losses) == 9 and losses[-1] < losses[0]
 
 
-def test_sharded_identities_with_a_sample_train_on_a_gpu(train_identity, tmp_path):
-    outcome = train_identity(tmp_path / "run", *ON_GPU, "--sharded-classes", "--class-sampling-rate", 0.5)
-    assert outcome.status == 0, outcome.out + outcome.err
-
-
 def test_a_dry_run_tells_settings_and_memory_of_the_gpu(train_identity, tmp_path):
-    outcome = train_identity(tmp_path / "run", *ON_GPU, "--dry-run")
-    assert outcome.status == 0, outcome.out + outcome.err
-    assert "cuda:0 has " in outcome.out and re.search(r"--precision +auto -> bf16", outcome.out)
-
-
-def test_a_dry_run_measures_the_peak_of_a_step(train_identity, tmp_path):
     """Within a tenth of what the same run takes when it trains."""
     outcome = train_identity(tmp_path / "run", *ON_GPU, "--dry-run")
+    assert outcome.status == 0 and re.search(r"--precision +auto -> bf16", outcome.out), outcome.out + outcome.err
     shown = re.search(r"peak of tensors on the GPU: ([\d.]+) (MB|GB); cuda:0 has ", outcome.out)
     torch.cuda.reset_peak_memory_stats()
     assert train_identity(tmp_path / "run", *ON_GPU, "--epochs", 1).status == 0

@@ -22,7 +22,7 @@ def unit_tensor(rows):
     return torch.nn.functional.normalize(torch.from_numpy(rows))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_loop_over_probes_is_our_leave_one_out(seed):
     faces, identities, _ = made_up_faces(seed)
     theirs = published.leave_one_out(unit_tensor(faces), torch.from_numpy(identities))

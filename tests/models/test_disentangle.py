@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from models.disentangle.registry import CRITICS
 from models.iefp import IEFP
 from models.margin import CosFace
 from models.weights import load_estimator, load_identity_branch
+from training.age_feature_cache import why_no_age_cache
 from training.config import TrainConfig
 from utils.distributed import DistInfo
 
@@ -369,21 +371,18 @@ def test_a_method_that_goes_by_age_groups_asks_for_ages(run_main, tiny_faces, ag
     assert outcome.status == 2 and f"--disentangle {method} needs: give --ages" in outcome.err
 
 
-def test_a_run_begun_before_these_flags_goes_on(train_identity, tmp_path):
-    flags = ("--epochs", 1)
-    assert train_identity(tmp_path / "run", *flags).status == 0
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
+def test_a_run_begun_before_these_flags_goes_on(train_identity, plain_run, tmp_path):
+    run = shutil.copytree(plain_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
     for name in ("disentangle", "disentangle_weight", "club_steps", "mutual_information_warmup", "margin_values"):
         del config[name]
-    path.write_text(json.dumps(config))
-    assert train_identity(tmp_path / "run", *flags).status == 0
-    outcome = train_identity(tmp_path / "run", *flags, "--disentangle", "none")
+    (run / "config.json").write_text(json.dumps(config))
+    assert train_identity(run, "--epochs", 1).status == 0
+    outcome = train_identity(run, "--epochs", 1, "--disentangle", "none")
     assert outcome.status == 2 and "--disentangle iefp -> none" in outcome.err
 
 
 @pytest.mark.parametrize("method", ["none", "grl"])
-def test_no_age_features_are_kept_where_none_are_used(train_identity, tmp_path, method):
-    flags = ("--epochs", 3, "--disentangle", method, "--cache-folder", tmp_path / "cache")
-    outcome = train_identity(tmp_path / "run", *flags)
-    assert outcome.status == 0 and f"no age features are cached: --disentangle {method} uses none" in outcome.out
+def test_no_age_features_are_kept_where_none_are_used(method):
+    config = load_script("train").TrainConfig(disentangle=method)
+    assert why_no_age_cache(config) == f"no age features are cached: --disentangle {method} uses none"
