@@ -22,6 +22,11 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tests run in two processes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts training first: its tests take longest, and one that begins last keeps a process alone."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 SMALL = ("--backbone", TINY, "--batch-size", "6", "--workers", "0", "--learning-rate", "0.02",
          "--log-every", "1", "--device", "cpu")  # fmt: skip
 

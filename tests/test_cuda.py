@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from golden_weights import fill
 from scripts import ROOT, load_script
-from test_evaluation import only_model
 
 from models.iefp import IEFP
 from models.iresnet import IResNet
@@ -286,7 +285,8 @@ def test_benchmarks_are_the_same_on_both(run_main, tiny_faces, weights, tmp_path
         outcome = run_main("test", "--weights", weights, "--face-dataset", tiny_faces, "--device", device,
                            "--output", folder, "--workers", 0, "--no-analysis")  # fmt: skip
         assert outcome.status == 0, outcome.out + outcome.err
-        results = only_model(folder / "results.json")["results"]
+        (model,) = json.loads((folder / "results.json").read_text())["models"]
+        results = model["results"]
         fgnet, cacd_vs = results["fgnet"]["leave_one_out"], results["cacd_vs"]["verification"]
         reply.append([each[join]["rank1_percent" if each is fgnet else "accuracy_percent"]
                      for each in (fgnet, cacd_vs) for join in ("concatenate", "add")])  # fmt: skip

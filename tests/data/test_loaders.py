@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from refusals import refused
-from torchvision import transforms
 
 from data.faces import index_identity_folders
 from data.loaders import EpochSampler, batches, evaluation_loader, training_loader
@@ -41,6 +40,7 @@ def faces(tmp_path_factory):
 
 @pytest.mark.parametrize("size", [(112, 112), (256, 256), (90, 131), (40, 40)])
 def test_decoded_and_scaled_pixels_are_torchvisions(tmp_path, size):
+    transforms = pytest.importorskip("torchvision.transforms")
     picture(1, size).save(tmp_path / "face.jpg")
     cubic, halves = transforms.InterpolationMode.BICUBIC, (0.5, 0.5, 0.5)
     published = transforms.Compose([transforms.Resize((112, 112), interpolation=cubic), transforms.ToTensor(),
@@ -95,6 +95,7 @@ def test_network_input_has_the_type_and_layout_asked_for(dtype, channels_last):
 
 
 def test_hflip_is_torchvisions_of_the_images_that_are_named():
+    transforms = pytest.importorskip("torchvision.transforms")
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     assert torch.equal(hflip(images), transforms.functional.hflip(images)) and not torch.equal(hflip(images), images)
     flipped = hflip(images, torch.tensor([True, False, True]))

@@ -123,7 +123,7 @@ def flags_of(tiny_faces, weights, age_weights, tmp_path) -> dict[str, list]:
 @pytest.mark.parametrize(
     ("name", "number"),
     [("test", signal.SIGTERM), ("embed", signal.SIGINT), ("prepare check", signal.SIGINT),
-     ("prepare synthetic", signal.SIGINT), ("prepare synthetic", signal.SIGTERM)],
+     ("prepare synthetic", signal.SIGINT)],
 )  # fmt: skip
 def test_a_signal_to_the_group_ends_a_script_with_workers_without_tracebacks(flags_of, name, number):
     """10: Ctrl-C is one sentence and status 130; SIGTERM ends the script as it ends any program."""
