@@ -20,7 +20,7 @@ from training import checkpoint
 
 
 def kill_runs() -> None:
-    sys.argv = ["kill_and_resume.py", "--trials", "1"]
+    sys.argv = ["kill_and_resume.py", "--trials", "2"]
     sys.exit(importlib.import_module("kill_and_resume").main())
 
 
