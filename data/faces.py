@@ -150,16 +150,19 @@ class FaceIndex:
 
         A file that is missing counts as such: to read it is the error. With `rows` of these files alone.
         """
-        digest = hashlib.sha256(self.fingerprint().encode() if rows is None else b"")
-        shown = range(len(self)) if rows is None else rows
-        for i in progress(shown, len(shown), "sizes and times of pictures"):
-            if rows is not None:
-                digest.update(os.fsencode(self.name(i)) + b"\0")
-            try:
-                found = os.stat(self.path(i))
-                digest.update(struct.pack("<qq", found.st_size, found.st_mtime_ns))
-            except OSError:
-                digest.update(b"missing")
+        if rows is not None:
+            return self._state_of(np.asarray(rows))
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for i in progress(range(len(self)), len(self), "sizes and times of pictures"):
+            digest.update(_size_and_time(self.path(i)))
+        return digest.hexdigest()
+
+    def _state_of(self, rows: np.ndarray) -> str:
+        digest, root = hashlib.sha256(), os.fsencode(os.path.join(self.root, ""))
+        paths = memoryview(self.path_bytes)
+        for start, end in zip(self.path_offsets[rows].tolist(), self.path_offsets[rows + 1].tolist(), strict=True):
+            name = bytes(paths[start:end])
+            digest.update(name + b"\0" + _size_and_time(root + name))
         return digest.hexdigest()
 
     def of_identities(self, kept: Iterable[int]) -> "FaceIndex":
@@ -355,6 +358,15 @@ def _read_file(path: str, max_bytes: int) -> bytes:
         raise ValueError(f"it has {found.st_size:,} bytes, more than {max_bytes:,}")
     with open(path, "rb", buffering=0) as file:
         return file.read(max_bytes + 1)
+
+
+def _size_and_time(path: str | bytes) -> bytes:
+    """Both of a file, for a digest."""
+    try:
+        found = os.stat(path)
+        return struct.pack("<qq", found.st_size, found.st_mtime_ns)
+    except OSError:
+        return b"missing"
 
 
 def _visible_names(folder: str, folders: bool = False) -> list[str]:

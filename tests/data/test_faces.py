@@ -129,6 +129,20 @@ def test_the_state_changes_with_a_files_bytes_and_the_fingerprint_does_not(tmp_p
     assert index.fingerprint() == before[0] and index.state() != before[1]
 
 
+def test_the_state_of_some_pictures_changes_with_these_alone(tmp_path):
+    """Whatever else is in the folder by now, and wherever in the list they stand."""
+    (tmp_path / "001").mkdir()
+    for age in (2, 3, 4):
+        (tmp_path / "001" / f"001A0{age}.JPG").write_bytes(b"one")
+    index = index_identity_folders(tmp_path, FILENAME_PATTERNS["fgnet"])
+    first, others = index.state(rows=[0]), index.state(rows=np.array([1, 2]))
+    assert len({first, others, index.state(rows=[2, 1]), index.state(rows=[1]), index.state()}) == 5
+    (tmp_path / "001" / "001A02.JPG").unlink()
+    assert index.state(rows=[0]) != first and index.state(rows=[1, 2]) == others
+    later = index_identity_folders(tmp_path, FILENAME_PATTERNS["fgnet"])
+    assert later.state(rows=[0, 1]) == others
+
+
 def test_pictures_anywhere_below_a_folder_are_listed_sorted_and_hidden_ones_are_not(tmp_path):
     touch(tmp_path, "b/2.jpg", "b/c/1.PNG", "a.jpeg", "b/.3.jpg", ".hidden/4.jpg", "notes.txt", "x/y")
     index = index_pictures(tmp_path)
