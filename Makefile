@@ -39,7 +39,7 @@ demo: $(VENV)/installed | $(DEMO)/face_dataset
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
 
 fuzz: $(VENV)/installed-dev
 	$(RUN) tests/fuzz.py $(FUZZ)
