@@ -19,7 +19,7 @@ from utils.cli import parse_config, run_script
 # The same examples in every run: to look for new ones is what `make fuzz` is for.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
-torch.set_num_threads(1)  # the tests run in two processes
+torch.set_num_threads(1)  # the tests run in several processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

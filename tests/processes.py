@@ -1,7 +1,7 @@
 """One or two processes that know each other as torchrun's do, forked from a server that has imported torch.
 
 Each takes a second where torchrun takes five. That train.py works under torchrun itself is for
-tests/training/test_survival.py and test_signals.py.
+tests/training/test_survival.py.
 """
 
 import functools
