@@ -133,7 +133,7 @@ def test_without_it_each_process_has_statistics_of_its_own_share(one, two):
 
 def test_two_processes_report_what_one_reports(run_main, tiny_faces, weights, tmp_path):
     flags = ["--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu",
-             "--benchmarks", "fgnet"]  # fmt: skip
+             "--benchmarks", "fgnet", "--no-analysis"]  # fmt: skip
     of_two = [*flags, "--cache-folder", tmp_path / "cache"]
     outs = [run_program("test", 2, *of_two, "--output", tmp_path / "two").out]
     for folder, given in (("kept", of_two), ("one", flags)):  # one process takes what two kept, or embeds itself
