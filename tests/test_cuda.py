@@ -229,7 +229,7 @@ def test_a_loss_scale_of_shards_leaves_out_a_step_that_overflows():
 
 # -------------------------------------------------------------------------------------------------------- scripts
 
-ON_GPU = ("--device", "cuda", "--epochs", 2)
+ON_GPU = ("--device", "cuda", "--epochs", 2, "--backbone", "iresnet18_quarter")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def batchnorms(module: nn.Module) -> list[nn.Module]:
 
 @pytest.mark.parametrize(("backbone", "purification"), [("iresnet18", 2), ("iresnet50", 1)])
 def test_forward_passes_are_the_known_good_ones(backbone, purification):
-    """With scale 0 too, whose features are what goes into the unit."""
+    """With scales 0 and 1 too, from the features that go into the unit: these do not depend on it."""
     pixels = np.random.RandomState(0).uniform(-1, 1, (4, 3, 112, 112)).astype(np.float32)
     images, inner = torch.from_numpy(pixels).double(), []
     with torch.device("meta"):
@@ -76,6 +76,9 @@ def test_forward_passes_are_the_known_good_ones(backbone, purification):
         known_good(f"{backbone}/purification{purification}/", model, *outer)
         if backbone == "iresnet18":
             known_good("iresnet18/purification0/", model, *inner)
+            one = fill(IEFP(backbone, 1, 10).double()).eval()
+            outer = one.backbone_id.spu(inner[0]), one.backbone_ae.spu(inner[1])
+            known_good("iresnet18/purification1/", one, *outer)
 
 
 def known_good(prefix: str, model: IEFP, identity: torch.Tensor, age: torch.Tensor) -> None:
