@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.held_out import Features, features_of, recognition
+from benchmarks.held_out import FIGURES, Features, features_of, recognition
 from benchmarks.paired import tables
 from benchmarks.purification import FIRST_HELD_OUT
 from data.synthetic.people import SHOT_STREAM, random_stream, sample_shot
@@ -30,13 +30,6 @@ from meta import AGE_GROUP_MIDDLES
 from models.erasure import BASES, Erasure, ErasureFitter, spline
 from models.weights import load_for_embedding
 
-FIGURES = {
-    "rank1_percent": ("rank 1, %", 1),
-    "rank1_20_years_percent": ("rank 1, mates 20+ years away, %", 1),
-    "tar_percent": ("TAR at FAR 1e-3, %", 1),
-    "tar_31_years_percent": ("TAR, 31+ years apart, %", 1),
-    "age_r2": ("age probe, R2", 3),
-}
 AS_TRAINED = "as trained"
 FIRST_OTHER = FIRST_HELD_OUT + 10**6  # person: neither in training nor measured on
 DENSE_KNOTS = (0, 2, 4, 7, 11, 16, 25, 40, 60, 80)
@@ -248,7 +241,7 @@ def shots_of(num_pictures: int, seed: int, settings: dict) -> np.ndarray:
 def figures_of(features: Features) -> dict[str, float]:
     entry = recognition(features)
     probe = age_probe(features.original.astype(np.float32), features.ages, features.identities)
-    return {name: entry[name] for name in FIGURES if name in entry} | {"age_r2": probe["age_r2"]}
+    return {name: (entry | probe)[name] for name in FIGURES}
 
 
 def parse_flags() -> argparse.Namespace:

@@ -24,6 +24,16 @@ from utils.files import written_beside
 FAR = "tar_at_far_1e-3_random_impostors_percent"
 CLUB_BATCH = 128
 
+# What the tables show: key -> title, decimals. High is good in the first four, low in the two of the age probes.
+FIGURES = {
+    "rank1_percent": ("rank 1, %", 1),
+    "rank1_20_years_percent": ("rank 1, mates 20+ years away, %", 1),
+    "tar_percent": ("TAR at FAR 1e-3, %", 1),
+    "tar_31_years_percent": ("TAR, 31+ years apart, %", 1),
+    "age_r2": ("linear age probe, R2", 3),
+    "nonlinear_age_r2": ("non-linear age probe, R2", 3),
+}
+
 
 class Features(NamedTuple):
     """Of N pictures, in the order of their index, before L2 normalisation."""
@@ -79,6 +89,7 @@ def measure(features: Features, club_steps: int) -> dict:
         "age_balanced_accuracy_percent": leak["age_group_balanced_accuracy_percent"],
         "age_balanced_accuracy_permuted_percent": leak["permuted_age_group_balanced_accuracy_percent"],
         "age_r2": leak["age_r2"],
+        "nonlinear_age_r2": leak["nonlinear_age_r2"],
         **fresh_club(features.of_age, features.original, identities, club_steps),
         # The size of one number before L2 normalisation: the loss of recognition does not see it, CLUB's estimate does.
         "feature_deviation": float(features.original.std(axis=0).mean()),

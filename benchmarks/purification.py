@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.held_out import erased, features_of, fit_erasure, measure
+from benchmarks.held_out import FIGURES, erased, features_of, fit_erasure, measure
 from benchmarks.paired import tables
 from benchmarks.timing import machine
 from data.synthetic.sets import write_training_set
@@ -50,14 +50,9 @@ VARIANTS = {
 ERASED = "+erasure"  # follows the variant's name
 FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic.sets draws for training and benchmarks
 
-# What is printed: key -> title, decimals. High is good in the first four, low in the two of the age probe.
-FIGURES = {
-    "rank1_percent": ("rank 1, %", 1),
-    "rank1_20_years_percent": ("rank 1, mates 20+ years away, %", 1),
-    "tar_percent": ("TAR at FAR 1e-3, %", 1),
-    "tar_31_years_percent": ("TAR, 31+ years apart, %", 1),
+ALL_FIGURES = {
+    **FIGURES,
     "age_balanced_accuracy_percent": ("age probe, balanced, %", 1),
-    "age_r2": ("age probe, R2", 3),
     "club_nats": ("CLUB, nats", 1),
     "feature_deviation": ("deviation of a feature", 2),
     "steps_per_second": ("steps/s", 2),
@@ -138,7 +133,7 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
             raise SystemExit(f"{path} is of other flags than {variant!r}: give the variant another name.")
         for suffix, entry in kept["figures"].items():
             figures[name + suffix] = entry
-            print(f"seed {seed} {name}{suffix}: " + ", ".join(f"{key} {entry[key]:.4g}" for key in FIGURES
+            print(f"seed {seed} {name}{suffix}: " + ", ".join(f"{key} {entry[key]:.4g}" for key in ALL_FIGURES
                                                               if entry.get(key) is not None), flush=True)  # fmt: skip
     return figures
 
@@ -170,13 +165,12 @@ def plot(runs: dict, path: Path) -> None:
     """Each figure's paired difference to plain, a dot a seed, and the TAR over the years between two pictures."""
     from matplotlib.figure import Figure
 
-    shown = [figure for figure in FIGURES if figure != "steps_per_second"]
     others = [name for name in runs if name != PLAIN]
     figure = Figure(figsize=(12, 2.6 + 0.5 * max(4, len(others))), layout="constrained")
-    panels = figure.subplots(2, len(shown) // 2 + 1)
-    for axes, name in zip(panels.flat, shown, strict=False):
+    panels = figure.subplots(2, len(FIGURES) // 2 + 1)
+    for axes, name in zip(panels.flat, FIGURES, strict=False):
         plot_differences(axes, runs, others, name)
-    for unused in list(panels.flat)[len(shown) : -1]:
+    for unused in list(panels.flat)[len(FIGURES) : -1]:
         unused.axis("off")
     plot_gaps(panels.flat[-1], runs)
     for row in panels[:, 1:]:
@@ -250,8 +244,8 @@ def main() -> None:
     settings = check_settings(flags)
     by_seed = {seed: run_seed(flags, variants, seed) for seed in flags.seeds}
     runs = {name: {seed: by_seed[seed][name] for seed in flags.seeds} for name in by_seed[flags.seeds[0]]}
-    summary = summarise(runs, PLAIN, list(FIGURES))
-    print(tables(summary, FIGURES))
+    summary = summarise(runs, PLAIN, list(ALL_FIGURES))
+    print(tables(summary, ALL_FIGURES))
     if flags.plot and PLAIN in runs and len(runs) > 1:
         plot(runs, flags.plot)
     device = choose_device(flags.device)
