@@ -3,8 +3,8 @@
     python benchmarks/purification.py --output runs/years --years 12 --variants plain iefp prior --seeds 0 1 2 3
     python benchmarks/erasure_choices.py --runs runs/years --trained plain
 
-No network is trained: one is run on some further pictures and, for a purification unit, up to the unit. Figures are of
-people unseen in training, differences to the features as trained, paired by seed. The last line is JSON.
+No network is trained; with a purification unit, one is run up to the unit. Figures are of people unseen in training,
+differences to the features as trained, paired by seed. The last line is JSON.
 """
 
 import argparse
@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.held_out import FIGURES, Features, features_of, recognition
 from benchmarks.paired import tables
-from benchmarks.purification import FIRST_HELD_OUT
 from data.synthetic.people import SHOT_STREAM, random_stream, sample_shot
-from data.synthetic.sets import FIRST_PERSON, write_training_set
+from data.synthetic.sets import FIRST_PERSON
 from evaluation.groups.seeds import summarise
 from evaluation.probes import age_probe
 from meta import AGE_GROUP_MIDDLES
@@ -31,7 +30,6 @@ from models.erasure import BASES, Erasure, ErasureFitter, spline
 from models.weights import load_for_embedding
 
 AS_TRAINED = "as trained"
-FIRST_OTHER = FIRST_HELD_OUT + 10**6  # person: neither in training nor measured on
 DENSE_KNOTS = (0, 2, 4, 7, 11, 16, 25, 40, 60, 80)
 LIFE_STAGES = (18, 45)  # years
 
@@ -97,6 +95,8 @@ def places(run: Run):
     """What it is fitted on, and at which layer."""
     yield "fitted on one view", lambda: through(fit(run.train, views=1), run.held_out)
     yield "fitted on other people", lambda: through(fit(run.other), run.held_out)
+    both = Features(*(np.concatenate(pair) for pair in zip(run.train, run.other, strict=True)))
+    yield "fitted on training and other people", lambda: through(fit(both), run.held_out)
 
     def of_units() -> Features:
         train, held_out = (through(normalised, features) for features in (run.train, run.held_out))
@@ -129,9 +129,11 @@ def poor_ages(run: Run):
         noisy = np.clip(run.train.ages + noise, 0, None)
         yield f"ages wrong by {years} years", lambda ages=noisy: through(fit(run.train, ages), run.held_out)
     yield "ages by the age branch", lambda: through(fit(run.train, run.branch_ages), run.held_out)
-    for percent in (10, 1):
-        rows = run.draw.permutation(len(run.train.ages))[: len(run.train.ages) * percent // 100]
-        yield f"{percent} % of the pictures", lambda rows=rows: through(fit(sample(run.train, rows)), run.held_out)
+    for name, features in {"": run.train, " of other people": run.other}.items():
+        order = run.draw.permutation(len(features.ages))
+        for percent in (50, 25, 10, 1):
+            some = sample(features, order[: len(order) * percent // 100])
+            yield f"{percent} % of the pictures{name}", lambda some=some: through(fit(some), run.held_out)
 
 
 def fit_once(features: Features) -> Erasure:
@@ -191,13 +193,10 @@ def true_age_subtracted(run: Run) -> Features:
 # -------------------------------------------------------------------------------------------------------- the runs
 
 
-def open_run(folder: Path, trained: str, seed: int, settings: dict, num_other: int) -> Run:
+def open_run(folder: Path, trained: str, seed: int, settings: dict) -> Run:
     """The features of one seed's training; those that are missing are extracted and kept."""
     weights = folder / trained / "iefp.pth"
     cpu = torch.device("cpu")
-    if not (folder / "other").exists():
-        write_training_set(folder / "other", num_other, settings["pictures"], seed, first_person=FIRST_OTHER,
-                           nuisance=settings["nuisance"], progress=False)  # fmt: skip
     train, held_out, other = (
         features_of(weights, folder / part, cpu, weights.with_name(f"features_{part}.npz"))
         for part in ("train", "held_out", "other")
@@ -248,9 +247,6 @@ def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="--output of benchmarks/purification.py")
     parser.add_argument("--trained", default="plain", help="the variant whose features are used")
-    parser.add_argument(
-        "--other", type=int, default=100, help="further people to fit on, with the data's pictures each"
-    )
     return parser.parse_args()
 
 
@@ -264,7 +260,7 @@ def main() -> None:
         )
     runs: dict[str, dict[int, dict]] = {}
     for seed in sorted(int(folder.name.removeprefix("seed")) for folder in folders):
-        run = open_run(flags.runs / f"seed{seed}", flags.trained, seed, settings, flags.other)
+        run = open_run(flags.runs / f"seed{seed}", flags.trained, seed, settings)
         for name, purify in choices(run):
             runs.setdefault(name, {})[seed] = figures_of(purify())
         print(f"seed {seed} is done", flush=True)

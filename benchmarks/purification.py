@@ -5,8 +5,8 @@
     python benchmarks/purification.py --output runs/purification --add iefp-0.1="--mutual-information-weight 0.1"
 
 iefp is the published method, implicit and explicit are its halves; the others have no purification unit. Every variant
-is measured as it was trained and, as NAME+erasure, with age erased from its features (models/erasure.py), fitted on the
-training pictures.
+is measured as it was trained and with age erased from its features (models/erasure.py): NAME+erasure fitted on the
+training pictures, NAME+erasure-others on as many pictures of as many other people, of which it sees only the ages.
 
 Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
 order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
@@ -47,8 +47,9 @@ VARIANTS = {
     "orthogonal": "--purification 0 --disentangle orthogonal",
     "inter_prototype": "--purification 0 --disentangle inter_prototype --child-pictures 3",
 }
-ERASED = "+erasure"  # follows the variant's name
+ERASED, ERASED_BY_OTHERS = "+erasure", "+erasure-others"  # follow the variant's name
 FIRST_HELD_OUT = 5 * 10**7  # person; beyond all that data.synthetic.sets draws for training and benchmarks
+FIRST_OTHER = FIRST_HELD_OUT + 10**6  # person; neither trained nor measured on
 
 ALL_FIGURES = {
     **FIGURES,
@@ -67,15 +68,17 @@ def run_train(flags: list[str], log_path: Path) -> None:
         raise SystemExit(f"train.py ended with status {done.returncode}, see {log_path}: {' '.join(flags)}")
 
 
-def draw_faces(folder: Path, seed: int, flags: argparse.Namespace) -> tuple[Path, Path]:
-    """Training people, within --years of their lives, and held-out people of a seed over the whole of theirs."""
-    train, held_out = folder / "train", folder / "held_out"
-    common = {"seed": seed, "nuisance": flags.nuisance, "progress": False}
-    if not train.exists():
-        write_training_set(train, flags.people, flags.pictures, years_per_person=flags.years, **common)
-    if not held_out.exists():
-        write_training_set(held_out, flags.held_out, flags.held_out_pictures, first_person=FIRST_HELD_OUT, **common)
-    return train, held_out
+def draw_faces(folder: Path, seed: int, flags: argparse.Namespace) -> None:
+    """A seed's people: "train" within --years of their lives, "held_out" and "other" over the whole of theirs."""
+    parts = {
+        "train": (flags.people, flags.pictures, {"years_per_person": flags.years}),
+        "held_out": (flags.held_out, flags.held_out_pictures, {"first_person": FIRST_HELD_OUT}),
+        "other": (flags.people, flags.pictures, {"first_person": FIRST_OTHER}),
+    }
+    for name, (people, pictures, which) in parts.items():
+        if not (folder / name).exists():
+            write_training_set(folder / name, people, pictures, seed=seed, nuisance=flags.nuisance, progress=False,
+                               **which)  # fmt: skip
 
 
 def common_flags(flags: argparse.Namespace, train: Path, run_folder: Path, seed: int) -> list[str]:
@@ -119,15 +122,15 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
     """Figures of each variant with one seed, read from the output folder where they are there."""
     folder, figures = flags.output / f"seed{seed}", {}
     folder.mkdir(parents=True, exist_ok=True)
-    train, held_out = draw_faces(folder, seed, flags)
+    draw_faces(folder, seed, flags)
     for name, variant in variants.items():
         path = folder / f"{name}.json"
         if not path.exists():
-            age_weights = train_age_branch(flags, train, folder / "age", seed)
-            weights = train_identity_branch(flags, train, age_weights, folder / name, seed, variant)
-            of_both = measure_both(flags, weights, train, held_out)
-            of_both[""]["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
-            write_json(path, {"flags": variant, "figures": of_both})
+            age_weights = train_age_branch(flags, folder / "train", folder / "age", seed)
+            weights = train_identity_branch(flags, folder / "train", age_weights, folder / name, seed, variant)
+            measured = measure_all(flags, weights, folder)
+            measured[""]["steps_per_second"] = steps_per_second(folder / name / "log.jsonl", flags.batch)
+            write_json(path, {"flags": variant, "figures": measured})
         kept = json.loads(path.read_text())
         if kept["flags"] != variant:
             raise SystemExit(f"{path} is of other flags than {variant!r}: give the variant another name.")
@@ -138,15 +141,16 @@ def run_seed(flags: argparse.Namespace, variants: dict[str, str], seed: int) -> 
     return figures
 
 
-def measure_both(flags: argparse.Namespace, weights: Path, train: Path, held_out: Path) -> dict[str, dict]:
+def measure_all(flags: argparse.Namespace, weights: Path, folder: Path) -> dict[str, dict]:
     """The figures as trained ("") and with age erased."""
     device = choose_device(flags.device)
-    of_train, of_held_out = (
-        features_of(weights, folder, device, weights.with_name(f"features_{folder.name}.npz"))
-        for folder in (train, held_out)
+    train, held_out, other = (
+        features_of(weights, folder / part, device, weights.with_name(f"features_{part}.npz"))
+        for part in ("train", "held_out", "other")
     )
-    of_erased = erased(of_held_out, fit_erasure(of_train))
-    return {"": measure(of_held_out, flags.club_steps), ERASED: measure(of_erased, flags.club_steps)}
+    variants = {"": held_out, ERASED: erased(held_out, fit_erasure(train)),
+                ERASED_BY_OTHERS: erased(held_out, fit_erasure(other))}  # fmt: skip
+    return {suffix: measure(features, flags.club_steps) for suffix, features in variants.items()}
 
 
 def check_settings(flags: argparse.Namespace) -> dict:

@@ -64,7 +64,9 @@ def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, mo
 
     monkeypatch.setattr(purification.subprocess, "run", train_here)
     reply = run()
-    assert set(reply["runs"]) == {"plain", "plain+erasure", "iefp", "iefp+erasure"}
+    assert set(reply["runs"]) == {
+        name + how for name in ("plain", "iefp") for how in ("", "+erasure", "+erasure-others")
+    }
     assert all(0 <= of_seeds["0"]["rank1_percent"] <= 100 for of_seeds in reply["runs"].values())
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     weights = tmp_path / "out/seed0/iefp/iefp.pth"
