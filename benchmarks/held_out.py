@@ -1,7 +1,7 @@
 """What a trained model is worth on people it has never seen: identification, verification, age leak, CLUB."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from evaluation.probes import age_probe, club_estimate
 from evaluation.protocols import join_views
 from meta import FILENAME_PATTERNS
 from models.club import SampledCLUB
-from models.erasure import Erasure, ErasureFitter
+from models.erasure import CHILDHOOD_KNOTS, Erasure, ErasureFitter, spline
 from models.weights import load_for_embedding
 from utils.distributed import DistInfo
 from utils.files import written_beside
@@ -67,11 +67,11 @@ def features_of(weights: Path, folder: Path, device: torch.device, path: Path, *
     return features._replace(ages=features.ages.astype(np.int64))
 
 
-def fit_erasure(train: Features) -> Erasure:
-    """As purify.py does: both views of the training pictures and their ages."""
-    fitter = ErasureFitter(train.original.shape[1])
-    for view in (train.original, train.mirror):
-        fitter.add(view, train.ages)
+def fit_erasure(features: Features, ages: np.ndarray | None = None, views: int = 2, **how: Any) -> Erasure:
+    """As purify.py does by default: both views of the pictures, their ages, knots dense among children."""
+    fitter = ErasureFitter(features.original.shape[1], **{"basis": spline(CHILDHOOD_KNOTS)} | how)
+    for view in (features.original, features.mirror)[:views]:
+        fitter.add(view, features.ages if ages is None else ages)
     return fitter.solve()
 
 
