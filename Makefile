@@ -5,6 +5,8 @@ RUN := $(VENV)/bin/python
 DEMO := demo
 # Threads that wait by spinning take the cores from those that work, where others use the machine too.
 export OMP_WAIT_POLICY := PASSIVE
+# Compiled modules are kept beside their sources, whatever the environment says: tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test fuzz clean-demo help
 
@@ -36,10 +38,11 @@ demo: $(VENV)/installed | $(DEMO)/face_dataset
 	$(RUN) purify.py @recipes/demo-purify.args
 	$(RUN) test.py @recipes/demo-test.args
 
+# With mmap glibc gets the memory of each large tensor anew, page by page: a third of a convolution's time in float64.
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
 
 fuzz: $(VENV)/installed-dev
 	$(RUN) tests/fuzz.py $(FUZZ)

@@ -227,7 +227,7 @@ def open_and_tell(path: str, with_torch: bool) -> None:
 
 def peak_megabytes() -> float:
     """Most memory that this process has had so far."""
-    # On Linux getrusage tells the peak of the process that started this one if that was higher.
+    # On Linux getrusage reports the peak of the process that started this one if that was higher.
     for line in read_lines("/proc/self/status"):
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / MEGABYTE

@@ -30,7 +30,7 @@ from training.optim import RowwiseSGD
 from training.partial_fc import ClassShards
 from utils.distributed import DistInfo, choose_device
 
-CLASSES = (93_431, 360_232, 2_000_000, 29_000_000)  # MS1MV3, Glint360K, and the two that InsightFace tells times of
+CLASSES = (93_431, 360_232, 2_000_000, 29_000_000)  # MS1MV3, Glint360K, and the two that InsightFace reports times of
 GPUS = (8, 64, 512)
 BATCH_PER_GPU = 128
 RATE = 0.1

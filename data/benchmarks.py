@@ -169,7 +169,7 @@ def find_spec(name: str, face_dataset: Path) -> EvalSpec:
 
 
 def short_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
-    """The last parts of each path, as many as tell it from the others and from the names that are taken.
+    """The last parts of each path, as many as it takes to differ from the others and from the names that are taken.
 
     Raises:
         UserError: the same path twice.

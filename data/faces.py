@@ -72,7 +72,7 @@ class Faces(Protocol):
     def state(self, progress: Progress = no_progress, rows: Sequence[int] | None = None) -> str:
         """Changes with the fingerprint and where files were written anew: pixels may be others then.
 
-        With `rows` of these pictures alone, in this order, as far as they can be told from the others.
+        With `rows` it depends on these pictures alone, in this order, and on the file that holds them, if it is one.
         """
         ...
 

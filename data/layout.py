@@ -86,7 +86,7 @@ def no_such_folder(folder: str | Path, what: str, advice: str) -> str:
 
 
 def _entries(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the visible folders and of all else; nothing where it can't be read, which the index tells."""
+    """Sorted names of the visible folders and of all else; nothing where it can't be read, which the index reports."""
     folders, others = [], []
     try:
         with os.scandir(folder) as entries:

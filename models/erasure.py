@@ -79,7 +79,7 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Erasure:
-    """y = projection (x - mean): features without what the basis tells of the age."""
+    """y = projection (x - mean): features without what the basis finds of the age."""
 
     mean: np.ndarray  # (D,) float64
     projection: np.ndarray  # (D, D) float64, of rank D - rank

@@ -126,7 +126,7 @@ class AgePrior:
 
     p(j | a) is the share of person j among the training pictures of about age a, where a picture of age b counts
     exp(-(a - b)^2 / (2 bandwidth^2)). A network that is given log(p + floor / num_identities) has no reason to learn
-    from the face what the age tells anyhow. The table holds it for every age and the identities of `own` (None: all):
+    from the face what the age gives anyhow. The table holds it for every age and the identities of `own` (None: all):
     488 bytes an identity, where the head's weight, gradient and momentum take 6 KB.
 
     identities, ages (N,) are those of all training pictures, in whole years; -1 is an unknown age, and counts nowhere.

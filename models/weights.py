@@ -282,7 +282,7 @@ def _check_archive(path: Path) -> bool:
         ValueError: it unpacks to more than it is, a few megabytes could fill all memory; or it is compressed.
     """
     with open(path, "rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
+        is_archive = file.read(4) == b"PK\x03\x04"  # as torch distinguishes them
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

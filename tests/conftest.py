@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
+import process_server
 import pytest
 import torch
 from scripts import TINY, load_script
@@ -20,6 +21,12 @@ from utils.cli import parse_config, run_script
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the tests run in several processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts one server of processes for all workers of pytest-xdist, where there are some."""
+    if getattr(config.option, "numprocesses", None):
+        process_server.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,12 +1,10 @@
-"""One or two processes that know each other as torchrun's do, forked from a server that has imported torch.
+"""One or two processes that know each other as torchrun's do, forked from a server (process_server.py) with torch.
 
 Each takes a second where torchrun takes five. That train.py works under torchrun itself is for
 tests/training/test_survival.py.
 """
 
-import functools
 import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import runpy
 import socket
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import process_server
 import torch
 import torch.distributed as dist
 from scripts import ROOT, load_script
@@ -39,10 +38,16 @@ def in_processes(count: int, work: Callable, *given: object) -> Ended:
 
     Where one fails the others are killed, as torchrun would do: they would wait for it.
     """
+    return process_server.ask(count, work, given)
+
+
+def run(count: int, work: Callable, given: tuple) -> Ended:
+    """What `in_processes` returns, in the process that forks them."""
+    context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         reply = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         processes = [
-            _server().Process(target=_enter, args=(reply | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
+            context.Process(target=_enter, args=(reply | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
             for rank in range(count)
         ]
         for process in processes:
@@ -105,20 +110,6 @@ def _enter(environment: dict[str, object], folder: str, work: Callable, given: t
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(f"{folder}/{name}_{environment['RANK']}", os.O_WRONLY | os.O_CREAT), stream.fileno())
     work(*given)
-
-
-@functools.cache
-def _server():
-    context = multiprocessing.get_context("forkserver")
-    # torch imports dynamo, which takes longer than a small run, in the first step or for DistributedDataParallel.
-    context.set_forkserver_preload(["conftest", "processes", "torch._dynamo", "PIL.JpegImagePlugin"])
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *([path] if path else [])])
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
-    return context
 
 
 for script in ("train", "test"):  # with all that they import, so that the server has it

@@ -245,7 +245,7 @@ def test_a_run_with_parts_profile_and_average(train_identity, tmp_path, precisio
     assert len(losses) == 9 and losses[-1] < losses[0]
 
 
-def test_a_dry_run_tells_settings_and_memory_of_the_gpu(train_identity, tmp_path):
+def test_a_dry_run_reports_settings_and_memory_of_the_gpu(train_identity, tmp_path):
     """Within a tenth of what the same run takes when it trains."""
     outcome = train_identity(tmp_path / "run", *ON_GPU, "--dry-run")
     assert outcome.status == 0 and re.search(r"--precision +auto -> bf16", outcome.out), outcome.out + outcome.err

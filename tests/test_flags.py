@@ -317,7 +317,7 @@ def test_a_folder_to_write_that_is_a_file_and_a_file_that_is_a_folder_are_one_se
 
 @pytest.fixture
 def photographs(tmp_path) -> Path:
-    """Aligned pictures of 4 people, whose names tell no age."""
+    """Aligned pictures of 4 people, whose names hold no age."""
     for k in range(16):
         pixels = np.random.default_rng(k).integers(0, 256, (112, 112, 3), dtype=np.uint8)
         place = tmp_path / "people" / f"person {k // 4}" / f"{k}.png"
@@ -347,7 +347,9 @@ FROM_DATA = {
 
 
 @pytest.mark.parametrize("what", FROM_FLAGS)
-def test_what_flags_alone_can_tell_is_said_before_pictures_are_listed(what, train_identity, tmp_path, monkeypatch):
+def test_what_is_wrong_with_flags_alone_is_reported_before_listing_pictures(
+    what, train_identity, tmp_path, monkeypatch
+):
     """5c: names, divisors, rates and small files are looked at before a data set is."""
     flags, sentence = FROM_FLAGS[what]
 

@@ -147,7 +147,7 @@ def purified(request, few, tmp_path_factory) -> Purified:
 
 
 def test_no_linear_reader_finds_the_age_in_what_the_new_file_gives(purified, few):
-    """It gives the features of the old one less what the basis tells of the age, to 1e-5, and says what went."""
+    """It gives the features of the old one less what the basis finds of the age, to 1e-5, and says what went."""
     images, years = images_of(few, 8), np.repeat(ages_of(few), 2)
     views = cached_features(purified.before.parent, 512)
     np.testing.assert_allclose(views[:8, 0], features_of(load_for_embedding(purified.before)[0], images), atol=1e-4)
@@ -283,7 +283,7 @@ def test_pictures_without_an_age_are_left_out_and_counted(few, network, run_main
     assert len(cached_features(tmp_path, 6)) == NUM_PICTURES * 2 // 3
 
 
-def test_where_no_age_is_known_the_age_branch_tells_it(few, purified, run_main, tmp_path, monkeypatch):
+def test_where_no_age_is_known_the_age_branch_predicts_it(few, purified, run_main, tmp_path, monkeypatch):
     """The middle that its groups have on average over both views; a file without one can't, and says what can."""
     monkeypatch.setattr(load_script("purify"), "check_enough", lambda *_: None)
     flags = ("--names", "none", "--max-images", 20)

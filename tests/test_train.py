@@ -182,7 +182,7 @@ def test_with_the_cache_losses_are_those_without_within_its_rounding_and_its_fea
 # -------------------------------------------------------------------------------------------------- ages in years
 
 
-def test_the_head_for_years_learns_is_told_in_years_and_groups_and_goes_into_the_file(run_main, tiny_faces, tmp_path):
+def test_the_head_for_years_learns_is_logged_in_years_and_groups_and_goes_into_the_file(run_main, tiny_faces, tmp_path):
     flags = ("--stage", "age", "--train-data", training_set(tiny_faces), *SMALL, "--run-folder", tmp_path / "age")
     years = ("--age-head", "years", "--mean-loss-weight", 0.2, "--variance-loss-weight", 0.05)
     assert run_main("train", *flags, "--epochs", 5, *years).status == 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # workers that only draw or align begin sooner without torch
     from torch.utils.data import DataLoader
 
-# Without sigtimedwait (macOS) nobody can tell who sent a SIGTERM, and that of the parent has to count.
+# Without sigtimedwait (macOS) nobody knows who sent a SIGTERM, and that of the parent has to count.
 SIGNALS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigtimedwait") else {signal.SIGINT}
 CHECK_SECONDS = 1.0  # a worker looks so often whether its parent is still there
 

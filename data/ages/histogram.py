@@ -103,7 +103,7 @@ def _draw(panel, name: str, ages: np.ndarray) -> None:
 
 
 def _in_words(share: float) -> str:
-    """Two digits tell a rare group from an empty one."""
+    """Two digits distinguish a rare group from an empty one."""
     return "0 %" if share == 0 else "< 0.01 %" if share < 0.01 else f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
 
 

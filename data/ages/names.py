@@ -369,7 +369,7 @@ def _copy(source: str, target: str) -> None:
     times = os.stat(source)
     with open(source, "rb") as read, written_beside(target) as write:
         shutil.copyfileobj(read, write)
-    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # size and time are what tells that it was copied
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # size and time show that it was copied
 
 
 def _as_user_error(function: Callable, *arguments, **how) -> None:

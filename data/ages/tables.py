@@ -130,7 +130,7 @@ def _missing_message(path: str | Path, index: Faces, missing: np.ndarray) -> str
     shown += ", ..." if len(missing) > NUM_SHOWN else ""
     return (
         f"The age table {str(path)!r} has no age for {len(missing):,} of the {len(index):,} pictures in "
-        f"{index.root!r} ({shown}): add a line for each, or let 'python prepare.py ages' with --weights tell all ages."
+        f"{index.root!r} ({shown}): add a line for each, or let 'python prepare.py ages' with --weights predict all."
     )
 
 

@@ -98,12 +98,12 @@ def _compare_with_training(checked: DatasetCheck) -> None:
 
 def _report_same_names(checked: DatasetCheck, training: str, name: str) -> None:
     same = sorted(checked.people.get(training, set()) & checked.people.get(name, set()))
-    telling = [person for person in same if any(map(str.isalpha, person))]
-    numbers = [person for person in same if person not in telling]
-    if telling:
-        what = f"{len(telling):,} identities have the same name in {training}"
+    named = [person for person in same if any(map(str.isalpha, person))]
+    numbers = [person for person in same if person not in named]
+    if named:
+        what = f"{len(named):,} identities have the same name in {training}"
         advice = "a network must not be tested on people it was trained on: remove them from the training set"
-        checked.wrong(name, what, advice, telling)
+        checked.wrong(name, what, advice, named)
     if numbers:
         what = f"{len(numbers):,} identities have the same number in {training}"
         advice = (

@@ -96,7 +96,7 @@ def write_training_set(
     """MS1MV3's layout, one folder per identity: 00000007/00000171_age_39.jpg. Returns the number of files.
 
     A person's ages are spread over the whole of life, one at random in each of `pictures_per_person` equal spans. With
-    `years_per_person` the pictures lie within so many years, which begin at random, so that age tells people apart.
+    `years_per_person` the pictures lie within so many years, which begin at random, so that age hints at who it is.
     """
     at_least("num_people", num_people, 1)
     at_least("pictures_per_person", pictures_per_person, 1)

@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Raises UserError for groups that can't be told apart or paired; files are not looked into."""
+    """Raises UserError for groups with equal names or that can't be paired; files are not looked into."""
     names = [name for name, _ in groups]
     for name, paths in groups:
         if not name.strip() or Path(name).is_file():

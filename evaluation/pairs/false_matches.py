@@ -2,7 +2,7 @@
 
 The false match rate (FMR) is the share of impostor pairs that pass; demographic reports use the word for what
 verification calls FAR. A threshold lets one impostor pair in 1,000 (10,000, 100,000) of all pass, and is the same for
-all ages: here the share that passes is told by the ages of the two people, in a matrix of age groups, in bands such as
+all ages: here the share that passes is split by the ages of the two people, in a matrix of age groups, in bands such as
 "both up to 5 years", and by the years between them.
 
 A pair passes where its score is at or above the threshold. As in `evaluation.verification` a threshold is a score that

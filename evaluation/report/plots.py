@@ -248,11 +248,11 @@ def _extremes(plot: HeatMap) -> str:
     cells = plot.cells.ravel()
     if not np.isfinite(cells).any():
         return f"{plain(plot.value_label)}: no values."
-    told = []
+    extremes = []
     for word, place in (("highest", int(np.nanargmax(cells))), ("lowest", int(np.nanargmin(cells)))):
         row, column = divmod(place, len(plot.names))
-        told.append(f"{word} {plot.texts[row][column]} for {plot.names[row]} and {plot.names[column]}")
-    return plain(f"{plot.value_label}: {', '.join(told)}.")
+        extremes.append(f"{word} {plot.texts[row][column]} for {plot.names[row]} and {plot.names[column]}")
+    return plain(f"{plot.value_label}: {', '.join(extremes)}.")
 
 
 def remarks(plot: Drawing) -> list[str]:

@@ -47,7 +47,7 @@ def limits(middle: float | None, half_width: float | None) -> tuple[float, ...]:
 
 
 def group_remarks(groups: Tree) -> list[str]:
-    """How far the seeds allow to tell groups apart, and which figures lack pairs."""
+    """How far the seeds distinguish the groups, and which figures lack pairs."""
     differences = [(entry, branch(entry, "difference")) for entry in dicts(groups, "figures")]
     differences = [(entry, difference) for entry, difference in differences if difference]
     num_seeds = max((len(items(member, "models")) for member in dicts(groups, "members")), default=0)

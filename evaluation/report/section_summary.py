@@ -225,7 +225,7 @@ def side_by_side(report: Tree) -> list[Block]:
     header = ["benchmark", "measure", "models", "difference", "95 % interval", "excludes 0"]
     return [
         "Both models see the same pictures and the same resamples. Where the interval holds 0, these pictures do not "
-        "tell the models apart.",
+        "distinguish the models.",
         sentence(f"{said}: {'; '.join(apart)}" if apart else said),
         Table("Differences in percentage points", header, rows),
         *map(sentence, reasons),

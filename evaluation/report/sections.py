@@ -52,7 +52,7 @@ GLOSSARY = (
     ("age gap", "Years between the two pictures of a pair."),
     (
         "probe of age",
-        "A reader trained to tell the age from embeddings, tested on people it has not seen: linear ones (ridge and "
+        "A reader trained to predict the age from embeddings, tested on people it has not seen: linear ones (ridge and "
         "logistic regression), and one that is not linear (kernel ridge regression).",
     ),
     (

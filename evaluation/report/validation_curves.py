@@ -78,7 +78,7 @@ def _draw(axes: Axes, panels: list[tuple[int, Panel]]) -> None:
     else:
         axes.set_xticks(newest.x, newest.ticks or [f"{x:g}" for x in newest.x], fontsize=8 if newest.ticks else None)
         axes.set_xlim(min(newest.x) - 0.5, max(newest.x) + 0.5)
-        _tell_ends(axes, newest)
+        _annotate_ends(axes, newest)
 
 
 def _points(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def _points(panel: Panel) -> tuple[np.ndarray, np.ndarray]:
     return x[drawable], y[drawable]
 
 
-def _tell_ends(axes: Axes, panel: Panel) -> None:
+def _annotate_ends(axes: Axes, panel: Panel) -> None:
     """Writes the first and the last figure beside their points."""
     known = [place for place, y in enumerate(panel.y) if math.isfinite(y)]
     for place in sorted({known[0], known[-1]}) if known else ():

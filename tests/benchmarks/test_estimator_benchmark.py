@@ -12,13 +12,22 @@ from benchmarks.critics import infonce, mine, nwj
 from models.club import SampledCLUB
 
 
-@pytest.mark.parametrize(("size", "information"), [(4, 0), (4, 2), (512, 20)])
+@pytest.mark.parametrize("size", [4, 20, 512])
+@pytest.mark.parametrize("information", [0, 2, 20])
 def test_the_truth_agrees_with_determinants(size, information):
     rho = estimators.correlation_of(information, size)
     covariance = np.eye(2 * size)
     covariance[:size, size:] = covariance[size:, :size] = rho * np.eye(size)
     of_both = np.linalg.slogdet(covariance)[1]  # the marginals' are 0
     assert -of_both / 2 == pytest.approx(information, abs=1e-6)
+
+
+def test_the_truth_agrees_with_an_integral():
+    rho = estimators.correlation_of(0.7, 1)
+    x, y = np.meshgrid(*[np.linspace(-8, 8, 801)] * 2)
+    marginals = np.exp(-(x**2 + y**2) / 2) / (2 * math.pi)
+    log_ratio = -(rho**2 * (x**2 + y**2) - 2 * rho * x * y) / (2 * (1 - rho**2)) - math.log(1 - rho**2) / 2
+    assert (marginals * np.exp(log_ratio) * log_ratio).sum() * 0.02**2 == pytest.approx(0.7, abs=1e-6)
 
 
 def test_drawn_pairs_have_the_correlation():
@@ -55,6 +64,10 @@ def test_bounds_agree_with_plain_loops():
     assert float(infonce(scores)) == pytest.approx(
         np.mean([math.log(5 * math.exp(f[i, i]) / sum(math.exp(f[i, j]) for j in range(5))) for i in range(5)])
     )
+
+
+def test_infonce_never_exceeds_the_logarithm_of_the_batch():
+    assert float(infonce(1e3 * torch.eye(16))) == pytest.approx(math.log(16))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from evaluation.groups.seeds import summarise
 from utils.cli import parse_config
 
 
-def test_tables_tell_means_deviations_and_stars():
+def test_tables_show_means_deviations_and_stars():
     runs = {"plain": {0: {"a": 1.0}, 1: {"a": 2.0}}, "other": {0: {"a": 3.0}, 1: {"a": 4.0}}}
     text = paired.tables(summarise(runs, "plain", ["a"]), {"a": ("A, %", 1)})
     assert "| variant | A, % |\n|---|---:|\n| plain | 1.5 ± 0.7 |\n| other | 3.5 ± 0.7 |" in text
@@ -21,7 +21,7 @@ def test_tables_tell_means_deviations_and_stars():
     assert "2.0 ± " in text and "| plain | +" not in text
 
 
-def test_a_fresh_club_tells_dependent_from_independent():
+def test_a_fresh_club_distinguishes_dependent_from_independent():
     rng = np.random.default_rng(0)
     age = rng.normal(size=(240, 512)).astype(np.float32)
     people = np.arange(240) // 4

@@ -260,7 +260,7 @@ def test_a_picture_that_is_missing_is_for_its_reader_to_find(opened):
     assert open_it().folder != before.folder
 
 
-def test_the_key_knows_what_the_weights_do_not_tell_of_the_network():
+def test_the_key_knows_what_the_weights_do_not_show_of_the_network():
     """3a, for age features: the sign of the purification unit is in no tensor."""
     plus, minus = (IResNet(TINY, f"x_{sign}_relu_linear_bn") for sign in ("plus", "minus"))
     minus.load_state_dict(plus.state_dict())

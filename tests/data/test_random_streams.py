@@ -12,7 +12,7 @@ from utils.distributed import DistInfo
 train = load_script("train")
 BATCH, STEPS = 10, 1500
 # Pearson's r of independent draws is normal with a deviation of 1 / sqrt(STEPS) = 0.026.
-MOST_CORRELATION = 0.14
+MOST_CORRELATION = 0.1
 
 
 def faces_of(images: torch.Tensor) -> FaceBatch:
@@ -60,7 +60,7 @@ def test_a_fifth_of_the_images_that_are_not_mirrored_are_cropped(drawn):
     for is_mirrored in (False, True):
         for image in range(BATCH):
             steps = drawn["flipped"][:, image] == is_mirrored
-            assert drawn["cropped"][steps, image].double().mean() == pytest.approx(0.2, abs=0.06)
+            assert drawn["cropped"][steps, image].double().mean() == pytest.approx(0.2, abs=0.05)
     assert drawn["flipped"].double().mean() == pytest.approx(0.5, abs=0.01)
     assert drawn["coloured"].double().mean() == pytest.approx(0.2, abs=0.01)
 

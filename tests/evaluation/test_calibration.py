@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from evaluation.age_gap import COMMON_RATES, GAP_LOWER_EDGES, by_age_gap
+from evaluation.age_gap import COMMON_RATES, GAP_LOWER_EDGES, by_age_gap, pairs_by_age_gap
 from evaluation.calibration import (
     FILE_NAME,
     GAPS,
@@ -108,6 +108,17 @@ def test_where_all_ages_are_known_the_thresholds_are_those_of_all_pairs():
         assert row["tar_by_age_gap_percent"] == {}
         same = {key: row[key] for key in ("threshold", "impostors_allowed", "tar_percent")}
         assert same == {key: with_ages["at_far"][rate][key] for key in same}
+
+
+def test_a_list_of_pairs_has_the_thresholds_of_its_set():
+    embeddings, people, ages = life_pictures(1, num_pictures=60)
+    scores, genuine, gaps = (np.array(column) for column in zip(*plain_pairs(embeddings, people, ages), strict=True))
+    of_list = pairs_by_age_gap(scores, genuine, gaps, np.zeros_like(gaps))["common_thresholds"]
+    of_set = by_age_gap(embeddings, people, ages)["common_thresholds"]
+    for rate, row in of_set.items():
+        assert (row["threshold"] is None) == (of_list[rate]["threshold"] is None)
+        assert row["threshold"] is None or of_list[rate]["threshold"] == pytest.approx(row["threshold"], abs=1e-11)
+        assert row["impostors_allowed"] == of_list[rate]["impostors_allowed"]
 
 
 def test_a_far_without_enough_impostors_is_left_out_and_said():

@@ -94,6 +94,9 @@ def test_neither_the_batch_size_nor_the_order_matters(pictures):
     ages = {"age_probabilities_original": 8, "age_probabilities_mirror": 8, "age_features": 512}
     sizes = {"original": 512, "mirror": 512, "grey_pixels": 56 * 56} | ages
     assert {name: values.shape for name, values in vars(expected).items()} == {k: (7, v) for k, v in sizes.items()}
+    for probabilities in (expected.age_probabilities_original, expected.age_probabilities_mirror):
+        assert (probabilities > 0).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
     assert {values.dtype for values in vars(expected).values()} == {np.dtype(np.float32)}
 
 

@@ -286,7 +286,7 @@ def test_a_match_is_what_a_plain_search_finds_and_no_row_serves_two_pictures(nam
     assert [[row] for row in rows] == expected and len(set(rows)) == len(rows)
 
 
-def test_a_path_of_features_is_told_from_one_of_pictures(tmp_path):
+def test_a_path_of_features_is_not_one_of_pictures(tmp_path):
     for name in ("pictures/a.jpg", "features/deep/a.jpg_model.BIN"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x")

@@ -181,7 +181,7 @@ def units_of(rows):
 
 
 def faces_and_near_ties(seed, size=128, nudge=1e-9, copies=6):
-    """Unit embeddings, and distractors that are the first image of each person, nudged: float32 cannot tell them."""
+    """Unit embeddings, and distractors that are the first image of each person, nudged: equal in float32."""
     rng = np.random.default_rng(seed)
     identities = np.repeat(np.arange(6), 4)
     faces = units_of(rng.normal(size=(6, size))[identities] + 1.2 * rng.normal(size=(24, size)))
@@ -338,11 +338,11 @@ def test_chance_is_what_random_embeddings_get():
     runs = rng.normal(size=(300, 21, 64))  # many dimensions: scores of different pairs are nearly independent
     extra = rng.normal(size=(300, 9, 64))
     measured = np.mean([protocols.leave_one_out(run, identities)["rank1_percent"] for run in runs])
-    assert measured == pytest.approx(protocols.leave_one_out_chance(identities)["rank1_percent"], abs=2)
+    assert measured == pytest.approx(protocols.leave_one_out_chance(identities)["rank1_percent"], abs=1.5)
     pairs = zip(runs, extra, strict=True)
     cmc_runs = [cmc_list(protocols.mates_against_rest(run, identities, others)) for run, others in pairs]
     expected = cmc_list(protocols.mates_against_rest_chance(identities, num_distractors=9))
-    assert np.mean(cmc_runs, axis=0) == pytest.approx(expected, abs=2)
+    assert np.mean(cmc_runs, axis=0) == pytest.approx(expected, abs=1.5)
 
 
 def test_chance_in_small_cases_done_by_hand():

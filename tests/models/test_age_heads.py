@@ -91,6 +91,13 @@ def test_ages_above_100_count_as_100_and_unknown_ages_are_refused(logits):
         year_losses(logits, torch.tensor([-1, 1, 1, 1, 1, 1]))
 
 
+def test_gradients_of_the_total_are_those_of_small_differences(logits):
+    ages = torch.tensor([3])
+    assert torch.autograd.gradcheck(
+        lambda x: year_losses(x, ages, 0.2, 0.05).total, logits[:1].clone().requires_grad_(), rtol=1e-4
+    )
+
+
 def test_half_precision_logits_give_float32_ages_close_to_exact_ones(logits):
     rough = logits.to(torch.bfloat16)
     ages = expected_age(rough)
@@ -122,7 +129,7 @@ def test_the_head_has_a_weight_and_a_bias_and_starts_as_published():
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (0.2, 0.05)])
-def test_the_head_learns_ages_from_features_that_tell_them(weights):
+def test_the_head_learns_ages_from_features_that_hold_them(weights):
     torch.manual_seed(0)
     draw = random.Random(0)
     ages = torch.tensor([draw.randrange(0, 90) for _ in range(256)])

@@ -66,10 +66,10 @@ def test_logits_and_gradients_are_the_plain_ones_and_inputs_are_left_alone(name,
     (features, labels), before = pictures, state_of(head)
     given = features.clone().requires_grad_()
     logits, plain = head(given, labels), PLAIN[name](given, head.weight, labels, **options)
-    torch.testing.assert_close(logits, plain, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits, plain, rtol=1e-10, atol=1e-10)
     weights = normal(7, 5, seed=50)
     gradients = [torch.autograd.grad((each * weights).sum(), (given, head.weight)) for each in (logits, plain)]
-    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
     assert torch.equal(given, features) and all(torch.equal(*pair) for pair in zip(before, state_of(head), strict=True))
 
 
@@ -93,6 +93,33 @@ def test_logits_are_the_plain_ones_from_angle_0_to_pi(name):
     torch.testing.assert_close(head(ends, labels[:2]), plain_ends, rtol=0, atol=64 * 1e-6)
 
 
+@pytest.mark.parametrize("name", ["cosface", "arcface"])
+def test_gradients_are_those_of_small_differences(name):
+    head, labels = head_of(name, num_identities=4, size=3), torch.tensor([0, 3, 1])
+
+    def logits(features, weight):
+        return torch.func.functional_call(head, {"weight": weight}, (features, labels))
+
+    inputs = normal(3, 3, seed=1).requires_grad_(), normal(4, 3, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(logits, inputs)
+
+
+def test_arcface_takes_the_straight_line_beyond_pi_minus_margin():
+    head = head_of("arcface")
+    logit = head(-head.weight.detach()[:1], torch.tensor([0]))[0, 0].item()
+    assert logit == pytest.approx(64 * (-1 - 0.5 * math.sin(math.pi - 0.5)))
+    assert logit < -64  # cos(theta + m) would turn back up here
+
+
+def test_special_cases_of_the_combined_margin_are_cosface_and_arcface(pictures):
+    (features, labels), weight = pictures, normal(5, 4, seed=99)
+    found = head_of("combined", (1.0, 0.0, 0.35))(features, labels)
+    torch.testing.assert_close(found, cosface(features, weight, labels), rtol=1e-6, atol=1e-4)
+    near = weight[labels] + 0.3 * normal(7, 4, seed=3)  # all angles below pi - m
+    found = head_of("combined", (1.0, 0.5, 0.0))(near, labels)
+    torch.testing.assert_close(found, arcface(near, weight, labels), rtol=1e-6, atol=1e-4)
+
+
 def test_the_combined_margin_falls_with_the_angle_without_a_step():
     head = head_of("combined", (3.0, 0.5, 0.1))
     angles = torch.linspace(0.01, math.pi - 0.01, 4000, dtype=torch.float64)
@@ -110,7 +137,7 @@ def test_the_lean_loss_is_the_cross_entropy_of_the_logits(name, pictures):
         (loss, *torch.autograd.grad(3 * loss, (features, head.weight)))
         for loss in (head.loss(features, labels), F.cross_entropy(head(features, labels), labels))
     ]
-    torch.testing.assert_close(options[0], options[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(options[0], options[1], rtol=1e-12, atol=1e-14)
 
 
 def test_the_lean_loss_keeps_one_matrix_of_batch_by_identities():
@@ -127,15 +154,16 @@ def test_the_lean_loss_keeps_one_matrix_of_batch_by_identities():
     assert all(size <= 3001 * 512 for size in kept.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("directions", [normal(6, 8).float(), torch.eye(6, 8)], ids=["random", "axes"])
+@pytest.mark.parametrize("directions", [normal(6, 8), torch.eye(6, 8)], ids=["random", "axes"])
 @pytest.mark.parametrize("name", MARGINS)
-def test_gradients_are_finite_where_a_feature_is_its_weight(name, directions, sign):
+def test_gradients_are_finite_where_a_feature_is_its_weight(name, directions, sign, dtype):
     """A random direction has a cosine a rounding away from 1, an axis has 1 exactly."""
-    head = MARGINS[name](6, size=8)
+    head = MARGINS[name](6, size=8).to(dtype)
     with torch.no_grad():
         head.weight.copy_(directions)
-    features = (sign * directions).requires_grad_()
+    features = (sign * head.weight.detach()).requires_grad_()
     for loss in (
         head.loss(features, torch.arange(6)),
         F.cross_entropy(head(features, torch.arange(6)), torch.arange(6)),
@@ -188,7 +216,7 @@ def test_adaface_takes_lengths_that_are_all_equal_for_middling():
     head.length_deviation.fill_(0.0)
     features = (7 * F.normalize(normal(5, 4, seed=6))).requires_grad_()
     loss = head.loss(features, labels)
-    assert head.quality(features).abs().max() < 1e-6  # no deviation: nothing to tell pictures apart by
+    assert head.quality(features).abs().max() < 1e-6  # no deviation: nothing distinguishes pictures
     for gradient in torch.autograd.grad(loss, (features, head.weight)):
         assert gradient.isfinite().all()
 

@@ -168,6 +168,14 @@ def test_far_logits_and_a_weight_of_length_0_give_finite_numbers():
         assert value.isfinite().all()
 
 
+def test_one_matrix_of_batch_and_own_identities_is_kept(batch):
+    features, labels = batch
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        ShardedMarginLoss(head_of("arcface"), alone())(features.requires_grad_(), labels)
+    assert sum(tensor.shape == (BATCH, IDENTITIES) for tensor in kept) == 1
+
+
 # --------------------------------------------------------------------------------------------------------- sample
 
 

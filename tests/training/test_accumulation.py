@@ -97,7 +97,7 @@ def plain_step(model: IEFP, optimisers: dict, batch, num_parts: int) -> dict[str
     return {name: value.item() for name, value in reply.items()}
 
 
-def test_a_step_of_two_parts_is_the_plain_one_of_one_graph_and_tells_the_whole_batchs_losses():
+def test_a_step_of_two_parts_is_the_plain_one_of_one_graph_and_returns_the_whole_batchs_losses():
     """In float64 to 1e-9, BatchNorm's buffers included; two steps, for the critic's lag shows in the second."""
     stage, model = make_stage(accumulation=2), make_model().freeze_age_branch().train()
     set_batchnorm_momentum(model.backbone_id, 1 - 0.81**0.5)
@@ -145,7 +145,7 @@ def test_the_age_branch_takes_parts_too():
 
 
 @pytest.mark.parametrize("method", ["none", *(name for name, critic in CRITICS.items() if critic.updates)])
-def test_every_method_learns_in_parts_and_tells_the_same_losses(method):
+def test_every_method_learns_in_parts_and_returns_the_same_losses(method):
     stages = [make_stage(accumulation=parts, disentangle=method) for parts in (1, 2)]
     reply = [stage.step(make_batch()) for stage in stages]
     assert reply[0].keys() == reply[1].keys() and all(value.isfinite() for value in reply[1].values())

@@ -121,4 +121,4 @@ def test_two_processes_train_as_one_with_a_whole_head_and_one_in_shares(tmp_path
     assert ended.statuses == [0, 0], ended.err[-3000:]
     for two in torch.load(tmp_path / "two.pth", weights_only=True):
         for key, value in one.items():
-            torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-10, msg=key)
+            torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-11, msg=key)

@@ -1,4 +1,4 @@
-"""train.py --dry-run: what it tells is measured against a real run, and it leaves nothing behind but a picture."""
+"""train.py --dry-run: what it reports is measured against a real run, and it leaves nothing behind but a picture."""
 
 import re
 import shutil
@@ -92,7 +92,7 @@ def test_a_run_in_the_folder_is_left_as_it_is_and_its_step_is_told(train_identit
 # ---------------------------------------------------------------------------------------------------------- the recipe
 
 
-def every_setting_is_told_and_those_that_are_not_published_have_a_star(out: str) -> None:
+def every_setting_is_shown_and_those_that_are_not_published_have_a_star(out: str) -> None:
     config = load_script("train").TrainConfig()
     reply = {}
     for star, name in re.findall(r"^([* ]) --([a-z-]+) ", out, re.MULTILINE):
@@ -128,7 +128,7 @@ def test_settings_and_the_memory_and_time_of_steps_that_are_made_are_printed(tra
     monkeypatch.setattr(dry_run, "peak_bytes", lambda device: 10**9 + 10**6 * len(passed))
     outcome = train_identity(tmp_path, *SHORT, "--margin", "arcface", "--accumulation", 3, "--dry-run")
     assert outcome.status == 0, outcome.err
-    every_setting_is_told_and_those_that_are_not_published_have_a_star(outcome.out)
+    every_setting_is_shown_and_those_that_are_not_published_have_a_star(outcome.out)
     assert passed == [(6, 3)] * 4  # two say how long a step takes on a CPU, two are measured
     assert "memory, measured in two steps of 6 images on a process\n" in outcome.out
     assert "peak of the process, 4.00 MB of it in these steps: 1.00 GB; cpu has " in outcome.out
@@ -307,7 +307,7 @@ def test_a_grid_of_one_picture_with_an_odd_name(tmp_path):
 # ---------------------------------------------------------------------------------------------- other stages and ways
 
 
-def test_stage_age_and_other_settings_are_told_too(run_main, train_identity, tiny_faces, tmp_path):
+def test_stage_age_and_other_settings_are_shown_too(run_main, train_identity, tiny_faces, tmp_path):
     flags = ("--stage", "age", "--age-head", "years", "--train-data", training_set(tiny_faces), *SMALL,
              "--run-folder", tmp_path / "age", "--dry-run")  # fmt: skip
     outcome = run_main("train", *flags)
@@ -327,7 +327,7 @@ def dry_run_in_a_hurry(flags: list[str]) -> None:
     run_script(lambda: load_script("train").train(parse_config(load_script("train").TrainConfig, flags)))
 
 
-def test_two_processes_tell_it_once(tiny_faces, age_weights, tmp_path):
+def test_two_processes_report_it_once(tiny_faces, age_weights, tmp_path):
     flags = [*identity_flags(tiny_faces, age_weights), "--run-folder", tmp_path / "run", *SHORT, "--dry-run"]
     ended = in_processes(2, dry_run_in_a_hurry, list(map(str, flags)))
     assert ended.statuses == [0, 0], ended.err

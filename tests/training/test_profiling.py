@@ -32,7 +32,7 @@ def test_a_trace_and_a_table_of_the_steps_after_the_first_few(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_a_run_that_ends_while_it_is_recorded_is_told_with_the_steps_it_had(tmp_path, capsys):
+def test_a_run_that_ends_while_it_is_recorded_is_reported_with_the_steps_it_had(tmp_path, capsys):
     run_steps(Profile(30, tmp_path, DistInfo(0, 1, CPU)), BEFORE + 2)
     assert capsys.readouterr().out.startswith("profile of 2 steps: ")
     assert (tmp_path / "profile_operations.txt").read_text().startswith("2 steps")

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_the_version_before_goes_on_to_the_bit(resumed):
     assert same_weights(Path("whole", "iefp.pth"), Path("run", "iefp.pth"))
 
 
-def test_digests_of_an_index_tell_people_and_pictures_apart(begun):
+def test_digests_of_an_index_distinguish_people_and_pictures(begun):
     """1b: what changes which digest, in folders and in records."""
 
     def digests() -> dict:

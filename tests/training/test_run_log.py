@@ -101,7 +101,7 @@ def test_images_a_second_count_all_processes_and_means_are_averaged_over_them(cl
     assert meter.read() == {"loss": 4.0, "images_per_second": 12.0}
 
 
-def test_the_meters_last_line_tells_what_was_read():
+def test_the_meters_last_line_reports_what_was_read():
     meter = Meter(ALONE)
     assert meter.last_line == ""
     meter.add(0, {"age_loss": torch.tensor(2.0)}, 4)
@@ -155,7 +155,7 @@ def watch(request, monkeypatch):
     return start
 
 
-def test_progress_passes_items_on_as_they_are_wanted_and_tells_the_last_count(watch):
+def test_progress_passes_items_on_as_they_are_wanted_and_shows_the_last_count(watch):
     stderr, asked = watch(), []
     items = progress((asked.append(i) or i for i in range(5)), 5, "epoch 1/2")
     assert next(items) == 0 and asked == [0]

@@ -200,7 +200,7 @@ def test_waits_of_unknown_length_go_through_the_group_of_the_cpu_which_has_hours
     assert waited == ["of the CPU"] * 2
 
 
-def tell_timeout() -> None:
+def print_timeout() -> None:
     group = init_distributed("cpu").cpu_group
     print("hours:", group._get_backend(torch.device("cpu")).options._timeout / timedelta(hours=1))
     distributed.leave(0)
@@ -208,7 +208,7 @@ def tell_timeout() -> None:
 
 def test_on_cpus_that_group_has_hours_too():
     """2c: gloo's own default is half an hour."""
-    ended = in_processes(2, tell_timeout)
+    ended = in_processes(2, print_timeout)
     assert ended.statuses == [0, 0] and ended.out.count("hours: 24.0") == 2, ended.err[-3000:]
 
 

@@ -162,7 +162,7 @@ def die_beside_workers(method: str, workers: int, lock: str) -> None:
 
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("forkserver", 1)])
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, method, workers):
-    """10: nobody can tell them to, and they take no SIGTERM of others."""
+    """10: nobody can ask them to, and they take no SIGTERM of others."""
     lock = tmp_path / "lock"
     lock.touch()
     ended = in_processes(1, die_beside_workers, method, workers, str(lock))

@@ -120,7 +120,8 @@ def test_two_processes_with_batchnorm_over_the_whole_batch_train_as_one(one, two
     torch.testing.assert_close(two[way]["losses"], one["losses"], rtol=1e-9, atol=1e-9)
     assert one["state"].keys() == two[way]["state"].keys()
     for key, value in one["state"].items():
-        torch.testing.assert_close(two[way]["state"][key], value, rtol=1e-9, atol=1e-11, msg=key)
+        atol = 0 if key.startswith("margin_fc.length") else 1e-11
+        torch.testing.assert_close(two[way]["state"][key], value, rtol=1e-9, atol=atol, msg=key)
     if way == "adaface":
         assert all(one["state"][f"margin_fc.{name}"] != start for name, start in ADAFACE_START.items())
     if way == "parts and an average":
@@ -132,8 +133,9 @@ def test_without_it_each_process_has_statistics_of_its_own_share(one, two):
 
 
 def test_two_processes_report_what_one_reports(run_main, tiny_faces, weights, tmp_path):
+    """A picture at a time: a network's last bits depend on how many share a batch, and with two processes fewer do."""
     flags = ["--weights", weights, "--face-dataset", tiny_faces, "--workers", 0, "--device", "cpu",
-             "--benchmarks", "fgnet", "--no-analysis"]  # fmt: skip
+             "--benchmarks", "fgnet", "--no-analysis", "--batch-size", 1]  # fmt: skip
     of_two = [*flags, "--cache-folder", tmp_path / "cache"]
     outs = [run_program("test", 2, *of_two, "--output", tmp_path / "two").out]
     for folder, given in (("kept", of_two), ("one", flags)):  # one process takes what two kept, or embeds itself
@@ -142,8 +144,8 @@ def test_two_processes_report_what_one_reports(run_main, tiny_faces, weights, tm
     reports = [json.loads((tmp_path / name / "results.json").read_text())["models"] for name in ("one", "two", "kept")]
     one, two, kept = map(leaves, reports)
     assert two == kept and one.keys() == two.keys()
-    for place, value in one.items():  # a network's last bits depend on how many pictures share a batch
-        assert two[place] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), place
+    for place, value in one.items():
+        assert two[place] == (pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value), place
 
 
 def leaves(tree: object, place: tuple = ()) -> dict[tuple, object]:

@@ -44,7 +44,7 @@ def events(run_folder: Path, kind: str) -> list[dict]:
     return [event for event in read_log(run_folder) if event["event"] == kind]
 
 
-# -------------------------------------------------------------------------------------------------------- what it tells
+# ----------------------------------------------------------------------------------------------------- what it reports
 
 
 def test_the_last_validation_has_the_figures_of_test_py_which_become_curves_and_pictures_for_tensorboard(
@@ -255,7 +255,7 @@ def test_a_picture_of_the_pair_list_that_is_missing_is_named_before_training(val
     assert outcome.status == 2 and lost.name in outcome.err and "--allow-missing" not in outcome.err
 
 
-def test_a_picture_that_breaks_in_mid_training_is_told_and_training_goes_on(validated, tiny_faces, tmp_path):
+def test_a_picture_that_breaks_in_mid_training_is_reported_and_training_goes_on(validated, tiny_faces, tmp_path):
     shutil.copytree(tiny_faces / "ID_processed_FGNET", tmp_path / "faces" / "ID_processed_FGNET")
     broken = sorted((tmp_path / "faces").rglob("*.JPG"))[3]
     broken.write_bytes(broken.read_bytes()[:500])

@@ -117,7 +117,7 @@ READERS = {"weights": read_weight_file, "checkpoint": load_checkpoint, "picture"
 
 
 @pytest.mark.parametrize("what", READERS)
-def test_a_script_tells_any_name_in_one_printable_line(tmp_path, capsys, what):
+def test_a_script_reports_any_name_in_one_printable_line(tmp_path, capsys, what):
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: READERS[what](tmp_path / ESCAPE))
     assert ended.value.code == 2

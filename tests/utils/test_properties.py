@@ -51,7 +51,7 @@ def only_user_errors():
     """Lets a result or a UserError of one printable line pass; any other exception is the test's failure."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch tells of odd pickles
+            warnings.simplefilter("ignore")  # torch warns of odd pickles
             yield
     except UserError as error:
         assert str(error).isprintable()

@@ -62,7 +62,7 @@ def rename(folder, undo_file, ages=AGES, **how) -> Named:
     age=st.integers(0, 120),
     extension=st.sampled_from([".jpg", ".JPEG", ".png"]),
 )
-def test_whatever_a_picture_is_called_its_published_name_tells_the_age(stem, age, extension):
+def test_whatever_a_picture_is_called_its_published_name_holds_the_age(stem, age, extension):
     try:
         name = published_name(f"0_0/{stem}{extension}", age)
     except UserError:

@@ -129,7 +129,7 @@ def test_paths_relative_to_the_working_folder_are_understood(table, tmp_path, mo
     assert read_ages(table("faces/0/1.jpg,3\n0/1.jpg,4\n"), index).tolist() == [4, 3]
 
 
-def test_keys_with_equal_hashes_are_told_apart(table, monkeypatch):
+def test_keys_with_equal_hashes_are_distinguished(table, monkeypatch):
     monkeypatch.setattr(age_tables, "hash", len, raising=False)
     assert read_ages(table("0_1/4.jpg,6\n0_0/2.jpg,4\n0_0/1.jpg,3\n0_1/3.png,5\n"), KEYS).tolist() == [3, 4, 5, 6]
     refused(read_ages, table("0_1/4.jpg,6\n0_0/2.jpg,4\n0_0/9.jpg,3\n0_1/3.png,5\n"), KEYS, match="1 lines about")

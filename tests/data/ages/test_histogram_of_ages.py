@@ -99,6 +99,6 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_rare_group_is_told_from_an_empty_one():
+def test_a_rare_group_differs_from_an_empty_one():
     words = [age_histogram._in_words(share) for share in (0, 0.004, 0.5, 33.333)]
     assert words == ["0 %", "< 0.01 %", "0.50 %", "33.3 %"]

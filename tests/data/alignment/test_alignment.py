@@ -131,6 +131,15 @@ def test_a_pattern_finer_than_the_face_shows_no_moire(scale):
     assert np.abs(ours - plain).mean() < np.abs(aliased - plain).mean() / 4
 
 
+def test_a_coarse_pattern_keeps_its_contrast():
+    points = turned(TEMPLATE, -25, 3.0, np.array([220.0, 220.0]))
+    y, x = np.mgrid[:440, :440]
+    pixels = np.rint(127.5 + 100 * np.sin(2 * np.pi * x / 30) * np.sin(2 * np.pi * y / 30)).astype(np.uint8)
+    ours = np.asarray(align(Image.fromarray(pixels).convert("RGB"), points), float)[..., 0]
+    plain = area_average(pixels.astype(float), points, samples=8)
+    assert np.abs(ours - plain)[10:102, 10:102].mean() < 1.5
+
+
 SMILE = TEMPLATE + [[0, 0], [0, 0], [0, 0], [-12, 0], [12, 0]]  # a mouth wider than the eyes are apart
 MISREAD = {
     "eyes swapped": TEMPLATE[[1, 0, 2, 3, 4]], "eyes swapped above a smile": SMILE[[1, 0, 2, 3, 4]],

@@ -79,7 +79,7 @@ def test_other_counts_than_published_are_a_note_and_the_published_ones_are_none(
     assert {found.severity for found in check(root, ["fgnet"])} == {"ok"}
 
 
-def test_a_good_bin_is_told_with_its_sha256(root):
+def test_a_good_bin_is_reported_with_its_sha256(root):
     path = make_bin(root)
     findings = check(root, ["lfw.bin"])
     assert worse(findings) == []
@@ -362,7 +362,7 @@ def test_a_weight_file_that_is_none_is_wrong_and_its_source_is_told(tmp_path, co
     assert WEIGHT_FILES["iefp"].source in found.advice
 
 
-def test_a_weight_file_is_told_with_size_sha256_and_what_it_holds_or_why_the_reader_refuses_it(tmp_path):
+def test_a_weight_file_is_reported_with_size_sha256_and_what_it_holds_or_why_the_reader_refuses_it(tmp_path):
     path = write_weights(tmp_path, archive(tmp_path))
 
     def checked(**how):

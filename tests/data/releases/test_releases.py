@@ -35,7 +35,14 @@ from data.releases.aligned_folders import find_below, find_pictures, write_plan
 from data.releases.cacd import plan_cacd, plan_cacd_vs
 from data.releases.calfw import plan_calfw, read_calfw_pairs
 from data.releases.fgnet import plan_fgnet
-from data.releases.morph2 import Morph2Picture, draw_subjects, plan_morph2, read_morph2_ages, read_subjects
+from data.releases.morph2 import (
+    Morph2Picture,
+    draw_subjects,
+    plan_morph2,
+    read_morph2_ages,
+    read_subjects,
+    youngest_and_oldest,
+)
 from data.transforms import decode_face
 from meta import BENCHMARKS, FILENAME_PATTERNS, UserError
 
@@ -260,6 +267,18 @@ def test_the_draw_depends_on_the_seed_alone():
     assert often.sum() == 6000 and often.min() > 35 and often.max() < 85
     pictures[101] = pictures[1]
     assert len(set(before) - set(drawn(7))) <= 1
+
+
+def test_the_choice_among_two_hundred_random_subjects_is_what_sorting_by_hand_gives():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        numbers = random.permutation(20)[: random.integers(2, 7)]
+        pictures = [Morph2Picture(1, int(n), int(random.integers(20, 24)), "", "") for n in numbers]
+        young, old = youngest_and_oldest(pictures)
+        assert young is sorted(sorted(pictures, key=lambda p: p.number), key=lambda p: p.age)[0]
+        others = sorted((p for p in pictures if p is not young), key=lambda p: p.number)
+        assert old is sorted(others, key=lambda p: p.age, reverse=True)[0]
+        assert old.age >= young.age
 
 
 def test_the_training_remainder_has_all_other_subjects_and_published_names(morph2, tmp_path):

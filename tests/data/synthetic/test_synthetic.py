@@ -1,13 +1,15 @@
 """Claims about the drawn faces: they are reproducible, age smoothly, confound age with looks, filed as published."""
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.synthetic import sets as synthetic
-from data.synthetic.drawing import draw_face
+from data.synthetic.drawing import draw_face, encode_jpeg
 from data.synthetic.people import Shot, random_stream, sample_person, sample_shot
 from meta import age_group
 
@@ -88,6 +90,31 @@ def test_small_steps_of_age_change_pictures_little(index):
     assert steps(np.linspace(worst, worst + 0.5, 17)).max() < 0.4 * half_years.max()
     first, last = draw_face(person, 2, Shot()), draw_face(person, 80, Shot())
     assert np.abs(np.float32(first) - last).mean() > 10
+
+
+def test_sizes_show_the_same_picture():
+    person, shot = sample_person(2, 0), Shot()
+    large = Image.fromarray(draw_face(person, 40, shot, 224)).resize((112, 112), Image.Resampling.BOX)
+    assert np.abs(np.float32(large) - draw_face(person, 40, shot)).mean() < 4
+
+
+def test_jpeg_files_can_be_read_back():
+    face = draw_face(sample_person(0, 0), 30, Shot())
+    picture = Image.open(io.BytesIO(encode_jpeg(face, 95)))
+    assert picture.format == "JPEG" and picture.size == (112, 112)
+    assert np.abs(np.float32(picture) - face).mean() < 4
+
+
+def test_stronger_nuisance_differs_more_from_the_neutral_picture():
+    differences = []
+    for strength in (0.2, 1.0):
+        total = 0.0
+        for index in range(12):
+            person = sample_person(3, index)
+            shot = sample_shot(random_stream(9, index), strength)
+            total += np.abs(np.float32(draw_face(person, 30, shot)) - draw_face(person, 30, Shot())).mean()
+        differences.append(total)
+    assert differences[1] > 2 * differences[0]
 
 
 def test_a_negative_strength_and_an_age_beyond_the_path_are_refused():

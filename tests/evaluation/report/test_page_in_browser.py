@@ -22,8 +22,8 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
     "--enable-logging=stderr", "--v=0",
 )  # fmt: skip
-# No script runs on the page itself; here one tells its parent how wide it is.
-TELL = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(' of '), '*')</script>"
+# No script runs on the page itself; here one reports to its parent how wide it is.
+REPORT = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(' of '), '*')</script>"
 
 
 def browse(page: str, folder: Path, *flags: str) -> tuple[str, str]:
@@ -60,7 +60,7 @@ def test_the_picture_of_the_page_is_not_blank(tmp_path, scheme):
 def test_a_phone_needs_no_sideways_scrolling(tmp_path):
     page, width = example_page(), 360
     assert POLICY in page
-    measured = html.escape(page.replace(POLICY, "").replace("</body>", f"{TELL}</body>"))
+    measured = html.escape(page.replace(POLICY, "").replace("</body>", f"{REPORT}</body>"))
     # A window is 500 wide at least, a frame is as wide as it is set to be.
     frame = f'<iframe style="border: 0; width: {width}px; height: 3000px" srcdoc="{measured}"></iframe>'
     listen = "<script>addEventListener('message', event => { document.title = event.data })</script>"

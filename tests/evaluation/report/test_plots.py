@@ -49,7 +49,7 @@ def test_drawings_are_svg_files_with_axes_and_a_legend(drawn):
     assert svg_of(HISTOGRAM) == drawn["histogram"]
 
 
-def test_a_heat_map_tells_its_ends_its_cells_and_its_gaps():
+def test_a_heat_map_names_its_ends_its_cells_and_its_gaps():
     assert in_words(HEAT_MAP) == ("Heat map: M. Both axes: age. log10 of the rate: highest -1.0 for 0-12 and 0-12, "
                                   "lowest <-5.0 for 13+ and 13+.")  # fmt: skip
     assert remarks(HEAT_MAP) == ["1 of 4 cells are hatched: they have no figure."]
@@ -88,7 +88,7 @@ def test_gaps_are_counted():
     assert remarks(plot_of()) == ["There are no values to draw."]
 
 
-def test_in_words_tells_axes_and_ends():
+def test_in_words_names_axes_and_ends():
     reply = in_words(plot_of(Curve("a", [1, 2], [3, 4.5]), x_log=True))
     assert reply == "Line plot: T <&>. Across: across, logarithmic. Upwards: up. a: from 3 at 1 to 4.5 at 2."
     assert "genuine: 4 pairs, most of them between 0 and 1" in in_words(HISTOGRAM)
