@@ -239,6 +239,9 @@ def check_weight_file(path: Path) -> None:
 
 def _read_content(path: Path) -> dict[str, Any]:
     check_weight_file(path)
+    if path.suffix.lower() == ".onnx":
+        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: test.py, embed.py and "
+                        f"purify.py take it, here a weight file is needed. {ACCEPTED}")  # fmt: skip
     try:
         content = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else _read_archive(path)
     except (MemoryError, UserError):
