@@ -174,7 +174,7 @@ def check_flags(config: EmbedConfig) -> None:
     check_far(config.far)
     check_input_files(config)
     choose_device(config.device)
-    check_weight_file(config.weights)
+    check_weight_file(config.weights, or_onnx=True)
     check_onnx_input(config.onnx_input, (config.weights,))
 
 

@@ -126,7 +126,7 @@ def purify(config: PurifyConfig) -> None:
 def check_flags(config: PurifyConfig) -> None:
     """Raises UserError for what the flags alone show to be wrong, before a model is built or a picture listed."""
     check_suffixes(config.weights, config.output)
-    check_weight_file(config.weights)
+    check_weight_file(config.weights, or_onnx=True)
     check_onnx_input(config.onnx_input, (config.weights,))
     check_input_files(config)
     if not config.data.exists():

@@ -222,7 +222,7 @@ def check_files(config: TestConfig) -> None:
     """Raises UserError for files that aren't there, before any model is built."""
     weights, embeddings = files_to_test(config)
     for path in weights:
-        check_weight_file(path)
+        check_weight_file(path, or_onnx=True)
     check_onnx_input(config.onnx_input, weights)
     for path in (*embeddings, config.distractors):
         if path is not None and not path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +150,9 @@ class FeaturesModel:
     def __init__(self, path: Path, name: str, process: DistInfo):
         self.name, self.path, self.process = name, path, process
         self.features = read_features(path)
-        self.description = {"embeddings": str(path)}
-        if path.is_file():
-            self.description["sha256"] = sha256(path)
+        digest, made_by = digest_of(path), self.features.made_by or {}
+        fingerprint = str(made_by.get("model_fingerprint") or digest)
+        self.description = {"embeddings": str(path), "sha256": digest, "model_fingerprint": fingerprint}
         if self.features.not_read:
             print_rank0(process, f"{path}: not read: {', '.join(self.features.not_read)}")
 
@@ -169,6 +170,14 @@ class FeaturesModel:
 
     def embed_distractors(self, faces: Faces) -> np.ndarray:
         raise UserError(f"--distractors holds pictures, which {self.path} can't embed: give their features.")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of those of all .bin files in a folder, in order."""
+    if path.is_file():
+        return sha256(path)
+    names = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".bin")
+    return hashlib.sha256("".join(map(sha256, names)).encode()).hexdigest()
 
 
 Model = WeightsModel | FeaturesModel

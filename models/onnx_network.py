@@ -8,11 +8,8 @@ Source of the convention: InsightFace, python-package/insightface/model_zoo/arcf
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ PIXELS_INSIDE = (("Sub", "_minus"), ("Mul", "_mul"))  # beginnings of names amon
 NUM_FIRST_NODES = 8
 DTYPES = {1: np.float32, 2: np.uint8, 10: np.float16, 11: np.float64}  # by onnx.TensorProto's numbers
 MAX_SIDE = 1024  # pixels: a face is 112 or 160 of them, and a few bytes of text must not ask for gigabytes
-MAX_DESCRIPTION = 1_000_000  # characters of the JSON file beside
 GRAMMAR = '"bgr 160x160 mean=127.5 scale=128 output=NAME", height before width; rgb, nchw, nhwc and three numbers ' \
           "a mean (mean=104,117,123) are known too"  # fmt: skip
 IMAGENET_CLASSES = (1000, 1001)
@@ -93,8 +89,8 @@ def _numbers(text: str, word: str, said_by: str) -> tuple[float, ...]:
     return numbers
 
 
-def read_picture_input(path: Path, proto: Any, asked: str | None) -> PictureInput:
-    """How pictures go into the ONNX model: what its file says, the JSON file beside it, and `asked` (--onnx-input).
+def read_picture_input(path: str, proto: Any, beside: dict[str, Any], asked: str | None) -> PictureInput:
+    """How pictures go into the ONNX model: what its file says, the JSON file `beside` it, and `asked` (--onnx-input).
 
     Raises:
         UserError: it takes anything but one picture, or what is said does not fit it.
@@ -111,8 +107,8 @@ def read_picture_input(path: Path, proto: Any, asked: str | None) -> PictureInpu
     if all(any(name.startswith(begins) for name in names) for begins in PIXELS_INSIDE):
         taken = replace(taken, mean=(0.0,), scale=(1.0,), said_by=(*taken.said_by, "its first nodes"))
     metadata = from_texts({entry.key: entry.value for entry in proto.metadata_props})
-    taken = _described(metadata, taken, f"the metadata of {path.name}")
-    taken = _described(_read_beside(path), taken, f"{path.name}.json")
+    taken = _described(metadata, taken, f"the metadata of {path}")
+    taken = _described(beside, taken, f"{path}.json")
     if asked is not None:
         taken = input_of_text(asked, taken, "--onnx-input")
     if any(side and side != wanted for side, wanted in zip(_sides(shape, taken.layout), (taken.height, taken.width),
@@ -124,7 +120,7 @@ def read_picture_input(path: Path, proto: Any, asked: str | None) -> PictureInpu
     return taken
 
 
-def picture_input_of(path: Path, proto: Any) -> Any:
+def picture_input_of(path: str, proto: Any) -> Any:
     """The one input of the graph that is no weight; raises UserError where it isn't a picture in colour."""
     weights = {one.name for one in proto.graph.initializer}
     inputs = [one for one in proto.graph.input if one.name not in weights]
@@ -168,36 +164,19 @@ def _described(metadata: dict[str, Any], taken: PictureInput, said_by: str) -> P
     return replace(taken, **own, mean=(0.0,), scale=(1.0,), said_by=(*taken.said_by, said_by))
 
 
-def _read_beside(path: Path) -> dict[str, Any]:
-    beside = Path(f"{path}.json")
-    if not os.path.isfile(beside):
-        return {}
-    try:
-        with open(beside, encoding="utf-8") as file:
-            text = file.read(MAX_DESCRIPTION + 1)
-        if len(text) > MAX_DESCRIPTION:
-            raise ValueError(f"more than {MAX_DESCRIPTION} characters")
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-        return content
-    except (ValueError, OSError, RecursionError):
-        raise UserError(f"{beside}, which describes {path.name}, can't be read as a JSON object: restore or remove it, "
-                        'or write {"input": "bgr 112x112 mean=127.5 scale=128"}.') from None  # fmt: skip
-
-
 class OnnxNetwork:
     """An ONNX file as the extraction asks for a model: pixels in [-1, 1] -> features (N, D) float32 on the CPU.
 
     It is tried on `probe`, uint8 (1, 3, 112, 112), the picture of a face, and its mirror image: which output holds the
-    features, how many pictures it takes at once, and how many numbers it gives.
+    features, how many pictures it takes at once, and how many numbers it gives. `in_half` says whether it rounds them
+    to half precision.
 
     Raises:
         UserError: onnxruntime can't run it, no output or several hold features, or these are not finite, zero, or of
             another length for the mirror image.
     """
 
-    def __init__(self, path: Path, proto: Any, taken: PictureInput, probe: Tensor, device: torch.device):
+    def __init__(self, path: str, proto: Any, taken: PictureInput, probe: Tensor, device: torch.device):
         one = picture_input_of(path, proto)
         self.path, self.taken, self.name = path, taken, one.name
         self.dtype = DTYPES[one.type.tensor_type.elem_type]
@@ -254,7 +233,7 @@ class OnnxNetwork:
                 continue
             fitting = [self.outputs[i] for i in _of_pictures(found, batch or len(pixels))]
             if fitting:
-                self.batch = batch
+                self.batch, self.in_half = batch, found[self.outputs.index(fitting[0])].dtype == np.float16
                 break
         if self.taken.output in fitting:
             return self.taken.output

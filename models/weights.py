@@ -27,7 +27,7 @@ ACCEPTED = (
     "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
     "iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by export.py."
 )
-SAFETENSORS = ".safetensors"
+SAFETENSORS, ONNX = ".safetensors", ".onnx"
 ERASURE = "backbone_id.erasure."
 MAX_NAMED = 3  # keys named in an error
 MAX_CHARACTERS = 120  # of anything a file says, in an error
@@ -226,8 +226,11 @@ def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def check_weight_file(path: Path) -> None:
-    """Raises UserError for what is no file, or by its first bytes a web page or the like; nothing is loaded."""
+def check_weight_file(path: Path, or_onnx: bool = False) -> None:
+    """Raises UserError for what is no file, or by its first bytes a web page or the like; nothing is loaded.
+
+    Also for an ONNX model, by its suffix, unless that will do.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, no weight file: {_give_one_inside(path)}. {ACCEPTED}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
@@ -235,13 +238,13 @@ def check_weight_file(path: Path) -> None:
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
     if wrong := wrong_file(path, "weight file", zip_based=True):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
+    if not or_onnx and os.path.splitext(path)[1].lower() == ONNX:
+        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: test.py, embed.py and "
+                        f"purify.py take it, here a weight file is needed. {ACCEPTED}")  # fmt: skip
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     check_weight_file(path)
-    if path.suffix.lower() == ".onnx":
-        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: test.py, embed.py and "
-                        f"purify.py take it, here a weight file is needed. {ACCEPTED}")  # fmt: skip
     try:
         content = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else _read_archive(path)
     except (MemoryError, UserError):
@@ -333,7 +336,7 @@ def _is_plain(value: object) -> bool:
 
 def _give_one_inside(folder: Path) -> str:
     """What to give instead of a folder: the weight files in it."""
-    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS)]
+    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS, ONNX)]
     if not found:
         return "it holds no .pth or .safetensors file, so give the path of one"
     return f"give one of the files in it, such as {_first(found)}"

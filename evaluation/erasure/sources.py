@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from data.transforms import to_network_input
-from evaluation.embeddings.networks import ONNX, Network, is_onnx, open_network
+from evaluation.embeddings.networks import Network, is_onnx, open_network
 from meta import UserError
 from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
 from models.erasure import Erasure
 from models.export_files import need, read_onnx, save_safetensors
 from models.onnx_network import OnnxNetwork
-from models.weights import SAFETENSORS, describe_branches, load_for_embedding, read_weight_file
+from models.weights import ONNX, SAFETENSORS, describe_branches, load_for_embedding, read_weight_file
 from utils.distributed import DistInfo
 from utils.files import same_name_beside, write_json
 
 WEIGHT_SUFFIXES = (".pth", ".pt", SAFETENSORS)
 PACKAGES = {ONNX: ("onnx", "onnxruntime"), SAFETENSORS: ("safetensors",)}
 MAX_DIFFERENCE = 1e-5  # of erased features by the new file, as a share of the largest
+MAX_DIFFERENCE_IN_HALF = 2e-3  # two units in the last place of half precision
 NUM_CHECKED = 8  # pictures
 
 
@@ -87,7 +88,8 @@ class OnnxSource:
         add_erasure_to_onnx(proto, erasure, model.output, {"input": taken, ONNX_MARK: json.dumps(facts)})
         with same_name_beside(output) as path:
             path.write_bytes(proto.SerializeToString(deterministic=True))
-            check_same(output, features_of(open_network(path, self.network.process, taken).model, images), before)
+            check_same(output, features_of(open_network(path, self.network.process, taken).model, images), before,
+                       MAX_DIFFERENCE_IN_HALF if model.in_half else MAX_DIFFERENCE)  # fmt: skip
         write_json(facts_path(output), {"input": taken, **facts})
         return [output, facts_path(output)]
 
@@ -127,8 +129,8 @@ def features_of(model: Any, images: Tensor) -> np.ndarray:
     return model.identity_features(to_network_input(images)).numpy()
 
 
-def check_same(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
+def check_same(path: Path, found: np.ndarray, expected: np.ndarray, allowed: float = MAX_DIFFERENCE) -> None:
     difference = np.abs(found - expected).max() / np.abs(expected).max()
-    if not difference <= MAX_DIFFERENCE:
+    if not difference <= allowed:
         raise UserError(f"{path} would give other features than the erased ones (by {difference:.1g} of the largest, "
-                        f"{MAX_DIFFERENCE:g} is allowed): its weights are out of the usual range.")  # fmt: skip
+                        f"{allowed:g} is allowed): its weights are out of the usual range.")  # fmt: skip
