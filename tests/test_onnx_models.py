@@ -18,7 +18,7 @@ from evaluation.calibration import read_calibration
 from evaluation.embeddings.networks import open_network, template_picture
 from evaluation.embeddings.photos import embed, load
 from models.export import example_images
-from models.onnx_network import PictureInput, input_of_text
+from models.others.onnx_network import PictureInput, input_of_text
 from utils.distributed import DistInfo
 
 onnx = pytest.importorskip("onnx")

@@ -30,7 +30,7 @@ from models.erasure import ErasureFitter, spline
 from models.export_files import read_onnx
 from models.iefp import IEFP
 from models.iresnet import BACKBONES, Architecture
-from models.onnx_network import OnnxNetwork
+from models.others.onnx_network import OnnxNetwork
 from models.weights import iefp_file_tensors, load_for_embedding
 from utils.cli import parse_config, run_script
 from utils.distributed import DistInfo

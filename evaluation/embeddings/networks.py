@@ -16,7 +16,7 @@ from data.alignment.template import TEMPLATE
 from evaluation.embeddings.extraction import TwoBranches
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, PREPROCESSING, UserError
 from models.export_files import need, read_onnx
-from models.onnx_network import OnnxNetwork, read_picture_input
+from models.others.onnx_network import OnnxNetwork, read_picture_input
 from models.weights import ONNX, load_for_embedding, model_fingerprint
 from utils.distributed import DistInfo
 from utils.files import sha256
@@ -68,13 +68,14 @@ def open_network(path: Path, process: DistInfo, onnx_input: str | None = None) -
 
 def _open_weights(path: Path, process: DistInfo) -> Network:
     model, has_age_branch = load_for_embedding(path)
-    digest = sha256(path)
+    digest, layout = sha256(path), model.backbone_id.layout
     runs_by = {"device": process.device.type, "torch": torch.__version__}
     model.to(process.device)
     return Network(
         path, digest, model_fingerprint(digest, model), process, model, EMBEDDING_SIZE, has_age_branch,
-        described={"backbone": model.backbone_id.backbone, "purification": model.backbone_id.purification},
-        remarks=(), runs_by=runs_by,
+        described={"backbone": model.backbone_id.backbone, "purification": model.backbone_id.purification}
+        | ({"layout": layout} if layout else {}),
+        remarks=(f"{path}: {model.backbone_id.backbone} in {layout}",) if layout else (), runs_by=runs_by,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from meta import UserError
 from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
 from models.erasure import Erasure
 from models.export_files import need, read_onnx, save_safetensors
-from models.onnx_network import OnnxNetwork
+from models.others.onnx_network import OnnxNetwork
 from models.weights import ONNX, SAFETENSORS, describe_branches, load_for_embedding, read_weight_file
 from utils.distributed import DistInfo
 from utils.files import same_name_beside, write_json
