@@ -142,6 +142,7 @@ def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weight
     np.testing.assert_allclose(views[0], wanted[0], rtol=0, atol=1e-5)
     joined = join_views(*views, "concatenate")
     np.testing.assert_allclose(joined @ joined.T, wanted[0] @ wanted[0].T, rtol=0, atol=1e-5)
+    refused(open_network, path, network.process, "bgr", match="says itself how pictures go in: leave --onnx-input out")
     assert "the metadata of" in network.remarks[0] and network.model.output == "embeddings"
 
     metadata = from_texts({entry.key: entry.value for entry in onnx.load(path).metadata_props})

@@ -109,6 +109,11 @@ def read_picture_input(path: str, proto: Any, beside: dict[str, Any], asked: str
     metadata = from_texts({entry.key: entry.value for entry in proto.metadata_props})
     taken = _described(metadata, taken, f"the metadata of {path}")
     taken = _described(beside, taken, f"{path}.json")
+    if asked is not None and isinstance(metadata.get("input"), dict):
+        raise UserError(
+            f"{path} was written by export.py and says itself how pictures go in: leave --onnx-input out, or write "
+            '{"input": "bgr 160x160"} into a file MODEL.onnx.json beside each of the others.'
+        )
     if asked is not None:
         taken = input_of_text(asked, taken, "--onnx-input")
     if any(side and side != wanted for side, wanted in zip(_sides(shape, taken.layout), (taken.height, taken.width),
@@ -192,7 +197,7 @@ class OnnxNetwork:
 
     def identity_features(self, images: Tensor) -> Tensor:
         """images (N, 3, 112, 112) in [-1, 1], on any device -> features (N, D)."""
-        pixels = self._pixels(images)
+        pixels = self.pixels(images)
         step = self.batch or len(pixels)
         parts = [self._some(pixels[i : i + step]) for i in range(0, len(pixels), step)]
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -207,7 +212,7 @@ class OnnxNetwork:
             raise UserError(f"{self.path} gives {found.shape} for {len(pixels)} pictures: export it again.")
         return found.reshape(len(found), -1)[:count].astype(np.float32, copy=False)
 
-    def _pixels(self, images: Tensor) -> np.ndarray:
+    def pixels(self, images: Tensor) -> np.ndarray:
         taken = self.taken
         if taken == replace(PictureInput(), said_by=taken.said_by, output=taken.output) and self.dtype == np.float32:
             return np.ascontiguousarray(images.cpu().numpy())  # as they come
@@ -223,7 +228,7 @@ class OnnxNetwork:
         return np.ascontiguousarray(pixels.cpu().numpy().astype(self.dtype, copy=False))
 
     def _find_output(self, both: Tensor) -> str:
-        pixels, found, fitting = self._pixels(both), (), []
+        pixels, found, fitting = self.pixels(both), (), []
         for batch in (self.batch,) if self.batch else (0, 1):  # where it looks free it may be fixed inside the graph
             try:
                 found = self._run({self.name: np.repeat(pixels[:1], batch, axis=0) if batch else pixels}, None)
@@ -292,4 +297,4 @@ def _fitted(pixels: Tensor, height: int, width: int) -> Tensor:
     pixels = pixels[:, :, top : top + rows, left : left + columns]
     if pixels.shape[2:] == (height, width):
         return pixels
-    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True).clamp_(0, 255)
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=height < rows)
