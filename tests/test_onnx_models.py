@@ -147,8 +147,8 @@ def in_half(path):
 def of_bytes(path):
     weights = {"w": matrix() / 127.5, "half": np.float32(127.5)}
     nodes = [("Cast", ["p"], ["q"], ("to", FLOAT)), ("Sub", ["q", "half"], ["x"]), *LINEAR]
-    return save(path, nodes, {"p": (BYTES, ["n", 3, 112, 112])}, {"features": (FLOAT, None)}, weights,
-                metadata={"input": "mean=0 scale=1"})  # fmt: skip
+    metadata = {"input": "p", "picture_input": "rgb 112x112"}  # the first is another tool's
+    return save(path, nodes, {"p": (BYTES, ["n", 3, 112, 112])}, {"features": (FLOAT, None)}, weights, 17, metadata)
 
 
 def with_other_outputs(path):
@@ -242,6 +242,8 @@ REFUSED = {
     "an opset to come": (lambda path: linear(path, opset=99), "onnxruntime .* can't run .*update onnxruntime"),
     "zeros": (lambda path: with_scale(path, 0), "features of a face that are all zero"),
     "not finite": (lambda path: with_scale(path, np.nan), "hold NaN or infinity"),
+    "a picture too large": (lambda path: linear(path, ("n", 3, 4096, 4096)), "more than 1024 pixels on a side"),
+    "a batch too large": (lambda path: linear(path, (10**6, 3, 112, 112)), "or 4096 pictures at once"),
     "two inputs": (two_inputs, r"has 2 inputs \(x, phase_train\)"),
     "a model of words": (of_text, r"an input of shape \(any, 77\).*no picture in colour"),
     "half a file": (cut_short, "can't"),

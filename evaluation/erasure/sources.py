@@ -16,7 +16,7 @@ from meta import UserError
 from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
 from models.erasure import Erasure
 from models.export_files import need, read_onnx, save_safetensors
-from models.others.onnx_network import OnnxNetwork
+from models.others.onnx_network import INPUT_KEY, OnnxNetwork
 from models.weights import ONNX, SAFETENSORS, describe_branches, load_for_embedding, read_weight_file
 from utils.distributed import DistInfo
 from utils.files import same_name_beside, write_json
@@ -85,7 +85,7 @@ class OnnxSource:
         model: OnnxNetwork = self.network.model
         proto, taken = read_onnx(self.network.path), model.taken.text()
         before = erasure(features_of(model, images))
-        add_erasure_to_onnx(proto, erasure, model.output, {"input": taken, ONNX_MARK: json.dumps(facts)})
+        add_erasure_to_onnx(proto, erasure, model.output, {INPUT_KEY: taken, ONNX_MARK: json.dumps(facts)})
         with same_name_beside(output) as path:
             path.write_bytes(proto.SerializeToString(deterministic=True))
             check_same(output, features_of(open_network(path, self.network.process, taken).model, images), before,

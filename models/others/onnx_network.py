@@ -22,8 +22,11 @@ from models.export_files import OUTPUT_NAMES, from_texts, onnx_session
 
 PIXELS_INSIDE = (("Sub", "_minus"), ("Mul", "_mul"))  # beginnings of names among a graph's first nodes
 NUM_FIRST_NODES = 8
-DTYPES = {1: np.float32, 2: np.uint8, 10: np.float16, 11: np.float64}  # by onnx.TensorProto's numbers
-MAX_SIDE = 1024  # pixels: a face is 112 or 160 of them, and a few bytes of text must not ask for gigabytes
+BYTES = 2
+DTYPES = {1: np.float32, BYTES: np.uint8, 10: np.float16, 11: np.float64}  # by onnx.TensorProto's numbers
+MAX_SIDE = 1024  # pixels: a face is 112 or 160 of them, and a few bytes of a file must not ask for gigabytes
+MAX_BATCH = 4096
+INPUT_KEY = "picture_input"  # of the metadata that purify.py writes, a text as of --onnx-input
 GRAMMAR = '"bgr 160x160 mean=127.5 scale=128 output=NAME", height before width; rgb, nchw, nhwc and three numbers ' \
           "a mean (mean=104,117,123) are known too"  # fmt: skip
 IMAGENET_CLASSES = (1000, 1001)
@@ -106,10 +109,17 @@ def read_picture_input(path: str, proto: Any, beside: dict[str, Any], asked: str
     names = [node.name for node in proto.graph.node[:NUM_FIRST_NODES]]
     if all(any(name.startswith(begins) for name in names) for begins in PIXELS_INSIDE):
         taken = replace(taken, mean=(0.0,), scale=(1.0,), said_by=(*taken.said_by, "its first nodes"))
+    if one.type.tensor_type.elem_type == BYTES:
+        taken = replace(taken, mean=(0.0,), scale=(1.0,), said_by=(*taken.said_by, "its input's type"))
     metadata = from_texts({entry.key: entry.value for entry in proto.metadata_props})
-    taken = _described(metadata, taken, f"the metadata of {path}")
-    taken = _described(beside, taken, f"{path}.json")
-    if asked is not None and isinstance(metadata.get("input"), dict):
+    if INPUT_KEY in metadata:
+        taken = input_of_text(str(metadata[INPUT_KEY]), taken, f"the metadata of {path}")
+    is_own = _is_exported(metadata)
+    if is_own:
+        taken = _as_exported(metadata, taken, f"the metadata of {path}")
+    elif isinstance(beside.get("input"), str):
+        taken = input_of_text(beside["input"], taken, f"{path}.json")
+    if asked is not None and is_own:
         raise UserError(
             f"{path} was written by export.py and says itself how pictures go in: leave --onnx-input out, or write "
             '{"input": "bgr 160x160"} into a file MODEL.onnx.json beside each of the others.'
@@ -120,8 +130,12 @@ def read_picture_input(path: str, proto: Any, beside: dict[str, Any], asked: str
                                                            strict=True)):  # fmt: skip
         raise UserError(f"{path} takes pictures of shape {_words(shape)} and not of {taken.height}x{taken.width} "
                         f"({taken.layout}) as {taken.said_by[-1]} has it: leave the size out there.")  # fmt: skip
-    if one.type.tensor_type.elem_type == 2 and (taken.mean, taken.scale) != ((0.0,), (1.0,)):
-        raise UserError(f"{path} takes bytes, 0 to 255: give --onnx-input 'mean=0 scale=1'.")
+    if one.type.tensor_type.elem_type == BYTES and (taken.mean, taken.scale) != ((0.0,), (1.0,)):
+        raise UserError(f"{path} takes bytes, 0 to 255, and no other numbers: leave mean and scale out of "
+                        f"{taken.said_by[-1]}.")  # fmt: skip
+    if max(taken.height, taken.width) > MAX_SIDE or (shape and shape[0] > MAX_BATCH):
+        raise UserError(f"{path} takes {_words(shape)}, more than {MAX_SIDE} pixels on a side or {MAX_BATCH} pictures "
+                        "at once: no model of faces does.")  # fmt: skip
     return taken
 
 
@@ -157,13 +171,12 @@ def _words(shape: tuple[int, ...]) -> str:
     return f"({', '.join(str(size or 'any') for size in shape)})" if shape else "that is free"
 
 
-def _described(metadata: dict[str, Any], taken: PictureInput, said_by: str) -> PictureInput:
-    """`taken` with what "input" says, a text as of --onnx-input or what export.py writes."""
-    said = metadata.get("input")
-    if isinstance(said, str):
-        return input_of_text(said, taken, said_by)
-    if not isinstance(said, dict) or "normalised_inside" not in said:
-        return taken
+def _is_exported(metadata: dict[str, Any]) -> bool:
+    """Whether export.py wrote the metadata."""
+    return isinstance(metadata.get("input"), dict) and "normalised_inside" in metadata["input"]
+
+
+def _as_exported(metadata: dict[str, Any], taken: PictureInput, said_by: str) -> PictureInput:
     output = OUTPUT_NAMES[0] if OUTPUT_NAMES[0] in metadata.get("output", ()) else None
     own = {"colours": "RGB", "height": IMAGE_SIZE, "width": IMAGE_SIZE, "layout": "NCHW", "output": output}
     return replace(taken, **own, mean=(0.0,), scale=(1.0,), said_by=(*taken.said_by, said_by))
@@ -200,6 +213,8 @@ class OnnxNetwork:
         pixels = self.pixels(images)
         step = self.batch or len(pixels)
         parts = [self._some(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+        if len({part.shape[1] for part in parts}) > 1:
+            raise UserError(f"{self.path} gives features of another length for another picture: give another file.")
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def _some(self, pixels: np.ndarray) -> np.ndarray:
