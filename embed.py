@@ -33,7 +33,8 @@ from evaluation.comparison import compare_faces, search_gallery
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.feature_files import Features
 from evaluation.embeddings.gallery_files import check_gallery_path, read_gallery, write_gallery
-from evaluation.embeddings.photos import WEIGHTS, Embedded, Embedder, embed, load, made_by
+from evaluation.embeddings.networks import Network, check_onnx_input
+from evaluation.embeddings.photos import WEIGHTS, Embedded, embed, load, made_by
 from meta import UserError
 from models.weights import check_weight_file
 from utils.cli import (
@@ -68,7 +69,9 @@ class EmbedConfig:
     top: int = bounded(5, low=1)
     """How many of the gallery to show for each picture."""
     weights: Path = WEIGHTS
-    """As in test.py: the released IEFP file, an InsightFace backbone.pth, or what train.py writes."""
+    """As in test.py: the released IEFP file, an InsightFace backbone.pth, what train.py writes, or an ONNX model."""
+    onnx_input: str | None = None
+    """As in test.py: how pictures go into an ONNX model, where its file does not say it."""
     calibration: Path | None = input_file()
     """calibration.json of test.py; looked for beside --weights, then in results/, unless given."""
     far: float = bounded(1e-3, above=0.0, high=1.0)
@@ -109,14 +112,14 @@ class EmbedConfig:
 compare = compare_faces
 
 
-def calibration_of(model: Embedder, path: str | Path | None = None) -> Calibration | None:
+def calibration_of(model: Network, path: str | Path | None = None) -> Calibration | None:
     """The calibration of a model from a file, or from where it is looked for; None where there is none of it.
 
     Raises:
         UserError: a file that can't be read, or is about another model or another join.
     """
     if path is None:
-        return find_calibration(model.weights, model.fingerprint, ANALYSED_JOIN, remark)
+        return find_calibration(model.path, model.fingerprint, ANALYSED_JOIN, remark)
     return read_calibration(Path(path), model.fingerprint, ANALYSED_JOIN)
 
 
@@ -133,7 +136,9 @@ def main(config: EmbedConfig) -> int:
             f"{len(pictures.names)} pictures are given: give two to compare them, -o FILE.npz to write their "
             "embeddings, or --gallery FILE.npz to search them."
         )
-    model = load(config.weights, config.device)
+    model = load(config.weights, config.device, config.onnx_input)
+    for sentence in model.remarks:
+        remark(sentence)
     if not model.has_age_branch:
         remark(f"{config.weights} holds no age branch: ages are left out")
     calibration = None if config.output else calibration_of(model, config.calibration)
@@ -169,7 +174,8 @@ def check_flags(config: EmbedConfig) -> None:
     check_far(config.far)
     check_input_files(config)
     choose_device(config.device)
-    check_weight_file(config.weights)
+    check_weight_file(config.weights, or_onnx=True)
+    check_onnx_input(config.onnx_input, (config.weights,))
 
 
 def aligner_of(config: EmbedConfig) -> Aligner:

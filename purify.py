@@ -21,6 +21,7 @@ import tyro
 
 from data.check.image_scan import check_shapes
 from data.index_cache import CACHE_FOLDER
+from evaluation.embeddings.networks import check_onnx_input
 from evaluation.erasure.fitting import fit_erasure
 from evaluation.erasure.pictures import AgedPictures, check_enough, choose, open_aged_pictures
 from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, facts_path, open_source
@@ -53,11 +54,13 @@ class PurifyConfig:
 
     weights: Path
     """Any weight file with an identity branch: an InsightFace backbone.pth, what train.py writes, .safetensors; or an
-    ONNX model of aligned faces of 112x112."""
+    ONNX model of aligned faces."""
     data: Path
     """Pictures of people of all ages: a folder, flat or with one folder a person, or a record file (train.rec)."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = output_file(dataclasses.MISSING)
     """File to write, of the kind of --weights. A JSON file beside it says what it was fitted on."""
+    onnx_input: str | None = None
+    """As in test.py: how pictures go into an ONNX model, where its file does not say it."""
     ages: Path | None = input_file()
     """CSV of picture (path below --data, or record key) and age. Without it ages come from the labels of the record
     file, from the file names, or, where these hold none, from the age branch of --weights."""
@@ -101,10 +104,12 @@ def purify(config: PurifyConfig) -> None:
     check_flags(config)
     process = init_distributed(config.device)
     compare_settings(config, process, OF_A_MACHINE)
-    source = open_source(config.weights, process)
+    source = open_source(config.weights, process, config.onnx_input)
+    for sentence in source.network.remarks:
+        print_rank0(process, sentence)
     pictures = open_pictures(config, source, process)
     chosen = choose(pictures, config.max_images, config.seed)
-    check_enough(pictures, chosen, source.size)
+    check_enough(pictures, chosen, source.network.size)
     fitted = fit_erasure(
         source, pictures, chosen, basis_of(config), seed=config.seed, extraction=extraction_of(config), process=process
     )
@@ -113,7 +118,7 @@ def purify(config: PurifyConfig) -> None:
         facts = describe(config, source, pictures) | facts
         images = torch.stack([pictures.faces.decode(int(i)) for i in chosen[:NUM_CHECKED]])
         paths = source.write(config.output, erasure, {"erasure": facts}, images)
-        print("\n".join(summary(facts, source.size)))
+        print("\n".join(summary(facts, source.network.size)))
         print(f"written: {', '.join(map(str, paths))}")
     shutdown_distributed(process)
 
@@ -121,7 +126,8 @@ def purify(config: PurifyConfig) -> None:
 def check_flags(config: PurifyConfig) -> None:
     """Raises UserError for what the flags alone show to be wrong, before a model is built or a picture listed."""
     check_suffixes(config.weights, config.output)
-    check_weight_file(config.weights)
+    check_weight_file(config.weights, or_onnx=True)
+    check_onnx_input(config.onnx_input, (config.weights,))
     check_input_files(config)
     if not config.data.exists():
         raise UserError(f"--data {config.data} does not exist: give a folder of pictures or a record file.")
@@ -149,7 +155,7 @@ def open_pictures(config: PurifyConfig, source: Source, process: DistInfo) -> Ag
         config.data, config.names, config.ages, cache_folder=config.cache_folder, report=report,
         progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
     )  # fmt: skip
-    if pictures.ages is None and not source.has_age_branch:
+    if pictures.ages is None and not source.network.has_age_branch:
         raise UserError(
             f"no age is known of the pictures in {config.data}: their names or labels hold none, and {config.weights} "
             "has no age branch; give --ages with a table of them, as `python prepare.py ages --data FOLDER --weights "
@@ -162,7 +168,7 @@ def open_pictures(config: PurifyConfig, source: Source, process: DistInfo) -> Ag
 
 
 def source_of_ages(pictures: AgedPictures, source: Source) -> str:
-    return pictures.ages_from or f"the age branch of {source.path}"
+    return pictures.ages_from or f"the age branch of {source.network.path}"
 
 
 def extraction_of(config: PurifyConfig) -> Extraction:
@@ -174,8 +180,8 @@ def describe(config: PurifyConfig, source: Source, pictures: AgedPictures) -> di
     """What the erasure was made of, for the JSON file."""
     return {
         "made_by": "purify.py of IEFP, age-invariant face recognition",
-        "weights": source.path.name,
-        "weights_sha256": source.sha256,
+        "weights": source.network.path.name,
+        "weights_sha256": source.network.sha256,
         "ages_from": source_of_ages(pictures, source),
         "num_without_age": 0 if pictures.ages is None else int((pictures.ages < 0).sum()),
         "basis": config.basis,

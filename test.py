@@ -36,6 +36,7 @@ from evaluation.calibration import write_calibrations
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.feature_files import Distractors, holds_features
 from evaluation.embeddings.feature_files import open_distractors as open_feature_file
+from evaluation.embeddings.networks import check_onnx_input
 from evaluation.groups.models import Group, check_groups, compare_groups, files_of
 from evaluation.models_under_test import Extraction, Model, open_models
 from evaluation.report.page import report_html
@@ -78,8 +79,11 @@ class TestConfig:
     """Test models on the four benchmarks by the published protocols and beyond."""
 
     weights: tuple[Path, ...] = ()
-    """The released IEFP file (the default), InsightFace backbone.pth files, or what train.py writes; several are
-    set side by side."""
+    """The released IEFP file (the default), InsightFace backbone.pth files, what train.py writes, or ONNX models of
+    aligned faces; several are set side by side."""
+    onnx_input: str | None = None
+    """How pictures go into the ONNX models, where their files do not say it: "bgr 160x160 mean=127.5 scale=128", height
+    before width."""
     embeddings: tuple[Path, ...] = ()
     """Embeddings of other people's models, scored without their code: .npz with names and embeddings, .npy or .bin
     with a text file of names beside it."""
@@ -191,7 +195,7 @@ def test(config: TestConfig) -> int:
     check_groups(config.group)
     (weights, embeddings), settings = files_to_test(config), settings_of(config)
     check_files(config)
-    models = open_models(weights, embeddings, extraction_of(config), process)
+    models = open_models(weights, embeddings, extraction_of(config), process, config.onnx_input)
     options = RunOptions(
         config.analysis,
         config.seed,
@@ -218,7 +222,8 @@ def check_files(config: TestConfig) -> None:
     """Raises UserError for files that aren't there, before any model is built."""
     weights, embeddings = files_to_test(config)
     for path in weights:
-        check_weight_file(path)
+        check_weight_file(path, or_onnx=True)
+    check_onnx_input(config.onnx_input, weights)
     for path in (*embeddings, config.distractors):
         if path is not None and not path.exists():
             name = "distractors" if path == config.distractors else "group" if config.group else "embeddings"

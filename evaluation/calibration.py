@@ -1,7 +1,8 @@
 """From a test to an answer: what test.py found out about a model, for embed.py to say "the same person" by.
 
 `calibration.json` holds for each model that was tested, known by its fingerprint (models.weights.model_fingerprint: the
-weights alone do not decide what is computed), and for each benchmark the thresholds of some false-accept rates (FAR),
+weights alone do not decide what is computed; of a file of embeddings that of the model that made them, where the file
+says it, else its own SHA-256), and for each benchmark the thresholds of some false-accept rates (FAR),
 how many impostor pairs they rest on, and what share of genuine pairs they let pass (TAR), by the years between the two
 pictures. A FAR that the impostor pairs do not allow is left out, with the reason beside it.
 """
@@ -103,18 +104,18 @@ def check_far(far: float) -> None:
 
 
 def write_calibrations(folder: Path, models: list[dict[str, Any]], join: str) -> Path | None:
-    """Writes calibration.json, of the models that embed pictures and have an analysis, into a folder; returns its path.
+    """Writes calibration.json, of the models that have an analysis, into a folder; returns its path.
 
-    `models` are those of results.json, with name, weights, sha256, model_fingerprint and results; `join` is that of
-    their analysis. With nothing to write a file that is there already stays, and None is returned.
+    `models` are those of results.json, with name, weights or embeddings, sha256, model_fingerprint and results; `join`
+    is that of their analysis. With nothing to write a file that is there already stays, and None is returned.
     """
     calibrations = []
     for model in models:
         benchmarks = {name: calibrate(result) for name, result in model["results"].items()}
         benchmarks = {name: one for name, one in benchmarks.items() if one is not None}
-        if benchmarks and "weights" in model:
-            known = {"name": model["name"], "weights": model["weights"], "weights_sha256": model["sha256"],
-                     "model_fingerprint": model["model_fingerprint"]}  # fmt: skip
+        if benchmarks:
+            known = {"name": model["name"], "weights": model.get("weights") or model["embeddings"],
+                     "weights_sha256": model["sha256"], "model_fingerprint": model["model_fingerprint"]}  # fmt: skip
             calibrations.append(known | {"join": join, "benchmarks": benchmarks})
     if not calibrations:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from evaluation.embeddings.cache import EmbeddingCache
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.extraction import Extracted, extract
 from evaluation.embeddings.feature_files import match_names, read_features
+from evaluation.embeddings.networks import open_network
 from evaluation.protocols import join_views
-from meta import EMBEDDING_SIZE, UserError
+from meta import UserError
 from models.iefp import IEFP
-from models.weights import load_estimator, load_for_embedding, model_fingerprint
+from models.weights import load_estimator
 from utils.cli import CHECK_PATH
 from utils.distributed import DistInfo, gather_lists, print_rank0
 from utils.files import sha256
@@ -44,29 +46,25 @@ class Extraction:
 
 
 class WeightsModel:
-    """A weight file: embeds pictures, or takes their cached embeddings."""
+    """A weight file or an ONNX model: embeds pictures, or takes their cached embeddings."""
 
-    def __init__(self, path: Path, name: str, extraction: Extraction, process: DistInfo):
+    def __init__(self, path: Path, name: str, extraction: Extraction, process: DistInfo, onnx_input: str | None = None):
         self.name, self.extraction, self.process = name, extraction, process
-        self.model, self.has_age_branch = load_for_embedding(path)
+        self.network = network = open_network(path, process, onnx_input)
+        self.model, self.has_age_branch = network.model, network.has_age_branch
         has_estimator = self.has_age_branch and load_estimator(self.model, path)
-        self.model.to(process.device)
+        for sentence in network.remarks:
+            print_rank0(process, sentence)
         if not self.has_age_branch:
             print_rank0(process, f"{path} holds no age branch: age errors are left out")
         self.mutual_information = estimator_of(self.model, process.device) if has_estimator else None
-        digest = sha256(path)
         self.description = {
             "weights": str(path),
-            "sha256": digest,
-            "model_fingerprint": model_fingerprint(digest, self.model),
-            "backbone": self.model.backbone_id.backbone,
-            "purification": self.model.backbone_id.purification,
+            "sha256": network.sha256,
+            "model_fingerprint": network.fingerprint,
+            **network.described,
         }
-        self.of_model = {  # what embeddings depend on beside the pictures
-            "model": self.description["model_fingerprint"],
-            "device": process.device.type,
-            "torch": torch.__version__,
-        }
+        self.of_model = network.of_model  # what embeddings depend on beside the pictures
         folder = extraction.cache_folder
         self.cache = None if folder is None else EmbeddingCache(folder, functools.partial(print_rank0, process))
 
@@ -85,20 +83,21 @@ class WeightsModel:
             to_network_input,
             with_age=self.has_age_branch,
             what=what,
+            size=self.network.size,
         )
         if cache is not None:
             cache.save(self.of_model, pictures, extracted)
         return extracted
 
     def embed_distractors(self, faces: Faces) -> np.ndarray | None:
-        """Joined embeddings (M, 1024) of the distractors' pictures, piece by piece into a file where there is a cache.
+        """Joined embeddings (M, 2 D) of the distractors' pictures, piece by piece into a file where there is a cache.
 
         None in the processes beside the first, which do not score.
         """
         process, cache = self.process, self.cache if self.process.is_first else None
         if not self.extraction.assume_aligned:
             in_step(lambda: check_shapes(faces, functools.partial(print_rank0, process)), process)
-        shape, what = (len(faces), 2 * EMBEDDING_SIZE), f"distractors, {self.name}"
+        shape, what = (len(faces), 2 * self.network.size), f"distractors, {self.name}"
         pictures = in_step(faces.state if cache else nothing, process)
         describes = self.of_model | {"pictures": pictures, "join": ANALYSED_JOIN}
         cached = None if cache is None else cache.load_array(describes)
@@ -118,7 +117,7 @@ class WeightsModel:
             of_piece = (batch._replace(indices=batch.indices - start) for batch in batches(self._loader(faces, rows)))
             extracted = extract(
                 self.model, of_piece, len(rows), self.process, to_network_input,
-                with_age=False, what=what, with_grey=False,
+                with_age=False, what=what, with_grey=False, size=self.network.size,
             )  # fmt: skip
             if joined is not None:
                 joined[rows.start : rows.stop] = join_views(extracted.original, extracted.mirror, ANALYSED_JOIN)
@@ -151,9 +150,9 @@ class FeaturesModel:
     def __init__(self, path: Path, name: str, process: DistInfo):
         self.name, self.path, self.process = name, path, process
         self.features = read_features(path)
-        self.description = {"embeddings": str(path)}
-        if path.is_file():
-            self.description["sha256"] = sha256(path)
+        digest, made_by = digest_of(path), self.features.made_by or {}
+        fingerprint = str(made_by.get("model_fingerprint") or digest)
+        self.description = {"embeddings": str(path), "sha256": digest, "model_fingerprint": fingerprint}
         if self.features.not_read:
             print_rank0(process, f"{path}: not read: {', '.join(self.features.not_read)}")
 
@@ -173,16 +172,25 @@ class FeaturesModel:
         raise UserError(f"--distractors holds pictures, which {self.path} can't embed: give their features.")
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of those of all .bin files in a folder, in order."""
+    if path.is_file():
+        return sha256(path)
+    names = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".bin")
+    return hashlib.sha256("".join(map(sha256, names)).encode()).hexdigest()
+
+
 Model = WeightsModel | FeaturesModel
 
 
 def open_models(
-    weights: Sequence[Path], embeddings: Sequence[Path], extraction: Extraction, process: DistInfo
-) -> list[Model]:
-    """Weight files and then files of embeddings, by names that differ."""
+    weights: Sequence[Path], embeddings: Sequence[Path], extraction: Extraction, process: DistInfo,
+    onnx_input: str | None = None,
+) -> list[Model]:  # fmt: skip
+    """Weight files and ONNX models, and then files of embeddings, by names that differ."""
     names = short_names((*weights, *embeddings))
     models: list[Model] = [
-        WeightsModel(path, name, extraction, process) for path, name in zip(weights, names, strict=False)
+        WeightsModel(path, name, extraction, process, onnx_input) for path, name in zip(weights, names, strict=False)
     ]
     return models + [
         FeaturesModel(path, name, process) for path, name in zip(embeddings, names[len(weights) :], strict=True)

@@ -40,9 +40,11 @@ PRECISIONS = ("fp32", "fp16", "int8")
 VIEWS = {"one": 1, "two": 2}
 MAX_DIFFERENCE = 1e-4  # of a number of an embedding of length 1, or of a probability
 CHECKED_BATCHES = (1, 2, 7)
+CPU = torch.device("cpu")
 
 Metadata = dict[str, Any]  # JSON-ready values
 Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]  # pixels (N, 3, 112, 112) -> the outputs
+OnnxRun = Callable[[dict[str, np.ndarray], list[str] | None], tuple[np.ndarray, ...]]
 
 
 def need(*names: str) -> list[ModuleType]:
@@ -166,13 +168,15 @@ def read_onnx_metadata(path: Path) -> Metadata:
 
 
 def open_onnx(path: Path) -> Run:
-    """An ONNX file of export.py as a function of its images, see `onnx_session`."""
-    run = onnx_session(path)
-    return lambda images: run({"images": images})
+    """An ONNX file of export.py as a function of its images, on the CPU."""
+    run, _ = onnx_session(path)
+    return lambda images: run({"images": images}, None)
 
 
-def onnx_session(path: Path) -> Callable[[dict[str, np.ndarray]], tuple[np.ndarray, ...]]:
-    """The ONNX file on the CPU, with as many threads as torch has: inputs by name -> the outputs.
+def onnx_session(path: Path, device: torch.device = CPU) -> tuple[OnnxRun, str]:
+    """The ONNX file as a function of inputs by name and names of outputs (None: all), and where it runs, in words.
+
+    With as many threads as torch has. On a GPU where onnxruntime has its provider, else on the CPU.
 
     Raises:
         UserError: onnxruntime can't run it.
@@ -181,27 +185,34 @@ def onnx_session(path: Path) -> Callable[[dict[str, np.ndarray]], tuple[np.ndarr
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
 
     def user_error(error: Exception) -> UserError:  # onnxruntime raises a kind for each of its status codes
         reason = ascii(" ".join(str(error).split())[:200])[1:-1]
-        return UserError(f"onnxruntime {ort.__version__} can't run {path} ({reason}): export it again, or update it.")
+        return UserError(f"onnxruntime {ort.__version__} can't run {path} ({reason}): export the model again, or "
+                         "update onnxruntime.")  # fmt: skip
 
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=providers)
     except MemoryError:
         raise
     except Exception as error:
         raise user_error(error) from None
 
-    def run(inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    def run(inputs: dict[str, np.ndarray], outputs: list[str] | None) -> tuple[np.ndarray, ...]:
         try:
-            return tuple(session.run(None, inputs))
+            return tuple(session.run(outputs, inputs))
         except MemoryError:
             raise
         except Exception as error:
             raise user_error(error) from None
 
-    return run
+    where = "on the GPU" if session.get_providers()[0] == "CUDAExecutionProvider" else "on the CPU"
+    if device.type == "cuda" and where == "on the CPU":
+        where += ", for onnxruntime has no CUDA here: pip install onnxruntime-gpu"
+    return run, where
 
 
 # --------------------------------------------------------------------------------------------- torch.export, tensors

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from meta import EMBEDDING_SIZE, UserError
 from models.layers import BatchNorm2d, PReLU, norm_prelu
+from models.others.age_attention import AgeAttention
 from models.purification import PurificationUnit
 
 
@@ -93,6 +94,8 @@ class IResNet(nn.Module):
         self.features = nn.BatchNorm1d(EMBEDDING_SIZE)
         self.spu = PurificationUnit(purification)
         self.erasure: nn.Linear | None = None
+        self.attention: AgeAttention | None = None  # of MTLFace's weights alone
+        self.layout = ""  # whose weights were loaded, in words; empty for this project's and InsightFace's
 
     def set_erasure(self, has_one: bool) -> None:
         """Adds the layer of an erasure, whose weights are to be loaded, or removes it."""
@@ -105,6 +108,8 @@ class IResNet(nn.Module):
         x = self.layer2(x)  # (N, 128, 28, 28)
         x = self.layer3(x)  # (N, 256, 14, 14)
         x = self.layer4(x)  # (N, 512, 7, 7)
+        if self.attention is not None:
+            x = self.attention(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))  # (N, 512 * 7 * 7)
         x = self.features(self.fc(x))  # (N, 512)
         x = self.spu(x).to(self.fc.weight.dtype)

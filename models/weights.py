@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,19 @@ from torch import Tensor
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
 from models.iefp import AGE_PREFIXES, IEFP
 from models.iresnet import BACKBONES
+from models.others import layouts
+from models.others.age_attention import AgeAttention
 from models.purification import formula, parse_purification
+from models.weight_archives import MAX_DESCRIPTION, read_archive, read_safetensors, reason, shown
 
 ACCEPTED = (
-    "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
-    "iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by export.py."
+    "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, AdaFace's and "
+    "MTLFace's IR networks, iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by "
+    "export.py."
 )
-SAFETENSORS = ".safetensors"
-ERASURE = "backbone_id.erasure."
+SAFETENSORS, ONNX = ".safetensors", ".onnx"
+ERASURE, ATTENTION = "backbone_id.erasure.", "backbone_id.attention."
 MAX_NAMED = 3  # keys named in an error
-MAX_CHARACTERS = 120  # of anything a file says, in an error
-MAX_DESCRIPTION = 100_000  # characters of the JSON file beside the weights; train.py writes some 200
-MAX_SAFETENSORS_HEADER = 10_000_000  # bytes; iresnet200 with both branches has some 300,000
-# torch before 2.10 believes a tensor's length and reads beyond its bytes; a mapped file ends where the file ends.
-BELIEVES_LENGTHS = torch.__version__ < (2, 10)
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class WeightFile:
     tensors: dict[str, Tensor]
     identity_branch: Branch | None
     age_branch: Branch | None
+    layout: str = ""  # whose layout it has, in words, where it is another project's
     disentangle: str = "iefp"  # the method that trained it, if the file or the JSON file beside it states one
     is_bare: bool = False  # an InsightFace backbone.pth, in whose names there is no "backbone_id."
 
@@ -170,16 +169,18 @@ def read_weight_file(path: str | Path) -> WeightFile:
     path = Path(path)
     content = _read_content(path)
     found = _find_tensors(path, content)
-    tensors = _rename(path, found)
     config, inside = content.get("config"), content.get("branches")
     described = inside if isinstance(inside, dict) else _read_description(path)
+    tensors, layout = _rename(path, found, described)
     method = config if isinstance(config, dict) else described
     branches = {}
     for name, prefix in (("identity_branch", "backbone_id."), ("age_branch", "backbone_ae.")):
         keys = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
         branches[name] = _read_branch(path, keys, described.get(name)) if keys else None
     is_bare = not found.keys() & tensors.keys() and branches["identity_branch"] is not None
-    return WeightFile(path, tensors, **branches, disentangle=str(method.get("disentangle", "iefp")), is_bare=is_bare)
+    return WeightFile(
+        path, tensors, **branches, layout=layout, disentangle=str(method.get("disentangle", "iefp")), is_bare=is_bare
+    )
 
 
 def age_file_tensors(model: IEFP) -> dict[str, Tensor]:
@@ -220,14 +221,19 @@ def model_fingerprint(weights_sha256: str, model: IEFP) -> str:
     """
     pixels = {"size": IMAGE_SIZE, "mean": PIXEL_MEAN, "scale": PIXEL_SCALE, "version": PREPROCESSING}
     inputs = {"weights": weights_sha256, "pixels": pixels} | describe_branches(model)
+    if model.backbone_id.layout:  # which says in which order colours are taken; a file beside may choose that
+        inputs |= {"layout": model.backbone_id.layout}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def check_weight_file(path: Path) -> None:
-    """Raises UserError for what is no file, or by its first bytes a web page or the like; nothing is loaded."""
+def check_weight_file(path: Path, or_onnx: bool = False) -> None:
+    """Raises UserError for what is no file, or by its first bytes a web page or the like; nothing is loaded.
+
+    Also for an ONNX model, by its suffix, unless that will do.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, no weight file: {_give_one_inside(path)}. {ACCEPTED}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
@@ -235,72 +241,25 @@ def check_weight_file(path: Path) -> None:
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
     if wrong := wrong_file(path, "weight file", zip_based=True):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
+    if not or_onnx and os.path.splitext(path)[1].lower() == ONNX:
+        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: test.py, embed.py and "
+                        f"purify.py take it, here a weight file is needed. {ACCEPTED}")  # fmt: skip
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     check_weight_file(path)
     try:
-        content = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else _read_archive(path)
+        content = read_safetensors(path) if path.suffix.lower() == SAFETENSORS else read_archive(path)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise UserError(
             f"{path} can't be read as a weight file (damaged, not from torch.save or safetensors, or holding more than "
-            f"tensors: {_reason(error)}). {ACCEPTED}"
+            f"tensors: {reason(error)}). {ACCEPTED}"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__}, not a table of named tensors. {ACCEPTED}")
     return content
-
-
-def _read_archive(path: Path) -> Any:
-    is_archive = _check_archive(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive and BELIEVES_LENGTHS)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
-    with open(path, "rb") as file:
-        claimed = int.from_bytes(file.read(8), "little")
-    if claimed > MAX_SAFETENSORS_HEADER:
-        raise ValueError(f"its header claims {claimed:,} bytes, more than {MAX_SAFETENSORS_HEADER:,}")
-    with safe_open(path, framework="pt") as file:
-        branches = (file.metadata() or {}).get("branches", "null")
-        if len(branches) > MAX_DESCRIPTION:
-            raise ValueError(f"its description has more than {MAX_DESCRIPTION:,} characters")
-        keys = file.keys()
-        return {"branches": json.loads(branches), "state_dict": {key: file.get_tensor(key) for key in keys}}
-
-
-def _check_archive(path: Path) -> bool:
-    """Whether it is an archive, and not the format of torch before 1.6.
-
-    Raises:
-        ValueError: it unpacks to more than it is, a few megabytes could fill all memory; or it is compressed.
-    """
-    with open(path, "rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"  # as torch distinguishes them
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > os.path.getsize(path):
-            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the file has")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, as torch.save never does")
-    return is_archive
-
-
-def _reason(error: Exception) -> str:
-    """The first words of torch's message, without its advice to read the file unsafely."""
-    refused = re.search(r"(?:GLOBAL|forbidden global) (\S+)", str(error))
-    if refused:
-        return f"it asks for {_shown(refused[1])}"
-    first = _shown(re.split(r"[.\n]", str(error).strip())[0])
-    return type(error).__name__ if first in ("", "Weights only load failed") else f"{type(error).__name__}: {first}"
 
 
 def _find_tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
@@ -330,7 +289,7 @@ def _is_plain(value: object) -> bool:
 
 def _give_one_inside(folder: Path) -> str:
     """What to give instead of a folder: the weight files in it."""
-    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS)]
+    found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".pth", ".pt", SAFETENSORS, ONNX)]
     if not found:
         return "it holds no .pth or .safetensors file, so give the path of one"
     return f"give one of the files in it, such as {_first(found)}"
@@ -343,15 +302,31 @@ def _where_to_get(path: Path) -> str:
     return ACCEPTED
 
 
-def _rename(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the file -> names of IEFP."""
+def _rename(path: Path, tensors: dict[str, Tensor], described: dict) -> tuple[dict[str, Tensor], str]:
+    """Names of the file -> names of IEFP, and whose layout it was where it is another project's."""
     if any(key.startswith(("backbone_id.", "backbone_ae.")) for key in tensors):
-        return tensors
-    if any(key.startswith("backbone.") for key in tensors):
-        return {re.sub(r"^backbone\.", "backbone_ae.", key): value for key, value in tensors.items()}
+        return tensors, ""
+    if name := layouts.known_as(tensors):
+        raise layouts.how_to_export(path, name)
+    prefix, layout = layouts.prefix_of(tensors), ""
+    if prefix is not None:
+        tensors, layout = layouts.converted(tensors, prefix, _colours(path, described))
+    elif any(key.startswith("backbone.") for key in tensors):
+        return {re.sub(r"^backbone\.", "backbone_ae.", key): value for key, value in tensors.items()}, ""
     if "layer1.0.bn1.weight" in tensors:  # InsightFace: a bare backbone
-        return {f"backbone_id.{key}": value for key, value in tensors.items()}
+        return {f"backbone_id.{key}": value for key, value in tensors.items()}, layout
     raise UserError(f"{path} has keys of another network ({_first(tensors)}). {ACCEPTED}")
+
+
+def _colours(path: Path, described: dict) -> str | None:
+    """ "RGB" or "BGR" where the JSON file beside, or CVLface's model.yaml or config.json, has a color_space."""
+    said = str(described.get("color_space", ""))
+    for beside in (path.with_suffix(".yaml"), path.with_name("config.json")):
+        if not said and os.path.isfile(beside):
+            with open(beside, encoding="utf-8", errors="replace") as file:
+                found = re.search(r"""color_space["']?\s*:\s*["']?(RGB|BGR)\b""", file.read(MAX_DESCRIPTION))
+            said = found[1] if found else ""
+    return said if said in ("RGB", "BGR") else None
 
 
 def _read_description(path: Path) -> dict[str, dict]:
@@ -399,8 +374,8 @@ def _read_purification(path: Path, shapes: dict[str, torch.Size], described: obj
     except ValueError:
         pass  # a name or a number unknown to this version fits no keys either
     raise UserError(
-        f"{path} is described as having purification {_shown(repr(purification))}, but its linear layers are at "
-        f"{_shown(str(linear))} of spu.seq: restore or remove {path.with_suffix('.json')}."
+        f"{path} is described as having purification {shown(repr(purification))}, but its linear layers are at "
+        f"{shown(str(linear))} of spu.seq: restore or remove {path.with_suffix('.json')}."
     )
 
 
@@ -417,8 +392,11 @@ def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
         raise _lacks(weights, branch)
     found = {key: value for key, value in weights.tensors.items() if key.startswith(prefixes)}
     is_erased = any(key.startswith(ERASURE) for key in found)
+    attention = _attention(found)
     expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
-    expected = {key: value for key, value in expected.items() if not key.startswith(ERASURE)}
+    expected = {key: value for key, value in expected.items() if not key.startswith((ERASURE, ATTENTION))}
+    if attention is not None:
+        expected |= {ATTENTION + key: value for key, value in attention.state_dict().items()}
     if is_erased:
         layer = torch.nn.Linear(EMBEDDING_SIZE, EMBEDDING_SIZE).state_dict()
         expected |= {ERASURE + key: value for key, value in layer.items()}
@@ -439,7 +417,15 @@ def _load_branch(model: IEFP, weights: WeightFile, branch: str) -> None:
         )
     if branch == "identity":
         model.backbone_id.set_erasure(is_erased)
+        model.backbone_id.attention, model.backbone_id.layout = attention, weights.layout
     model.load_state_dict(found, strict=False)
+
+
+def _attention(found: dict[str, Tensor]) -> AgeAttention | None:
+    """The attention of these shapes, on the CPU; None where there is none, or one whose shapes say nothing."""
+    shapes = [found[ATTENTION + name].shape if ATTENTION + name in found else () for name in
+              ("channel.0.weight", "channel.2.weight")]  # fmt: skip
+    return AgeAttention.of_shapes(*shapes) if all(len(shape) == 4 for shape in shapes) else None
 
 
 def _lacks(weights: WeightFile, branch: str) -> UserError:
@@ -448,12 +434,7 @@ def _lacks(weights: WeightFile, branch: str) -> UserError:
 
 def _first(keys) -> str:
     keys = list(keys)
-    return ", ".join(_shown(str(key)) for key in keys[:MAX_NAMED]) + (", ..." if len(keys) > MAX_NAMED else "")
-
-
-def _shown(text: str) -> str:
-    """Words of a file for an error: cut short, and without the codes that would move a terminal's cursor."""
-    return ascii(text[:MAX_CHARACTERS])[1:-1]
+    return ", ".join(shown(str(key)) for key in keys[:MAX_NAMED]) + (", ..." if len(keys) > MAX_NAMED else "")
 
 
 def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

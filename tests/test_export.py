@@ -18,6 +18,7 @@ from torch import nn
 from data.faces import index_identity_folders
 from data.transforms import to_network_input
 from evaluation.embeddings.extraction import both_views
+from evaluation.embeddings.networks import open_network
 from evaluation.export_check import MIN_MEAN_COSINE
 from evaluation.protocols import join_views, leave_one_out
 from meta import BENCHMARKS, TRAINING_SETS, UserError
@@ -36,6 +37,7 @@ from models.weights import (
     read_weight_file,
 )
 from utils.cli import printable
+from utils.distributed import DistInfo
 
 BATCHES = (1, 2, 5, 7)
 
@@ -135,6 +137,13 @@ def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weight
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
     outcome = run_main("export", "--weights", lively_weights, "--check", path)
     assert outcome.status == 0, outcome.err
+    network = open_network(path, DistInfo(0, 1, torch.device("cpu")), None)  # as test.py takes it
+    views = network.model.identity_features(both_views(images, to_network_input)).numpy().reshape(2, len(images), -1)
+    np.testing.assert_allclose(views[0], wanted[0], rtol=0, atol=1e-5)
+    joined = join_views(*views, "concatenate")
+    np.testing.assert_allclose(joined @ joined.T, wanted[0] @ wanted[0].T, rtol=0, atol=1e-5)
+    refused(open_network, path, network.process, "bgr", match="says itself how pictures go in: leave --onnx-input out")
+    assert "the metadata of" in network.remarks[0] and network.model.output == "embeddings"
 
     metadata = from_texts({entry.key: entry.value for entry in onnx.load(path).metadata_props})
     assert metadata["input"] == {

@@ -11,28 +11,14 @@ from data.alignment.photos import Aligner, NamedSources, Piece, Source, load_pie
 from data.transforms import to_network_input
 from evaluation.comparison import Face
 from evaluation.embeddings.extraction import extract
+from evaluation.embeddings.networks import Network, open_network
 from evaluation.protocols import join_views
 from evaluation.scoring import ANALYSED_JOIN
 from meta import WEIGHT_FILES, UserError
-from models.iefp import IEFP
-from models.weights import load_for_embedding, model_fingerprint
 from utils.distributed import DistInfo, choose_device
-from utils.files import sha256
 
 WEIGHTS = Path(WEIGHT_FILES["iefp"].path)
 SILENT_SECONDS = 5.0  # no progress is printed of what takes fewer
-
-
-@dataclass(frozen=True)
-class Embedder:
-    """A model that is ready to embed."""
-
-    model: IEFP
-    has_age_branch: bool
-    process: DistInfo
-    weights: Path
-    sha256: str  # of the weights
-    fingerprint: str  # see model_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +26,7 @@ class Embedded:
     """N pictures' embeddings; `embedded[i]` is one Face."""
 
     names: tuple[str, ...]
-    embeddings: np.ndarray  # (N, 1024) float32: both views joined, L2-normalised
+    embeddings: np.ndarray  # (N, 2 D) float32: both views joined, L2-normalised
     age_probabilities: np.ndarray | None  # (N, 8) float32, mean of both views; None without an age branch
     made_by: dict[str, Any]  # weights, model and join, see `made_by`; how many pictures were aligned in which way
     notes: tuple[str, ...]  # sentences on what had to be decided, or is wrong
@@ -54,21 +40,19 @@ class Embedded:
         return Face(self.names[i], self.embeddings[i], ages)
 
 
-def load(weights: str | Path = WEIGHTS, device: str = "auto") -> Embedder:
-    """The model of a weight file on a device: auto, cpu, cuda or cuda:N.
+def load(weights: str | Path = WEIGHTS, device: str = "auto", onnx_input: str | None = None) -> Network:
+    """The model of a weight file or an ONNX file on a device: auto, cpu, cuda or cuda:N.
+
+    `onnx_input` says how pictures go into an ONNX model, where its file doesn't: "bgr 160x160 mean=127.5 scale=128".
 
     Raises:
         UserError: no such file or device, or a file without an identity branch.
     """
-    process = DistInfo(0, 1, choose_device(device))
-    model, has_age_branch = load_for_embedding(weights)
-    digest = sha256(weights)
-    fingerprint = model_fingerprint(digest, model)
-    return Embedder(model.to(process.device), has_age_branch, process, Path(weights), digest, fingerprint)
+    return open_network(Path(weights), DistInfo(0, 1, choose_device(device)), onnx_input)
 
 
 def embed(
-    model: Embedder,
+    model: Network,
     pictures: Sequence[Source] | NamedSources,
     aligner: Aligner | None = None,
     on_bad_picture: Literal["error", "skip"] = "error",
@@ -97,6 +81,7 @@ def embed(
         to_network_input,
         model.has_age_branch,
         with_grey=False,
+        size=model.size,
         silent_below=SILENT_SECONDS,
     )
     kept = [i for i in range(len(pictures.names)) if i not in seen.failures]
@@ -115,7 +100,7 @@ def embed(
     )
 
 
-def made_by(model: Embedder) -> dict[str, Any]:
+def made_by(model: Network) -> dict[str, Any]:
     """What has to be alike of two embeddings that are compared."""
     return {
         "schema": 1,

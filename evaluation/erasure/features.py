@@ -49,7 +49,7 @@ def feature_pieces(
     Raises:
         UserError: in every process, for a picture that can't be read.
     """
-    size, store = source.size, FeatureStore(source, faces, with_ages, extraction, process)
+    size, store = source.network.size, FeatureStore(source, faces, with_ages, extraction, process)
     pieces = [np.sort(chosen[start : start + PICTURES_A_PIECE]) for start in range(0, len(chosen), PICTURES_A_PIECE)]
     known = in_step(lambda: store.load(pieces), process)
     lacks = gather_lists([array is None for array in known], process)[: len(pieces)]  # of the first process
@@ -84,8 +84,8 @@ def _embed(
     shown = progress(batches(loader), sum(counts), f"embedding, {batch_size} a batch", enabled=process.is_first)
     for rows, count in zip(pieces, counts, strict=True):
         own = (batch._replace(indices=_positions(batch.indices, rows)) for batch in islice(shown, count))
-        yield extract(source.model, own, len(rows), process, to_network_input, with_ages, what=None, with_grey=False,
-                      size=source.size)  # fmt: skip
+        yield extract(source.network.model, own, len(rows), process, to_network_input, with_ages, what=None,
+                      with_grey=False, size=source.network.size)  # fmt: skip
 
 
 def _positions(indices: Tensor, rows: np.ndarray) -> Tensor:
@@ -139,7 +139,11 @@ class FeatureStore:
                         f"again, the same command goes on from there")  # fmt: skip
 
     def _describe(self, rows: np.ndarray) -> dict[str, Any]:
-        return self.source.of_model | {"pictures": self.faces.state(rows=rows), "views": "both", "ages": self.with_ages}
+        return self.source.network.of_model | {
+            "pictures": self.faces.state(rows=rows),
+            "views": "both",
+            "ages": self.with_ages,
+        }
 
     def _shape(self, rows: np.ndarray) -> tuple[int, int]:
-        return len(rows), 2 * self.source.size + self.with_ages
+        return len(rows), 2 * self.source.network.size + self.with_ages

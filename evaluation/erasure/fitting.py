@@ -39,7 +39,7 @@ def fit_erasure(
             all the same to the basis.
     """
     folds, by_people = folds_of(pictures, chosen, seed)
-    fitters = [ErasureFitter(source.size, basis=basis) for _ in range(NUM_FOLDS)]
+    fitters = [ErasureFitter(source.network.size, basis=basis) for _ in range(NUM_FOLDS)]
     ages = np.full(len(pictures.faces), np.nan, np.float32)
     if pictures.ages is not None:
         ages[chosen] = pictures.ages[chosen]
@@ -52,7 +52,7 @@ def fit_erasure(
         _check_finite(piece, pictures, source)
         for fold, fitter in enumerate(fitters):
             own = folds[piece.rows] == fold
-            fitter.add(piece.features[own].reshape(-1, source.size), np.repeat(ages[piece.rows[own]], 2))
+            fitter.add(piece.features[own].reshape(-1, source.network.size), np.repeat(ages[piece.rows[own]], 2))
 
     for piece in feature_pieces(source, pictures.faces, chosen, pictures.ages is None, extraction, process):
         in_step(lambda piece=piece: add(piece), process)
@@ -89,7 +89,9 @@ def _check_finite(piece: Piece, pictures: AgedPictures, source: Source) -> None:
     is_finite = np.isfinite(piece.features).all(axis=(1, 2))
     if not is_finite.all():
         name = pictures.faces.name(int(piece.rows[np.argmin(is_finite)]))
-        raise UserError(f"the features of {name!r} hold NaN or infinity: {source.path} is damaged, give other weights.")
+        raise UserError(
+            f"the features of {name!r} hold NaN or infinity: {source.network.path} is damaged, give other weights."
+        )
 
 
 def merged(fitters: Sequence[ErasureFitter], basis: Basis) -> ErasureFitter:

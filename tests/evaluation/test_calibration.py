@@ -130,10 +130,14 @@ def test_a_far_without_enough_impostors_is_left_out_and_said():
     assert calibrated["left_out"]["1e-3"] == "FAR 1e-3 needs 1,000 impostor pairs or more, there are 500"
 
 
-def test_a_benchmark_without_analysis_and_a_file_of_embeddings_have_no_calibration(tmp_path):
+def test_a_file_of_embeddings_has_a_calibration_and_a_benchmark_without_analysis_has_none(tmp_path):
     assert calibrate({"title": "MORPH2", "probe_gallery": {}}) is None
-    others = {"name": "others", "embeddings": "others.npz", "sha256": SHA, "results": {"fgnet": result_of()}}
-    assert write_calibrations(tmp_path, [others], "concatenate") is None and not list(tmp_path.iterdir())
+    others = {"name": "others", "embeddings": "others.npz", "sha256": SHA, "model_fingerprint": SHA}
+    without = others | {"results": {"morph2": {"title": "MORPH2", "probe_gallery": {}}}}
+    assert write_calibrations(tmp_path, [without], "concatenate") is None and not list(tmp_path.iterdir())
+    path = write_calibrations(tmp_path, [others | {"results": {"fgnet": result_of()}}], "concatenate")
+    assert read_calibration(path, SHA, "concatenate").benchmarks["fgnet"].title == "FG-NET"
+    assert json.loads(path.read_text())["models"][0]["weights"] == "others.npz"
 
 
 def test_years_fall_into_their_bin():

@@ -79,7 +79,7 @@ def calibration_for(model, folder, **changed):
                                        ("impostors_allowed", "", 9))}  # fmt: skip
     figures |= {"num_genuine": 100, "num_impostor": 100_000}
     result = {"title": "CALFW", "analysis": {"verification": {"figures": figures}}}
-    of_model = {"name": "own", "weights": str(model.weights), "sha256": model.sha256,
+    of_model = {"name": "own", "weights": str(model.path), "sha256": model.sha256,
                 "model_fingerprint": model.fingerprint, "results": {"calfw": result}}  # fmt: skip
     return write_calibrations(folder, [of_model], "concatenate")
 

@@ -18,7 +18,7 @@ import torch
 from refusals import refused
 from scripts import TINY
 
-import models.weights
+import models.weight_archives
 import training.checkpoint
 from data.faces import index_identity_folders
 from data.filenames import parse_age
@@ -26,7 +26,8 @@ from data.pairs import read_pair_list
 from data.transforms import decode_face
 from meta import FILENAME_PATTERNS, UserError
 from models.iefp import IEFP
-from models.weights import MAX_DESCRIPTION, read_weight_file
+from models.weight_archives import MAX_DESCRIPTION
+from models.weights import read_weight_file
 from training.checkpoint import checksum_path, load_checkpoint, save_checkpoint
 from utils.cli import MAX_ARGUMENT_CHARACTERS, expand_argument_files, printable, run_script
 from utils.files import MAX_LINE_LENGTH, sha256
@@ -240,7 +241,7 @@ def test_files_of_one_archive_that_share_their_bytes_are_refused(tmp_path):
 def way(request, monkeypatch):
     """Both ways to read an archive, whatever torch this is; the second is what older ones are given."""
     if request.param == "as for older torch":
-        for module in (models.weights, training.checkpoint):
+        for module in (models.weight_archives, training.checkpoint):
             monkeypatch.setattr(module, "BELIEVES_LENGTHS", True)
 
 
