@@ -23,9 +23,10 @@ from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
 from data.pairs import PairList
 from data.transforms import FORMATS, decode_face
-from meta import IMAGE_SIZE, UserError, wrong_file
+from meta import IMAGE_SIZE, UserError
 from utils.files import Progress, check_is_new, no_progress, sha256, written_beside
 from utils.restricted_pickle import Array, read_pickle
+from utils.wrong_files import wrong_file
 
 MAX_FILE_BYTES = 4 << 30  # the largest that circulate have some 200 MB; all of it has to be in memory
 PROTOCOL = 4  # of the pickles written here: Python 3.4 and newer read it
@@ -113,7 +114,7 @@ def read_verification_bin(path: str | Path) -> VerificationBin:
     Raises:
         UserError: for a file that can't be read, is no such pickle, or holds no pairs.
     """
-    if wrong := wrong_file(path, "verification set"):
+    if wrong := wrong_file(path, "verification set", ("text",)):
         raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}; {EXPECTED}.")
     try:
         pictures, answers, sha256 = _read_content(path)

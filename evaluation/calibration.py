@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.age_gap import ALL, COMMON_RATES, GAP_LOWER_EDGES, bin_names
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import write_json
+from utils.wrong_files import wrong_file
 
 SCHEMA = 1
 FILE_NAME = "calibration.json"
@@ -230,7 +231,7 @@ def read_calibration(path: Path, fingerprint: str, join: str) -> Calibration:
 
 def _read_models(path: Path) -> list[dict[str, Any]]:
     """The models of a file, with a SHA-256 and a join each."""
-    if wrong := wrong_file(path, "calibration"):
+    if wrong := wrong_file(path, "calibration", ("text",)):
         raise UserError(f"The calibration {path} {wrong[0]}: {wrong[1]}; {MADE_BY}.")
     try:
         with open(path, encoding="utf-8") as file:

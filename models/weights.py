@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta import EMBEDDING_SIZE, IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError, wrong_file
+from meta import EMBEDDING_SIZE, IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, PREPROCESSING, WEIGHT_FILES, UserError
 from models.iefp import AGE_PREFIXES, IEFP
 from models.iresnet import BACKBONES
 from models.purification import formula, parse_purification
+from utils.wrong_files import wrong_file
 
 ACCEPTED = (
     "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, "
@@ -233,7 +234,7 @@ def check_weight_file(path: Path) -> None:
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         why = "is a device or a pipe, no file" if os.path.exists(path) else "does not exist"
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
-    if wrong := wrong_file(path, "weight file", zip_based=True):
+    if wrong := wrong_file(path, "weight file", ("ZIP archive",)):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
 
 

@@ -18,8 +18,9 @@ from evaluation.embeddings.feature_files import (
     read_made_by,
     write_embeddings,
 )
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import check_is_new, written_beside
+from utils.wrong_files import wrong_file
 
 PARQUET = ".parquet"
 ENDINGS = (".npz", PARQUET)

@@ -145,7 +145,8 @@ def test_every_protocol_and_kind_of_picture_and_answer_reads_alike(tmp_path, pro
     (([*PICTURES[:3], np.array([None])], [True, False]), "of the type 'O8'"),
     ((PICTURES, [True, False], 1), "something else"), (PICTURES, "something else"),
     ({"images": PICTURES}, "has no place in plain content"),
-    (b"\xff\xd8\xff\xe0 a JPEG", "at byte 0: the pickle instruction"),
+    (b"\xff\xd8\xff\xe0 a JPEG", "is a JPEG picture, no verification set"),
+    (b"\xff\xd9", "at byte 0: the pickle instruction"),
     (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "is a web page, no verification set"),
     (b"", "is empty: get it again"), (pickle.dumps((PICTURES, [True, False]))[:-9], "at byte "),
 ])  # fmt: skip
