@@ -169,7 +169,7 @@ def test_a_malformed_line_is_refused_with_its_number(table, line, says):
 @pytest.mark.parametrize(("content", "says"), [
     ("", "is empty: 'key,age' per line is expected"), ("\n \n", "is empty"),
     ("0_0/1.jpg\n0_0/2.jpg\n", "line 1, has 1 fields and names no columns"),
-    ("0,0_0/1.jpg,3\n", "line 1, has 3 fields and names no columns: begin the table with .*'path,age'"),
+    ("0,0_0/1.jpg,3\n", "line 1, has 3 fields and names no columns that are known: give --age-columns .*'path,age'"),
     ("path,face\n0_0/1.jpg,3\n", "line 1, has 'face' where an age"), ("path,age\n", "no age for 4 of the 4"),
     (bytes(range(128, 256)) * 40, "line 1"), ("key,age\n0_0/1.jpg,3\n".encode("utf-16"), "line 1"),
     ("x" * 20_000, "line 1, has more than 10,000 characters"),
