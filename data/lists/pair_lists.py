@@ -143,16 +143,22 @@ def _read_columns(lines: Sequence[tuple[int, str]], path: str | Path) -> tuple[l
 
 def _find_columns(line: str, where: str) -> tuple[_Columns, bool]:
     """Where names, answer and fold stand, and whether the line is a header."""
-    separators = dict.fromkeys((separator_of(line), None))  # a name may hold a comma where blanks separate
-    for separator in separators:
-        fields = _fields(line, separator, where)
+    ways: dict[str | None, list[str]] = {}
+    faults = []
+    for separator in dict.fromkeys((separator_of(line), None)):  # a name may hold a comma where blanks separate
+        try:
+            ways[separator] = _fields(line, separator, where)
+        except UserError as error:
+            faults.append(error)
+    if not ways:
+        raise faults[0]
+    for separator, fields in ways.items():
         found = [find_column(fields, known) for known in (FIRST_COLUMNS, SECOND_COLUMNS, LABEL_COLUMNS)]
         fold = find_column(fields, FOLD_COLUMNS)
         if None not in found and len(set(found)) == 3:
             name = "" if fold is None else fields[fold].strip()
             return _Columns(*found, fold, separator, len(fields), name), True
-    for separator in separators:
-        fields = _fields(line, separator, where)
+    for separator, fields in ways.items():
         places = _places_without_header([_answer(field) is not None for field in fields], fields)
         if places is not None:
             return _Columns(*places, separator, len(fields), "the fourth" if places[3] is not None else ""), False

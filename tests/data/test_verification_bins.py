@@ -60,7 +60,7 @@ def test_pairs_come_in_order_and_a_picture_of_two_pairs_stands_once(tmp_path):
     faces = pairs.images
     assert [faces.read(i) for i in range(len(faces))] == [PICTURES[0], PICTURES[1], PICTURES[3]]
     assert [faces.name(i) for i in range(3)] == ["lfw.bin image 0", "lfw.bin image 1", "lfw.bin image 3"]
-    assert [faces.key(i) for i in range(3)] == ["0", "1", "3"] and faces.read(-1) == PICTURES[3]
+    assert [faces.key(i) for i in range(3)] == ["lfw.bin/0", "lfw.bin/1", "lfw.bin/3"] and faces.read(-1) == PICTURES[3]
     for ask in (faces.read, faces.name, faces.key):
         with pytest.raises(IndexError):
             ask(3)
