@@ -202,17 +202,18 @@ def _columns(first: list[str], where: str, columns: Columns | None) -> tuple[int
 
 def _wanted_columns(first: list[str], where: str, columns: Columns) -> tuple[int, int, bool]:
     """The same for columns that the user names, or numbers from 1."""
-    found = [find_column(first, [name.strip().lower()]) for name in columns]
-    if None not in found:
-        return found[0], found[1], True
+    are_numbers = all(name.isascii() and name.isdigit() for name in columns)
+    places = []
     for name in columns:
-        if not (name.isascii() and name.isdigit() and 1 <= int(name[:9]) <= len(first)):
+        place = int(name[:9]) - 1 if are_numbers else find_column(first, [name.strip().lower()])
+        if place is None or not 0 <= place < len(first):
             raise UserError(
                 f"{where} has no column {shown(name)}, it reads {shown(' '.join(first))}: give --age-columns two of "
                 f"its names, or two numbers from 1 to {len(first)}, of the picture and of the age."
             )
-    key, age = (int(name) - 1 for name in columns)
-    return key, age, not _is_age(first[age])
+        places.append(place)
+    key, age = places
+    return key, age, not (are_numbers and _is_age(first[age]))
 
 
 def _is_age(text: str) -> bool:
