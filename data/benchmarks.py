@@ -22,7 +22,7 @@ from data.faces import (
     with_ages,
 )
 from data.filenames import parse_age
-from data.layout import no_such_folder
+from data.layout import is_drawn, no_such_folder
 from data.lists.pair_lists import read_any_pair_list
 from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
@@ -92,6 +92,11 @@ class EvalSet:
     def sha256(self) -> str | None:
         """Of a verification set's file."""
         return self.pairs.sha256 if isinstance(self.pairs, VerificationBin) else None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether all its faces are drawn by program."""
+        return all(is_drawn(faces.root) for faces, _ in self.sides)
 
     def name(self, faces: Faces, i: int) -> str:
         """Picture i of one side, in reports; two sides may have pictures of one name."""

@@ -74,6 +74,7 @@ def run_benchmarks(
             if scored is not None:
                 result, comparable = scored
                 metadata = {"title": setting.title, "benchmark": setting.published_as}
+                metadata |= {"drawn": True} if benchmark.is_drawn else {}
                 ran.results[model.name][setting.name] = metadata | result
                 of_models.append((model, comparable))
         if options.analysis and options.with_first:

@@ -49,6 +49,7 @@ class BenchmarkCalibration:
     num_impostor: int
     points: dict[str, OperatingPoint]  # by FAR
     left_out: dict[str, str]  # FAR -> why it is not among the points
+    is_drawn: bool = False  # its faces are drawn by program
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def calibrate(result: dict[str, Any]) -> dict[str, Any] | None:
     }
     return {
         "title": result["title"],
+        "drawn": bool(result.get("drawn")),
         "num_genuine": counts[0],
         "num_impostor": counts[1],
         "num_genuine_by_age_gap": num_of_gap,
@@ -292,7 +294,8 @@ def _read_benchmark(name: str, entry: dict[str, Any]) -> BenchmarkCalibration:
     }
     left_out = {str(rate): str(why) for rate, why in entry["left_out"].items() if rate in COMMON_RATES}
     counts = _count(entry["num_genuine"]), _count(entry["num_impostor"])
-    return BenchmarkCalibration(name, str(entry["title"]), *counts, points, left_out)
+    is_drawn = entry.get("drawn") is True  # earlier versions did not write it
+    return BenchmarkCalibration(name, str(entry["title"]), *counts, points, left_out, is_drawn)
 
 
 def _number(value: object, low: float, high: float) -> float:
