@@ -3,6 +3,7 @@
     python embed.py photos/ -o faces.npz                    names, embeddings and ages of all pictures below a folder
     python embed.py child.jpg adult.jpg --far 1e-3          the same person or not, how old, how sure
     python embed.py --gallery faces.npz photo.jpg --top 5   the pictures of the gallery most alike
+    python embed.py photos/ --group 1e-3 -o people          a folder for each person found, with links to the pictures
 
 Faces have to be aligned: pictures of 112x112 are taken for that; for others give --landmarks, or --detector (YuNet's
 ONNX file). Views, join and pixels are those of test.py, whose calibration.json says which cosine is enough at which
@@ -33,11 +34,22 @@ from evaluation.comparison import compare_faces, search_gallery
 from evaluation.embeddings.embedding_set import ANALYSED_JOIN
 from evaluation.embeddings.feature_files import Features
 from evaluation.embeddings.gallery_files import check_gallery_path, read_gallery, write_gallery
+from evaluation.embeddings.grouping import (
+    LINKAGES,
+    Groups,
+    Threshold,
+    check_people_path,
+    group_people,
+    rate_or_cosine,
+    threshold_of,
+    write_groups,
+)
 from evaluation.embeddings.networks import Network, check_onnx_input
 from evaluation.embeddings.photos import WEIGHTS, Embedded, embed, load, made_by
 from meta import UserError
 from models.weights import check_weight_file
 from utils.cli import (
+    Either,
     Needs,
     With,
     Without,
@@ -63,7 +75,14 @@ class EmbedConfig:
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of pictures. Two pictures and no -o are compared."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_file()
-    """File for names, embeddings, age probabilities and what made them: .npz, or .parquet (needs pyarrow)."""
+    """File for names, embeddings, age probabilities and what made them: .npz, or .parquet (needs pyarrow); .csv for the
+    cosines of all pairs. With --group the people: a .csv, or a new folder."""
+    group: Annotated[str | None, tyro.conf.arg(metavar="COSINE|FAR")] = None
+    """Find out who is on the pictures: people are joined from this cosine on (0.35), or from the threshold of a
+    false-accept rate (1e-3) of the calibration."""
+    linkage: Literal[LINKAGES] = "connected"
+    """With --group. connected: one pair joins two people; average: the mean of all their pairs does, for up to 20,000
+    pictures."""
     gallery: Path | None = input_file()
     """Such a file of the same weights: the pictures are searched in it."""
     top: int = bounded(5, low=1)
@@ -98,9 +117,11 @@ class EmbedConfig:
 
     NEEDS: ClassVar[Needs] = {
         "top": (With("gallery"),),
-        "calibration": (ANSWERS,),
+        "group": (With("output"),),
+        "linkage": (With("group"),),
+        "calibration": (Either(ANSWERS, With("group")),),
         "far": (ANSWERS,),
-        "benchmark": (ANSWERS,),
+        "benchmark": (Either(ANSWERS, With("group")),),
         "ages": (Without("output", why=OF_TWO), Without("gallery", why=OF_TWO)),
         "force": (With("output"),),
     }
@@ -141,14 +162,18 @@ def main(config: EmbedConfig) -> int:
         remark(sentence)
     if not model.has_age_branch:
         remark(f"{config.weights} holds no age branch: ages are left out")
-    calibration = None if config.output else calibration_of(model, config.calibration)
-    if calibration is not None:
+    calibration = calibration_of(model, config.calibration) if config.output is None or config.group else None
+    if config.group is not None:
+        threshold = threshold_of(config.group, calibration, config.benchmark)
+    elif calibration is not None:
         calibration.at(config.far, config.benchmark)  # what is wrong with these is found before the work
     gallery = None if config.gallery is None else read_gallery(config.gallery, made_by(model))
     faces = embed(model, pictures, aligner, config.on_bad_picture, config.batch_size, config.workers)
     for sentence in (*faces.notes, *(f"left out: {reason}" for reason in faces.left_out)):
         remark(sentence)
-    if config.output is not None:
+    if config.group is not None:
+        plain, sentences = group(config, faces, threshold, dict(zip(pictures.names, pictures.sources, strict=True)))
+    elif config.output is not None:
         plain, sentences = write(config, faces)
     elif gallery is not None:
         plain, sentences = search(config, faces, gallery, calibration)
@@ -169,7 +194,10 @@ def check_flags(config: EmbedConfig) -> None:
         raise UserError("--output writes embeddings and --gallery searches them: give one of the two.")
     if config.assume_aligned and config.detector is not None:
         raise UserError("--assume-aligned takes pictures as they are and --detector finds faces: give one of the two.")
-    if config.output is not None:
+    if config.group is not None:
+        rate_or_cosine(config.group)
+        check_people_path(config.output, config.force)
+    elif config.output is not None:
         check_gallery_path(config.output, config.force)
     check_far(config.far)
     check_input_files(config)
@@ -194,6 +222,16 @@ def write(config: EmbedConfig, faces: Embedded) -> tuple[dict[str, Any], list[st
     plain = {"written": str(config.output), "num_pictures": len(faces), "made_by": faces.made_by}
     aligned = ", ".join(f"{count:,} {how}" for how, count in faces.made_by["aligned_by"].items())
     return plain, [f"{len(faces):,} pictures embedded (alignment: {aligned})", f"written: {config.output}"]
+
+
+def group(
+    config: EmbedConfig, faces: Embedded, threshold: Threshold, source_of: dict[str, Path]
+) -> tuple[dict[str, Any], list[str]]:
+    """Writes who is on which pictures."""
+    people = group_people(faces.embeddings, threshold.cosine, config.linkage)
+    groups = Groups(faces.names, people, threshold, config.linkage)
+    write_groups(config.output, groups, source_of)
+    return {"written": str(config.output)} | groups.as_plain(), [*groups.sentences(), f"written: {config.output}"]
 
 
 def answer(config: EmbedConfig, faces: Embedded, calibration: Calibration | None) -> tuple[dict[str, Any], list[str]]:

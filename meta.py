@@ -1,16 +1,12 @@
 """Facts: data sets, file names, age groups, benchmarks, weight files, input. No torch, nothing computed from data.
 
-`UserError` and `wrong_file` stand here because `models`, `data` and `utils` never import each other and all use them.
+`UserError` stands here because every room raises it.
 Source: Xie, Pun, Lam, IEEE TIFS 17, 2022, 399-412, and its published scripts (github.com/JeffersonXie/IEFP).
 """
 
 import bisect
-import os
-import stat
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 
@@ -217,58 +213,6 @@ register_benchmark(
         notes="6,000 pairs, ten folds of 300 genuine then 300 impostor pairs",
     )
 )
-
-# ------------------------------------------------------------------------------------- files that are something else
-
-NUM_FIRST_BYTES = 512
-ARCHIVES = MappingProxyType(  # by their first bytes; ZIP is apart, for weights and embeddings are ZIP archives too
-    {
-        b"\x1f\x8b\x08": "gzip",
-        b"BZh": "bzip2",
-        b"\xfd7zXZ\0": "xz",
-        b"7z\xbc\xaf\x27\x1c": "7z",
-        b"Rar!\x1a\x07": "RAR",
-    }
-)
-
-
-def wrong_file(path: str | Path, wanted: str, zip_based: bool = False) -> tuple[str, str] | None:
-    """What shows that a file isn't the `wanted` one ("weight file"), and what to do; None where nothing shows it.
-
-    Both are words for a message: f"{path} {what}: {advice}". `zip_based`: the wanted kind is itself a ZIP archive.
-    None too for a file that is missing or can't be read: opening it has the words.
-    """
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            return "is a folder", f"give the {wanted} itself"
-        if not stat.S_ISREG(status.st_mode):  # a device may have no end
-            return None
-        with open(path, "rb") as file:
-            start = file.read(NUM_FIRST_BYTES)
-    except (OSError, ValueError):  # ValueError: a NUL byte in the path
-        return None
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    archive = next((name for first, name in ARCHIVES.items() if start.startswith(first)), None)
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # with content, and empty
-        archive = None if zip_based else "ZIP"
-        try:
-            if not zipfile.is_zipfile(path):  # its table of contents stands at the end
-                return "has no end, the download stopped early", "get it again"
-        except zipfile.BadZipFile:  # damaged in another way, as opening it will say
-            pass
-    elif start[257:262] == b"ustar":
-        archive = "tar"
-    if not start:
-        return "is empty", "get it again"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return f"is a web page, no {wanted}", "open its address in a browser and save the file that the page offers"
-    if text.startswith(b"version https://git-lfs.github.com/spec/"):
-        return f"is a pointer of Git LFS, no {wanted}", "run `git lfs pull` where it was cloned, or download the file"
-    if archive is not None:
-        return f"is a {archive} archive, no {wanted}", f"unpack it and give the {wanted} that is in it"
-    return None
-
 
 # --------------------------------------------------------------------------------------------------- weight files
 

@@ -2,6 +2,7 @@
 
 python prepare.py check                                       what is wrong with the data sets that are here
 python prepare.py unpack --records train.rec --output FOLDER  InsightFace's record file to one folder per identity
+python prepare.py unpack lfw.bin --output FOLDER              a verification set to pictures and a list of pairs
 python prepare.py pack --data FOLDER --output new/train.rec   one folder per identity to a record file
 python prepare.py ages --data FOLDER --weights age.pth --output ages.csv   an age for every picture
 python prepare.py align-fgnet --raw FOLDER                    FG-NET as released; likewise align-morph2, align-calfw,
@@ -22,24 +23,22 @@ import tyro
 
 from data.ages.histogram import share_lines
 from data.ages.names import check_is_outside, undo_names
-from data.ages.tables import read_age_table, read_ages
+from data.ages.tables import AgeColumns, read_age_table
 from data.ages.writing import Destinations, finish_rename, write_ages, years_or_unknown
 from data.check.findings import is_wrong, report_lines, write_findings
 from data.check.image_scan import check_shapes
 from data.check.run import check, checked_names
-from data.faces import Faces, with_ages
-from data.index_cache import find_record_file, open_index
-from data.pairs import read_pair_list, write_cacd_vs_list
-from data.record_packing import check_record_paths, pack_folder, unpack_record_file
+from data.faces import Faces
+from data.index_cache import open_index
+from data.pairs import write_cacd_vs_list
 from data.releases.commands import ALIGN_COMMANDS
+from data.releases.packed_files import Bin, Pack, Unpack, check_has_names
 from data.synthetic.sets import contact_sheet, write_all
-from data.verification_bins import write_verification_bin
 from evaluation.age_labelling import estimate_ages
 from meta import (
     BENCHMARKS,
     FACE_DATASET_FOLDER,
     FILENAME_PATTERNS,
-    TRAINING_SETS,
     UserError,
 )
 from models.weights import check_weight_file, read_weight_file
@@ -66,7 +65,7 @@ from utils.progress import progress
 
 PatternName = Literal[tuple(FILENAME_PATTERNS)]  # data sets whose file names hold ages
 
-# ------------------------------------------------------------------------------------------- dataset check, pair files
+# ------------------------------------------------------------------------------------------------------ dataset check
 
 
 @dataclass(frozen=True)
@@ -120,124 +119,6 @@ def describe_weights(path: Path) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Write a pair list and its pictures as one verification set, as InsightFace's tools read it (lfw.bin)."""
-
-    pairs: Path = input_file(dataclasses.MISSING)
-    """List with 'name_a name_b 1|0' per line; ten equal parts of it are the folds."""
-    images: Path
-    """Folder of the pictures that the list names."""
-    output: Path = output_file(dataclasses.MISSING)
-    """File to write, such as face_dataset/mine.bin."""
-    allow_missing: bool = False
-    """Leave pairs out whose pictures are missing, and count them, instead of stopping."""
-    reencode: bool = False
-    """Resize pictures that are not 112x112, and store them and those that are no JPEG or PNG as PNG."""
-    assume_aligned: bool = False
-    """With --reencode: all pictures are aligned, also those that are not 112x112; they are only resized."""
-    force: bool = False
-    """Replace the output."""
-
-    NEEDS: ClassVar[Needs] = {"assume_aligned": (With("reencode"),)}
-
-    def run(self) -> None:
-        check_is_new(self.output, self.force)
-        check_input_files(self)
-        pairs = read_pair_list(self.pairs, self.images, self.allow_missing)
-        if pairs.num_pairs_dropped:
-            print(f"left out: {pairs.num_pairs_dropped:,} pairs, {len(pairs.missing):,} pictures are missing")
-        if self.reencode and not self.assume_aligned:
-            check_shapes(pairs.images, print)
-        written = write_verification_bin(pairs, self.output, self.force, self.reencode, progress)
-        print(
-            f"{written.num_pairs:,} pairs of {written.num_images:,} pictures, {written.num_reencoded:,} encoded again"
-        )
-        print(f"written: {self.output}, SHA-256 {written.sha256}")
-
-
-# -------------------------------------------------------------------------------------------------------- record files
-
-
-@dataclass(frozen=True)
-class Unpack:
-    """Write the pictures of an InsightFace record file as one folder per identity: 00000007/00000171_age_39.jpg.
-
-    train.py reads record files as they are, so this is for people and other programs. Stopped and started again, the
-    same command goes on where it was.
-    """
-
-    records: Path = Path("train.rec")
-    """The .rec file, or the folder that has a train.rec."""
-    output: Path = output_folder(Path("unpacked"))
-    """New folder."""
-    ages: Path | None = input_file()
-    """Table of ages (record key, age) for names with ages; without it those in the records, if they have any."""
-    names: Literal["auto", "age", "plain"] = "auto"
-    """auto: 00000171_age_39.jpg where all ages are known, else 00000171.jpg; age and plain: the one or the other."""
-    force: bool = False
-    """Replace pictures in --output that have another size than those in the record file."""
-    dry_run: bool = False
-    """Read everything, count, and write nothing."""
-
-    NEEDS: ClassVar[Needs] = {"ages": (With("names", "auto", "age"),)}
-
-    def run(self) -> None:
-        if find_record_file(self.records) is None:
-            raise UserError(f"--records {str(self.records)!r} is no .rec file and has no train.rec in it: give one.")
-        check_input_files(self)
-        index = open_index(self.records, None, how_to_get=TRAINING_SETS["ms1mv3"].how_to_get, progress=progress,
-                           cache=not self.dry_run)  # fmt: skip
-        if self.ages is not None:
-            index = with_ages(index, read_ages(self.ages, index, progress))
-        all_known = index.ages is not None and bool((index.ages >= 0).all())
-        named = self.names == "age" or (self.names == "auto" and all_known)
-        print(f"{index.root}: {len(index):,} pictures of {index.num_identities:,} identities, "
-              f"{'with' if named else 'without'} ages in their names, {index.num_bytes / 1e9:.1f} GB")  # fmt: skip
-        result = unpack_record_file(index, self.output, named, self.force, self.dry_run, progress)
-        print(f"{'would be written' if self.dry_run else 'written'}: {result.num_written:,}, there already: "
-              f"{result.num_kept:,}, left out: {result.num_left_out:,}")  # fmt: skip
-        for reason in result.left_out:
-            print(f"left out: {printable(reason)}")
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Write one folder per identity, or another record file, as InsightFace's train.rec, train.idx and property.
-
-    One large file is read faster than millions of small ones, and train.py takes it as --train-data. The pictures go in
-    as they are; names of files and people do not. Ages become the second label of each picture, which the header says.
-    """
-
-    data: Path = Path(FACE_DATASET_FOLDER) / TRAINING_SETS["ms1mv3"].folder
-    """Folder with one folder per identity, or record file."""
-    output: Path = output_file(Path("records/train.rec"))
-    """New .rec file; .idx and property are written beside it."""
-    from_names: PatternName | None = None
-    """Take the ages from the file names, which are like those of this data set."""
-    ages: Path | None = input_file()
-    """Take the ages from a table of them (path or record key, age)."""
-    force: bool = False
-    """Replace files that are there."""
-    dry_run: bool = False
-    """Count and check the places, write nothing."""
-
-    def run(self) -> None:
-        if self.ages is not None and self.from_names is not None:
-            raise UserError("--ages and --from-names were given: the ages can come from one of them.")
-        check_input_files(self)
-        check_record_paths(self.output, self.force)
-        if self.from_names:
-            check_has_names(self.data, "leave out --from-names")
-        pattern = FILENAME_PATTERNS.get(self.from_names)
-        index = open_index(self.data, pattern, cache=not self.dry_run, progress=progress)
-        if self.ages is not None:
-            index = with_ages(index, read_ages(self.ages, index, progress))
-        packed = pack_folder(index, self.output, self.force, self.dry_run, progress)
-        print(f"{self.output}: {packed.num_pictures:,} pictures of {packed.num_identities:,} identities, "
-              f"{'with' if packed.with_ages else 'without'} ages{', not written' if self.dry_run else ''}")  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------------------------------------- ages
 
 
@@ -260,6 +141,7 @@ class Ages:
     """Let this age branch estimate the ages: a file of stage age, or of a whole model."""
     from_table: Path | None = input_file()
     """Take the ages of any other tool: CSV or TSV of picture (path or record key) and age in years."""
+    age_columns: AgeColumns = None
     from_names: PatternName | None = None
     """Take the ages from the file names, which are like those of this data set."""
     output: Path | None = output_file()
@@ -295,6 +177,7 @@ class Ages:
         ("data", "weights", "from_table", "from_names", "output", "rename", "link", "copy", "histogram"), (FORWARD,)
     ) | {
         "undo_file": (FORWARD, With("rename")),
+        "age_columns": (FORWARD, With("from_table")),
         "allow_unknown": (FORWARD, With("from_table")),
         "on_bad_image": ESTIMATES,
         "assume_aligned": ESTIMATES,
@@ -362,7 +245,7 @@ class Ages:
     def _ages(self, index: Faces, for_all: bool) -> np.ndarray:
         """(N,) years; -1 where unknown, which is an error if ages are needed `for_all`."""
         if self.from_table is not None:
-            table = read_age_table(self.from_table, index, self.allow_unknown, progress)
+            table = read_age_table(self.from_table, index, self.allow_unknown, progress, self.age_columns)
             if table.num_unknown:
                 print(f"left out: {table.num_unknown:,} lines of {self.from_table} about pictures that are not there")
             return table.ages
@@ -390,12 +273,6 @@ class Ages:
             self._part_path.unlink(missing_ok=True)
         elif self.weights is not None:
             print(f"the ages stay in {self._part_path}: --histogram and --rename start from them")
-
-
-def check_has_names(data: Path, advice: str) -> None:
-    """Raises UserError for a record file."""
-    if (record_file := find_record_file(data)) is not None:
-        raise UserError(f"{record_file!r} is a record file, whose pictures have no names: {advice}.")
 
 
 # ---------------------------------------------------------------------------------------------- synthetic faces, lists

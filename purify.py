@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 
+from data.ages.tables import AgeColumns
 from data.check.image_scan import check_shapes
 from data.index_cache import CACHE_FOLDER
 from evaluation.embeddings.networks import check_onnx_input
@@ -64,6 +65,7 @@ class PurifyConfig:
     ages: Path | None = input_file()
     """CSV of picture (path below --data, or record key) and age. Without it ages come from the labels of the record
     file, from the file names, or, where these hold none, from the age branch of --weights."""
+    age_columns: AgeColumns = None
     names: Literal[(*FILENAME_PATTERNS, "none")] | None = None
     """How the file names hold the age; unless given, as the one pattern says that fits all. none: not at all."""
     max_images: int | None = bounded(None, low=1)
@@ -91,6 +93,7 @@ class PurifyConfig:
 
     NEEDS: ClassVar[Needs] = {
         "names": (Without("ages"),),
+        "age_columns": (With("ages"),),
         "knots": (With("basis", "spline"),),
         "cache_folder": (With("keep_embeddings"),),
     }
@@ -152,8 +155,8 @@ def open_pictures(config: PurifyConfig, source: Source, process: DistInfo) -> Ag
     """
     report = functools.partial(print_rank0, process)
     pictures = open_aged_pictures(
-        config.data, config.names, config.ages, cache_folder=config.cache_folder, report=report,
-        progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
+        config.data, config.names, config.ages, columns=config.age_columns, cache_folder=config.cache_folder,
+        report=report, progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
     )  # fmt: skip
     if pictures.ages is None and not source.network.has_age_branch:
         raise UserError(

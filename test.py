@@ -5,6 +5,7 @@
     python test.py --weights runs/*/iefp.pth                several models side by side
     python test.py --group plain runs/plain_*/iefp.pth --group iefp runs/iefp_*/iefp.pth
     python test.py --embeddings others.npz --benchmarks fgnet
+    python test.py --pairs pairs.txt --images photos --detector yunet.onnx    pairs of your own, photographs
     torchrun --nproc-per-node 2 test.py                     the same on two GPUs
 
 Every image is embedded once (original and mirror image); both joins of the two views are reported, beside two
@@ -14,19 +15,26 @@ missing or wrong; where nothing ran at all, the results of an earlier test stay.
 """
 
 import datetime
-import io
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+import tyro
 from tyro.conf import UseAppendAction
 
-from data.benchmarks import OWN_AGES, EvalSpec, specs_of_benchmark, specs_of_bins, specs_of_folders
+from data.alignment.detectors import detector_help, open_detector
+from data.alignment.photos import Aligner
+from data.benchmarks import (
+    OWN_AGES,
+    EvalSpec,
+    specs_of_benchmark,
+    specs_of_bins,
+    specs_of_folders,
+    specs_of_pair_lists,
+)
 from data.faces import Faces, index_pictures
 from data.index_cache import CACHE_FOLDER, find_record_file
 from data.records import index_record_file
@@ -40,6 +48,7 @@ from evaluation.embeddings.networks import check_onnx_input
 from evaluation.groups.models import Group, check_groups, compare_groups, files_of
 from evaluation.models_under_test import Extraction, Model, open_models
 from evaluation.report.page import report_html
+from evaluation.report.pictures import picture_reader
 from evaluation.report.section_false_matches import false_match_table
 from evaluation.report.section_groups import group_text
 from evaluation.report.tables import comparison_table, table
@@ -95,7 +104,13 @@ class TestConfig:
     """Folder that holds the benchmarks' folders."""
     bins: tuple[Path, ...] = ()
     """InsightFace verification sets (lfw.bin, agedb_30.bin, ...); those directly in --face-dataset are tested too,
-    unless --benchmarks or --bins says what to test."""
+    unless --benchmarks, --bins or --pairs says what to test."""
+    pairs: tuple[Path, ...] = ()
+    """Lists of pairs of your own, as CSV, TSV or LFW's pairs.txt, tested as CACD-VS; the published benchmarks then run
+    only if --benchmarks names them."""
+    images: Path | None = None
+    """Folder of the pictures that --pairs names."""
+    detector: Annotated[Path | None, tyro.conf.arg(help=f"{detector_help()} Of --pairs.")] = None
     identity_folders: tuple[Path, ...] = ()
     """Other sets with one folder a person (AgeDB, say), tested by FG-NET's protocols. Results know each by the last
     part of its path, or by more of it where another set has that name."""
@@ -136,6 +151,9 @@ class TestConfig:
     NEEDS: ClassVar[Needs] = {
         "group": tuple(Without(one, why="since a group names its own files") for one in ("weights", "embeddings")),
         "age_folder": (With("analysis"), With("names", *FILENAME_PATTERNS)),
+        "pairs": (With("images"),),
+        "images": (With("pairs"),),
+        "detector": (With("pairs"), Without("assume_aligned", why="which takes pictures as they are")),
         "names": (Either(With("identity_folders"), With("age_folder")),),
         "morph2_subjects": (With("benchmarks", *(name for name, one in BENCHMARKS.items() if one.subject_counts)),),
         "pictures": (With("analysis"),),
@@ -143,7 +161,7 @@ class TestConfig:
             Either(With("benchmarks", *benchmarks_by_protocol("leave_one_out")), With("identity_folders")),
         ),
         "seed": (Either(With("analysis"), With("morph2_subjects")),),
-        "allow_missing": (With("benchmarks", *benchmarks_by_protocol("ten_fold_verification")),),
+        "allow_missing": (Either(With("benchmarks", *benchmarks_by_protocol("ten_fold_verification")), With("pairs")),),
         "keep_embeddings": (EMBEDS_PICTURES,),
         "cache_folder": (EMBEDS_PICTURES, With("keep_embeddings")),
         "batch_size": (EMBEDS_PICTURES,),
@@ -152,8 +170,9 @@ class TestConfig:
 
 
 # Settings that may differ between machines: places and how a machine is used.
-OF_A_MACHINE = {"weights", "embeddings", "group", "face_dataset", "bins", "identity_folders", "age_folder",
-                "distractors", "output", "cache_folder", "device", "workers"}  # fmt: skip
+OF_A_MACHINE = {"weights", "embeddings", "group", "face_dataset", "bins", "pairs", "images", "detector",
+                "identity_folders", "age_folder", "distractors", "output", "cache_folder", "device",
+                "workers"}  # fmt: skip
 SCHEMA = 3  # of results.json; 1 had no analysis, 2 one model only
 
 
@@ -164,18 +183,27 @@ def settings_of(config: TestConfig) -> list[EvalSpec]:
         UserError: one is asked for twice.
     """
     settings = []
-    for name in config.benchmarks:
+    asked = set(given(config))
+    for name in config.benchmarks if "benchmarks" in asked or not config.pairs else ():
         settings += specs_of_benchmark(config.face_dataset, BENCHMARKS[name], config.morph2_subjects)
     pattern = None if config.names == "none" else config.names
     settings += specs_of_folders(config.identity_folders, pattern, beside=settings)
     settings += specs_of_folders(config.age_folder, pattern, beside=settings, benchmark=OWN_AGES)
-    found = () if "benchmarks" in given(config) else find_verification_bins(config.face_dataset)
+    found = () if asked & {"benchmarks", "pairs"} else find_verification_bins(config.face_dataset)
     settings += specs_of_bins(config.bins or found, beside=settings)
+    settings += specs_of_pair_lists(config.pairs, config.images, aligner_of(config), config.workers, beside=settings)
     names = [setting.name for setting in settings]
     for setting in settings:
         if names.count(setting.name) > 1:
             raise UserError(f"{setting.title} is asked for twice, by --benchmarks or --morph2-subjects: give it once.")
     return settings
+
+
+def aligner_of(config: TestConfig) -> Aligner | None:
+    if config.detector is None:
+        return None
+    open_detector(str(config.detector))  # what is wrong with it is found before the work
+    return Aligner(detector_path=str(config.detector))
 
 
 def open_distractors(config: TestConfig) -> Distractors | Faces | None:
@@ -224,10 +252,12 @@ def check_files(config: TestConfig) -> None:
     for path in weights:
         check_weight_file(path, or_onnx=True)
     check_onnx_input(config.onnx_input, weights)
-    for path in (*embeddings, config.distractors):
-        if path is not None and not path.exists():
-            name = "distractors" if path == config.distractors else "group" if config.group else "embeddings"
-            raise UserError(f"--{name} {path} does not exist: check its path.")
+    files = {"group" if config.group else "embeddings": embeddings, "distractors": [config.distractors],
+             "pairs": config.pairs, "images": [config.images]}  # fmt: skip
+    for name, paths in files.items():
+        for path in paths:
+            if path is not None and not path.exists():
+                raise UserError(f"--{name} {path} does not exist: check its path.")
 
 
 def extraction_of(config: TestConfig) -> Extraction:
@@ -274,36 +304,13 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
     write_json(config.output / "results.json", report)
     calibration = write_calibrations(config.output, report["models"], ANALYSED_JOIN)
     write_text(config.output / "results.md", text + "\n")
-    write_text(config.output / "report.html", report_html(report, picture_reader(ran) if config.pictures else None))
+    pictures = picture_reader(ran.opened) if config.pictures else None
+    write_text(config.output / "report.html", report_html(report, pictures))
     print(text)
     print(f"written: {config.output / 'results.json'}, {config.output / 'results.md'}")
     print(f"report to look at: {config.output / 'report.html'}")
     if calibration is not None:
         print(f"thresholds for embed.py: {calibration}")
-
-
-def picture_reader(ran: Ran) -> Callable[[str, str], bytes | None]:
-    """Returns the JPEG of a picture by setting and name, None where it can't be read."""
-    places: dict[str, dict[str, tuple[Faces, int]]] = {}
-
-    def read(setting: str, name: str) -> bytes | None:
-        if setting not in places:
-            opened = ran.opened[setting]
-            places[setting] = {
-                opened.name(faces, i): (faces, i) for faces, _ in opened.sides for i in range(len(faces))
-            }
-        if name not in places[setting]:
-            return None
-        faces, i = places[setting][name]
-        try:
-            pixels = faces.decode(i).permute(1, 2, 0).numpy()
-        except UserError:
-            return None
-        packed = io.BytesIO()
-        Image.fromarray(pixels).save(packed, "JPEG", quality=85)
-        return packed.getvalue()
-
-    return read
 
 
 if __name__ == "__main__":

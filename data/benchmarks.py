@@ -1,5 +1,6 @@
 """The benchmarks as they lie on disk: which there are, and the pictures of each with what is known of them."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.alignment.aligned_faces import align_index, with_aligned
+from data.alignment.photos import Aligner
 from data.faces import (
     UNKNOWN,
     FaceIndex,
@@ -19,7 +22,8 @@ from data.faces import (
     with_ages,
 )
 from data.filenames import parse_age
-from data.layout import no_such_folder
+from data.layout import is_drawn, no_such_folder
+from data.lists.pair_lists import read_any_pair_list
 from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
 from meta import (
@@ -33,6 +37,7 @@ from meta import (
     UserError,
 )
 from utils.files import sha256
+from utils.progress import progress
 
 Report = Callable[[str], None]  # takes one sentence
 NUM_NAMES_SHOWN = 3  # of missing pictures, in a message
@@ -51,6 +56,8 @@ class EvalSpec:
     num_subjects: int = 0  # of MORPH2
     pattern: str | None = None  # of the ages in file names
     published_as: str | None = None  # under which name papers report it, see meta.PUBLISHED_FIGURES
+    aligner: Aligner | None = None  # of the photographs of a pair list of the user's
+    workers: int = 0  # processes that align
 
     @property
     def how_to_get(self) -> str:
@@ -86,6 +93,11 @@ class EvalSet:
         """Of a verification set's file."""
         return self.pairs.sha256 if isinstance(self.pairs, VerificationBin) else None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether all its faces are drawn by program."""
+        return all(is_drawn(faces.root) for faces, _ in self.sides)
+
     def name(self, faces: Faces, i: int) -> str:
         """Picture i of one side, in reports; two sides may have pictures of one name."""
         return faces.key(i) if len(self.sides) == 1 else f"{Path(faces.root).name}/{faces.key(i)}"
@@ -97,6 +109,10 @@ OWN_AGES = Benchmark("ages", "pictures with ages", "all_impostors", folders=(), 
                      unpacked_into="", notes="nobody says who the people are")  # fmt: skip
 OWN_BIN = Benchmark("bin", "verification set", "ten_fold_verification", folders=(), pattern=None, source="",
                     unpacked_into="")  # fmt: skip
+
+
+OWN_PAIRS = Benchmark("pairs", "pair list", "ten_fold_verification", folders=(), pattern=None, source="",
+                      unpacked_into="")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- which there are
@@ -142,6 +158,17 @@ def specs_of_bins(paths: Sequence[Path], beside: Sequence[EvalSpec] = ()) -> lis
     names = short_names(paths, _taken_names(beside))
     return [
         EvalSpec(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def specs_of_pair_lists(
+    paths: Sequence[Path], images: Path, aligner: Aligner | None, workers: int, beside: Sequence[EvalSpec] = ()
+) -> list[EvalSpec]:
+    """Pair lists of the user's, all of pictures in one folder; `beside` them run others."""
+    names = short_names(paths, _taken_names(beside))
+    return [
+        EvalSpec(name, name, OWN_PAIRS, folders=(images,), path=path, aligner=aligner, workers=workers)
         for path, name in zip(paths, names, strict=True)
     ]
 
@@ -258,8 +285,15 @@ def _draw_subjects(probe: FaceIndex, gallery: FaceIndex, count: int, seed: int) 
 
 
 def _open_pairs(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:
-    pairs = _read_pairs(spec, report, allow_missing)
-    return EvalSet(spec, ((pairs.images, spec.title),), pairs)
+    left_out: dict[str, int] = {}
+    if spec.benchmark is OWN_PAIRS:
+        pairs, left_out = _read_own_pairs(spec, report, allow_missing)
+    else:
+        pairs = _read_pairs(spec, report, allow_missing)
+    if pairs.num_pairs_dropped:
+        report(f"{spec.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; its "
+               f"figures are not comparable with published ones")  # fmt: skip
+    return EvalSet(spec, ((pairs.images, spec.title),), pairs, left_out)
 
 
 def _index_identities(spec: EvalSpec, folder: Path) -> FaceIndex:
@@ -293,10 +327,26 @@ def _read_pairs(spec: EvalSpec, report: Report, allow_missing: bool) -> PairList
             report(f"{spec.title}: there is no list {spec.face_dataset / places[0]}; the pairs are made by its rule")
     else:
         raise UserError(f"pair list {spec.face_dataset / places[0]} does not exist: {spec.how_to_get}.")
-    if pairs.num_pairs_dropped:
-        report(f"{spec.title}: {pairs.num_pairs_dropped} pairs left out, {len(pairs.missing)} images missing; its "
-               f"figures are not comparable with published ones")  # fmt: skip
     return pairs
+
+
+def _read_own_pairs(spec: EvalSpec, report: Report, allow_missing: bool) -> tuple[PairList, dict[str, int]]:
+    """The pairs of a list of the user's, their photographs aligned, and how many were aligned in which way."""
+    pairs, notes = read_any_pair_list(spec.path, spec.folders[0], allow_missing)
+    for note in notes:
+        report(note)
+    if spec.aligner is None:
+        return pairs, {}
+    aligned = align_index(pairs.images, spec.aligner, spec.workers, functools.partial(progress, silent_below=2.0))
+    for note in aligned.notes[:NUM_NAMES_SHOWN]:
+        report(f"{spec.title}: {note}")
+    if len(aligned.notes) > NUM_NAMES_SHOWN:
+        report(f"{spec.title}: {len(aligned.notes) - NUM_NAMES_SHOWN:,} more such notes on alignment")
+    if aligned.failures and not allow_missing:
+        raise UserError(f"{len(aligned.failures):,} of the {len(pairs.images):,} pictures can't be aligned, the first: "
+                        f"{next(iter(aligned.failures.values()))} --allow-missing leaves their pairs out.")  # fmt: skip
+    counts = {f"num_aligned_{how.replace(' ', '_')}": count for how, count in sorted(aligned.aligned_by.items())}
+    return with_aligned(pairs, aligned), counts
 
 
 def _open_pictures(spec: EvalSpec, report: Report, seed: int, allow_missing: bool) -> EvalSet:

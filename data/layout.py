@@ -13,6 +13,10 @@ from utils.files import Progress, no_progress
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
+DRAWN_MARKER = "DRAWN_FACES.txt"  # in a folder of sets whose people do not exist, from `prepare.py synthetic`
+MAX_FOLDERS_ABOVE = 3  # between a set and the marker
+
+
 class LayoutFault(NamedTuple):
     """Something that lies where it is of no use; "wrong" makes a set incomplete, else it is worth knowing."""
 
@@ -20,6 +24,12 @@ class LayoutFault(NamedTuple):
     what: str
     advice: str
     examples: list[str]
+
+
+def is_drawn(path: str | Path) -> bool:
+    """Whether the faces of a folder or file of pictures are drawn by program, by the marker in a folder around them."""
+    path = Path(os.path.abspath(path))
+    return any((folder / DRAWN_MARKER).is_file() for folder in (path, *path.parents[:MAX_FOLDERS_ABOVE]))
 
 
 def is_image_name(name: str) -> bool:

@@ -60,7 +60,7 @@ def read_pair_list(list_path: str | Path, images_folder: str | Path, allow_missi
     ]
     if not pairs:
         raise UserError(f"The pair list {str(list_path)!r} holds no pairs: {EXPECTED}.")
-    return _locate(pairs, images_folder, allow_missing)
+    return locate_pairs(pairs, images_folder, allow_missing)
 
 
 def read_answers(list_path: str | Path) -> np.ndarray:
@@ -96,12 +96,12 @@ def make_pairs(benchmark: Benchmark, images_folder: str | Path, allow_missing: b
     Raises:
         UserError: for a missing folder or missing images.
     """
-    names_by_stem = _image_names_by_stem(_checked_folder(images_folder))
+    names_by_stem = _image_names_by_stem(checked_folder(images_folder))
     pairs = [
         Pair(*(names_by_stem.get(Path(name).stem, name) for name in pair[:2]), pair.genuine)
         for pair in pairs_by_rule(benchmark)
     ]
-    return _locate(pairs, images_folder, allow_missing)
+    return locate_pairs(pairs, images_folder, allow_missing)
 
 
 def pairs_by_rule(benchmark: Benchmark) -> list[Pair]:
@@ -129,25 +129,29 @@ def _parse_line(line: str, where: str) -> Pair:
             f"{where}, reads {shown!r}: 'name_a name_b 1' (same person) or 'name_a name_b 0' is expected, "
             "names without spaces in them."
         )
-    names = [os.path.normpath(name) for name in fields[:2]]  # so that ./a.jpg and a.jpg are one image
-    for name in names:
-        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir or "\0" in name:
-            raise UserError(
-                f"{where}, names {name[:NUM_CHARACTERS_SHOWN]!r} outside the folder of images: "
-                "give names relative to that folder."
-            )
-    return Pair(*names, genuine=fields[2] == "1")
+    return Pair(*(checked_name(name, f"{where},") for name in fields[:2]), genuine=fields[2] == "1")
 
 
-def _checked_folder(images_folder: str | Path) -> str:
+def checked_name(name: str, where: str) -> str:
+    """The name of a picture, normalised: ./a.jpg and a.jpg are one. Raises UserError for one outside of its folder."""
+    name = os.path.normpath(name)
+    if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir or "\0" in name:
+        raise UserError(
+            f"{where} names {name[:NUM_CHARACTERS_SHOWN]!r} outside the folder of images: "
+            "give names relative to that folder."
+        )
+    return name
+
+
+def checked_folder(images_folder: str | Path) -> str:
     if not os.path.isdir(images_folder):
         raise UserError(no_such_folder(images_folder, "images", "make it or give another one"))
     return str(images_folder)
 
 
-def _locate(pairs: Sequence[Pair], images_folder: str | Path, allow_missing: bool) -> PairList:
+def locate_pairs(pairs: Sequence[Pair], images_folder: str | Path, allow_missing: bool) -> PairList:
     """Splits pairs into those with both images and those without."""
-    folder = _checked_folder(images_folder)
+    folder = checked_folder(images_folder)
     names = dict.fromkeys(name for pair in pairs for name in pair[:2])  # a set that keeps the order
     missing = {name: None for name in names if not os.path.isfile(os.path.join(folder, name))}
     kept = [pair for pair in pairs if pair.name_a not in missing and pair.name_b not in missing]

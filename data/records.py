@@ -21,6 +21,7 @@ from data.faces import UNKNOWN, age_groups_of, check_enough_identities
 from data.record_format import AGE_NOTE, MAX_EXACT, PART, BrokenRecord, RecordFile, parse_head, picture_extension
 from meta import MAX_AGE, MIN_AGE, UserError
 from utils.files import Progress, no_progress, numbered_lines
+from utils.wrong_files import wrong_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,6 +209,8 @@ def _checked_file(root: str, what: str, how_to_get: str) -> RecordFile:
         ) from error
     if size < PART.size:
         raise UserError(f"The record file {root!r} of {what} is empty: give another one{help_text}.")
+    if wrong := wrong_file(root, "record file"):
+        raise UserError(f"The record file {root!r} of {what} {wrong[0]}: {wrong[1]}{help_text}.")
     return file
 
 

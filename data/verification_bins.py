@@ -22,14 +22,18 @@ from data.alignment.template import HOW_TO_ALIGN
 from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
 from data.pairs import PairList
+from data.record_format import picture_extension
 from data.transforms import FORMATS, decode_face
-from meta import IMAGE_SIZE, UserError, wrong_file
-from utils.files import Progress, check_is_new, no_progress, sha256, written_beside
+from meta import IMAGE_SIZE, UserError
+from utils.files import Progress, check_is_new, new_folder, no_progress, sha256, write_text, written_beside
 from utils.restricted_pickle import Array, read_pickle
+from utils.wrong_files import wrong_file
 
 MAX_FILE_BYTES = 4 << 30  # the largest that circulate have some 200 MB; all of it has to be in memory
 PROTOCOL = 4  # of the pickles written here: Python 3.4 and newer read it
 STORED_FORMATS = ("JPEG", "PNG")  # of the pictures written here: what every reader of such files decodes
+IMAGES, PAIRS = "images", "pairs.csv"  # of an unpacked set
+GET_AGAIN = "get the file again"
 EXPECTED = "a pickle of (encoded pictures, answers), two pictures a pair, is expected"
 
 
@@ -55,11 +59,11 @@ class BinFaces:
 
     def name(self, i: int) -> str:
         """Such as "lfw.bin image 17", counted from 0 as the file does: pair p is its images 2 p and 2 p + 1."""
-        return f"{os.path.basename(self.root)} image {self.key(i)}"
+        return f"{os.path.basename(self.root)} image {self.numbers[i]}"
 
     def key(self, i: int) -> str:
-        """What the picture is called in the file: its number."""
-        return str(self.numbers[i])
+        """Such as "lfw.bin/17": so one file of embeddings can serve several sets."""
+        return f"{os.path.basename(self.root)}/{self.numbers[i]}"
 
     def read(self, i: int) -> bytes:
         """The encoded picture."""
@@ -113,7 +117,7 @@ def read_verification_bin(path: str | Path) -> VerificationBin:
     Raises:
         UserError: for a file that can't be read, is no such pickle, or holds no pairs.
     """
-    if wrong := wrong_file(path, "verification set"):
+    if wrong := wrong_file(path, "verification set", ("text",)):
         raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}; {EXPECTED}.")
     try:
         pictures, answers, sha256 = _read_content(path)
@@ -179,6 +183,36 @@ def write_verification_bin(
     with written_beside(path) as file:
         pickle.dump((images, pairs.genuine.tolist()), file, protocol=PROTOCOL)
     return WrittenBin(len(pairs), len(pictures), len(unfit), sha256(path))
+
+
+class UnpackedBin(NamedTuple):
+    """What `unpack_verification_bin` wrote."""
+
+    num_pairs: int
+    num_images: int
+
+
+def unpack_verification_bin(path: str | Path, folder: str | Path, progress: Progress = no_progress) -> UnpackedBin:
+    """Writes images/00017.jpg, by the number in the file and as they are encoded, and pairs.csv, in the file's order.
+
+    Raises:
+        UserError: for what `read_verification_bin` refuses, a picture of an unknown format, or a folder that holds
+            something already.
+    """
+    pairs, names = read_verification_bin(path), []
+    with new_folder(folder) as place:
+        (place / IMAGES).mkdir()
+        for i in progress(range(len(pairs.images)), len(pairs.images), "writing pictures"):
+            content = pairs.images.read(i)
+            ending = picture_extension(content)
+            if ending is None:
+                raise UserError(f"{pairs.images.name(i)!r} is no JPEG, PNG, WebP or BMP: {GET_AGAIN}.")
+            names.append(f"{pairs.images.numbers[i]:05d}{ending}")
+            (place / IMAGES / names[-1]).write_bytes(content)
+        rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.genuine.tolist(), strict=True)
+        lines = ["name_a,name_b,label", *(f"{names[a]},{names[b]},{int(genuine)}" for a, b, genuine in rows)]
+        write_text(place / PAIRS, "\n".join(lines) + "\n")
+    return UnpackedBin(len(pairs), len(names))
 
 
 def _read_content(path: str | Path) -> tuple[Sequence, object, str]:

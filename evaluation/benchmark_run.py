@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.benchmarks import EvalSet, EvalSpec, open_eval_set
-from data.check.image_scan import check_shapes
+from data.benchmarks import OWN_PAIRS, EvalSet, EvalSpec, open_eval_set
+from data.check.image_scan import check_are_aligned, check_shapes
 from data.faces import Faces
 from evaluation.embeddings.feature_files import Distractors
 from evaluation.models_under_test import Model, in_step
@@ -74,6 +74,7 @@ def run_benchmarks(
             if scored is not None:
                 result, comparable = scored
                 metadata = {"title": setting.title, "benchmark": setting.published_as}
+                metadata |= {"drawn": True} if benchmark.is_drawn else {}
                 ran.results[model.name][setting.name] = metadata | result
                 of_models.append((model, comparable))
         if options.analysis and options.with_first:
@@ -85,8 +86,11 @@ def _open(setting: EvalSpec, options: RunOptions, process: DistInfo) -> EvalSet:
     """The pictures of a setting; raises UserError, also for photographs (see `data.check.image_scan.check_shapes`)."""
     report = functools.partial(print_rank0, process)
     benchmark = open_eval_set(setting, report, options.seed, options.allow_missing)
-    for faces, _ in benchmark.sides if options.check_shapes else ():
-        check_shapes(faces, report)
+    for faces, _ in benchmark.sides if options.check_shapes and setting.aligner is None else ():
+        if setting.benchmark is OWN_PAIRS:
+            check_are_aligned(faces)
+        else:
+            check_shapes(faces, report)
     return benchmark
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.age_gap import ALL, COMMON_RATES, GAP_LOWER_EDGES, bin_names
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import write_json
+from utils.wrong_files import wrong_file
 
 SCHEMA = 1
 FILE_NAME = "calibration.json"
@@ -49,6 +50,7 @@ class BenchmarkCalibration:
     num_impostor: int
     points: dict[str, OperatingPoint]  # by FAR
     left_out: dict[str, str]  # FAR -> why it is not among the points
+    is_drawn: bool = False  # its faces are drawn by program
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def calibrate(result: dict[str, Any]) -> dict[str, Any] | None:
     }
     return {
         "title": result["title"],
+        "drawn": bool(result.get("drawn")),
         "num_genuine": counts[0],
         "num_impostor": counts[1],
         "num_genuine_by_age_gap": num_of_gap,
@@ -231,7 +234,7 @@ def read_calibration(path: Path, fingerprint: str, join: str) -> Calibration:
 
 def _read_models(path: Path) -> list[dict[str, Any]]:
     """The models of a file, with a SHA-256 and a join each."""
-    if wrong := wrong_file(path, "calibration"):
+    if wrong := wrong_file(path, "calibration", ("text",)):
         raise UserError(f"The calibration {path} {wrong[0]}: {wrong[1]}; {MADE_BY}.")
     try:
         with open(path, encoding="utf-8") as file:
@@ -292,7 +295,8 @@ def _read_benchmark(name: str, entry: dict[str, Any]) -> BenchmarkCalibration:
     }
     left_out = {str(rate): str(why) for rate, why in entry["left_out"].items() if rate in COMMON_RATES}
     counts = _count(entry["num_genuine"]), _count(entry["num_impostor"])
-    return BenchmarkCalibration(name, str(entry["title"]), *counts, points, left_out)
+    is_drawn = entry.get("drawn") is True  # earlier versions did not write it
+    return BenchmarkCalibration(name, str(entry["title"]), *counts, points, left_out, is_drawn)
 
 
 def _number(value: object, low: float, high: float) -> float:

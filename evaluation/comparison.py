@@ -81,7 +81,7 @@ class Answer:
         if self.point is not None:
             decision = "Taken for the same person" if self.passes else "Not taken for the same person"
             sentences.append(decision + self._by_threshold())
-            sentences += threshold_warnings(self.point)
+            sentences += threshold_warnings(self.benchmark, self.point)
         if self.ages is not None:
             guesses = [f"{name} looks {age.group} years old (probability {age.probability:.2f})"
                      for name, age in zip(self._short_names(), self.ages, strict=True)]  # fmt: skip
@@ -118,13 +118,17 @@ def threshold_in_words(benchmark: BenchmarkCalibration, point: OperatingPoint) -
             f"pairs of {benchmark.title} reach")  # fmt: skip
 
 
-def threshold_warnings(point: OperatingPoint) -> list[str]:
-    """A sentence where the threshold hangs on few pairs."""
-    if point.impostors_allowed >= FEW_IMPOSTORS:
-        return []
-    count = point.impostors_allowed
-    alike = f"{count} impostor pairs" if count > 1 else "one impostor pair"
-    return [f"That threshold hangs on the {alike} most alike: take it with care, or give a larger --far."]  # fmt: skip
+def threshold_warnings(benchmark: BenchmarkCalibration, point: OperatingPoint) -> list[str]:
+    """Sentences where the threshold hangs on few pairs, or was not measured on people at all."""
+    warnings = []
+    if point.impostors_allowed < FEW_IMPOSTORS:
+        count = point.impostors_allowed
+        alike = f"{count} impostor pairs" if count > 1 else "one impostor pair"
+        warnings.append(f"That threshold hangs on the {alike} most alike: take it with care, or give a larger --far.")
+    if benchmark.is_drawn:
+        warnings.append(f"That threshold was measured on the drawn faces of {benchmark.title}: of photographs of "
+                        "people it says nothing.")  # fmt: skip
+    return warnings
 
 
 def threshold_as_plain(benchmark: BenchmarkCalibration, point: OperatingPoint) -> dict[str, Any]:
@@ -133,6 +137,7 @@ def threshold_as_plain(benchmark: BenchmarkCalibration, point: OperatingPoint) -
         "threshold": point.threshold,
         "benchmark": benchmark.name,
         "num_impostor": benchmark.num_impostor,
+        "drawn_faces": benchmark.is_drawn,
         "impostors_allowed": point.impostors_allowed,
         "tar_percent": point.tar_percent,
     }
@@ -258,15 +263,23 @@ class Searches:
     searches: list[Search]
     benchmark: BenchmarkCalibration | None  # None without a calibration
     point: OperatingPoint | None
+    num_in_gallery: int = 0  # probes that are in the gallery themselves and are left out of their own search
 
     def as_plain(self) -> dict[str, Any]:
         """Ready for JSON."""
-        plain = {"num_gallery": self.num_gallery, "searches": [search.as_plain() for search in self.searches]}
+        plain = {
+            "num_gallery": self.num_gallery,
+            "num_in_gallery": self.num_in_gallery,
+            "searches": [search.as_plain() for search in self.searches],
+        }
         return plain if self.point is None else plain | threshold_as_plain(self.benchmark, self.point)
 
     def sentences(self) -> list[str]:
         """The same as text."""
         sentences = [sentence for search in self.searches for sentence in search.sentences()]
+        if self.num_in_gallery:
+            sentences.append(f"{self.num_in_gallery:,} pictures are in the gallery under the same name: each is left "
+                             "out of its own search.")  # fmt: skip
         if self.point is None:
             return sentences
         expected = self.num_gallery * float(self.point.far)
@@ -275,7 +288,7 @@ class Searches:
             f"What passes at FAR {self.point.far} has a cosine at or above "
             f"{threshold_in_words(self.benchmark, self.point)}.",
             f"Of {self.num_gallery:,} pictures of other people in a gallery about {expected:.2g} pass.",
-            *threshold_warnings(self.point),
+            *threshold_warnings(self.benchmark, self.point),
         ]
 
 
@@ -291,6 +304,8 @@ def search_gallery(
 ) -> Searches:
     """The `count` pictures most alike each probe in a gallery of embeddings (G,D) and their names (G).
 
+    A probe that is in the gallery itself, by its name and its embedding, is not found as its own match.
+
     Raises:
         UserError: embeddings of two sizes, a FAR or a benchmark that the calibration does not have.
     """
@@ -300,13 +315,18 @@ def search_gallery(
         passes = None if point is None else match.cosine >= point.threshold
         return Neighbour(str(names[match.position]), match.cosine, passes)
 
-    found = nearest(np.stack([probe.embedding for probe in probes]), gallery, count)
+    found = nearest(np.stack([probe.embedding for probe in probes]), gallery, count + 1)
+    others = [
+        [match for match in matches if not (match.cosine >= SAME_PICTURE and names[match.position] == probe.name)]
+        for probe, matches in zip(probes, found, strict=True)
+    ]
+    num_in_gallery = sum(len(of_probe) < len(matches) for of_probe, matches in zip(others, found, strict=True))
     searches = [
         Search(
             probe.name,
             None if probe.age_probabilities is None else guess_age(probe.age_probabilities),
-            [neighbour(match) for match in matches],
+            [neighbour(match) for match in matches[:count]],
         )
-        for probe, matches in zip(probes, found, strict=True)
+        for probe, matches in zip(probes, others, strict=True)
     ]
-    return Searches(len(gallery), searches, chosen, point)
+    return Searches(len(gallery), searches, chosen, point, num_in_gallery)

@@ -79,7 +79,8 @@ def parse(line: str):
         ("test --age-folder x --names none", "--age-folder does nothing with --names none: leave it out, or give "
          "--names ms1mv3 or fgnet or morph2 or utkface."),
         ("test --benchmarks fgnet --morph2-subjects 500", "--morph2-subjects does nothing with --benchmarks fgnet"),
-        ("test --benchmarks fgnet --allow-missing", "--allow-missing does nothing with --benchmarks fgnet"),
+        ("test --benchmarks fgnet --allow-missing",
+         "--allow-missing does nothing without --benchmarks cacd_vs or calfw or --pairs"),
         ("test --no-analysis --seed 0", "--seed does nothing without --analysis or --morph2-subjects"),
         ("test --no-analysis --no-pictures", "--no-pictures does nothing with --no-analysis"),
         ("test --no-keep-embeddings --cache-folder x", "--cache-folder does nothing with --no-keep-embeddings"),
@@ -380,7 +381,7 @@ BEFORE_WORK = [
     ("prepare ages --data PEOPLE --weights WEIGHTS --device cpu --link PEOPLE/x", "lies in the folder of the pictures",
      "script_prepare.open_index"),
     ("prepare bin --pairs none.txt --images PEOPLE --output x.bin", "none.txt is no file",
-     "script_prepare.read_pair_list"),
+     "data.releases.packed_files.read_any_pair_list"),
     ("prepare align-morph2 --raw PEOPLE --counts 5 3", "--counts 5 3: give the smaller number first",
      "data.releases.morph2.plan_morph2"),
     ("prepare align-morph2 --raw PEOPLE --subjects none.csv", "--subjects none.csv is no file",

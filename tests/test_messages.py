@@ -267,7 +267,7 @@ def test_what_does_not_exist_is_found(flags):
         ("give --alow-missing to go on", flags["test"], ["--alow-missing"]),
         ("give --allow-unknown", flags["export"], ["--allow-unknown"]),
         ("test.py --allow-missing leaves them out", flags["export"], []),
-        ("test.py --detector finds them", flags["test"], ["test.py --detector"]),
+        ("test.py --gallery finds them", flags["test"], ["test.py --gallery"]),
         ("`python prepare.py align-photos --raw X` does it", set(), ["prepare.py align-photos", "prepare.py --raw"]),
         ("`python prepare.py ages --data X` makes them, --far too", {"--far"}, []),
         ("python prepare.py bin --raw X", set(), ["prepare.py --raw"]),

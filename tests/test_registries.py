@@ -129,6 +129,6 @@ def test_a_detector_that_is_registered_finds_the_faces(run_main, help_of, photo,
     assert "or Toy (toy.onnx; needs nothing)" in help_of("embed")
     missing = embed(run_main, weights, tmp_path, photo, "--detector", tmp_path / "toy.onnx")
     assert missing.status == 2 and "or Toy's, toy.onnx of https://example.org/toy" in missing.err
-    (tmp_path / "toy.onnx").write_bytes(b"no network that YuNet's reader knows")
+    (tmp_path / "toy.onnx").write_bytes(b"\0 no network that YuNet's reader knows")
     ran = embed(run_main, weights, tmp_path, photo, "--detector", tmp_path / "toy.onnx")
     assert ran.status == 0 and "alignment: 1 detector" in ran.out, ran.err

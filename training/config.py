@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
+from data.ages.tables import AgeColumns
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, FILENAME_PATTERNS, TRAINING_SETS, WEIGHT_FILES
 from models.club import ESTIMATORS, SampledCLUB
 from models.disentangle.base import Critic
@@ -84,6 +85,7 @@ class TrainConfig:
     """Folder with one folder per identity, or an InsightFace record file (train.rec, or the folder that holds it)."""
     ages: Path | None = None
     """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't hold it."""
+    age_columns: AgeColumns = None
     names: Literal[(*FILENAME_PATTERNS, "none")] = "ms1mv3"
     """How the file names hold the age; none: not at all, and no age is known (of use where none is needed)."""
     assume_aligned: bool = False
@@ -223,6 +225,7 @@ class TrainConfig:
 
     NEEDS: ClassVar[Needs] = {
         "names": (Without("ages"),),
+        "age_columns": (With("ages"),),
         "age_weights": (IDENTITY,),
         "age_head": (AGE,),
         "mean_loss_weight": (AGE, With("age_head", "years")),

@@ -109,7 +109,7 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
     if config.scaled_decoding:
         index = dataclasses.replace(index, scaled=True)
     if config.ages is not None:
-        index = with_ages(index, read_ages(config.ages, index))
+        index = with_ages(index, read_ages(config.ages, index, columns=config.age_columns))
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
         raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
                         f"give --ages with a table of them.")  # fmt: skip

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from meta import UserError, wrong_file
+from meta import UserError
+from utils.wrong_files import wrong_file
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Item], int, str], Iterator[Item]]  # (items, total, what): utils.progress.progress
@@ -124,7 +125,7 @@ def numbered_lines(path: str | Path, what: str, expected: str) -> Iterator[tuple
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a device may have no end
             raise ValueError("it is a folder or a device")
-        if status.st_size and (wrong := wrong_file(path, what)):  # an empty one has no lines
+        if status.st_size and (wrong := wrong_file(path, what, ("text",))):  # an empty one has no lines
             raise UserError(f"The {what} {shown} {wrong[0]}: {wrong[1]}; {expected}.")
         # utf-8-sig: editors on Windows put a mark before the first name.
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from meta import UserError, wrong_file
+from meta import UserError
+from utils.wrong_files import wrong_file
 
 TRIAL_PICTURE = Image.new("RGB", (320, 320), (128, 128, 128))  # without a face: what counts is that it can be searched
 NUM_CHARACTERS_SHOWN = 120  # of OpenCV's own words

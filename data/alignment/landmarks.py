@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import numbered_lines
+from utils.wrong_files import wrong_file
 
 # Which of 68 points make the five: the mean of each group, counted from 0.
 # FG-NET has an order of its own: pupils, nose tip, mouth corners (checked by drawing them on its pictures).
@@ -170,7 +171,7 @@ def read_point_table(path: str | Path) -> PointTable:
         UserError: for a file that can't be read, isn't of its form, or holds no points.
     """
     path = Path(path)
-    if wrong := wrong_file(path, "landmark file"):
+    if wrong := wrong_file(path, "landmark file", ("text",)):
         raise UserError(f"--landmarks {str(path)!r} {wrong[0]}: {wrong[1]}.")
     entry = LANDMARK_FORMATS.get(path.suffix.lower())
     if entry is None:

@@ -23,8 +23,9 @@ from data.alignment.template import TEMPLATE, align
 from data.faces import index_pictures
 from data.layout import is_image_name, packed
 from data.transforms import decode_picture
-from meta import IMAGE_SIZE, UserError, wrong_file
+from meta import IMAGE_SIZE, UserError
 from utils.worker_processes import started
+from utils.wrong_files import wrong_file
 
 Source: TypeAlias = str | Path | Image.Image
 # Pixels, root mean square over the five points. YuNet is up to 11 off on 200 drawn faces that are aligned exactly.
@@ -144,7 +145,7 @@ def list_pictures(paths: Sequence[Path]) -> NamedSources:
             above = "" if len(paths) == 1 else f"{path.as_posix()}/"
             names += [above + index.key(i) for i in range(len(index))]
         elif path.exists():
-            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture")):
+            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture", ("picture",))):
                 raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}.")
             sources.append(path)
             names.append(path.as_posix())

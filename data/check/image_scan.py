@@ -98,10 +98,7 @@ def check_shapes(faces: Faces, report: Callable[[str], object]) -> None:
     Raises:
         UserError: the pictures are not square and of many sizes, so nobody has aligned them.
     """
-    num = min(len(faces), SAMPLE)
-    # One out of each of as many equal ranges: an even step could meet the same camera of every person.
-    rows = ((np.arange(num) + np.random.default_rng(0).random(num)) * len(faces) / max(num, 1)).astype(int)
-    sizes = Counter(size for i in rows.tolist() if (size := _size_in_header(faces, i)) is not None)
+    sizes = _sampled_sizes(faces)
     not_square = Counter({(width, height): count for (width, height), count in sizes.items() if width != height})
     shown = ", ".join(f"{width}x{height}" for (width, height), _ in not_square.most_common(NUM_SHOWN))
     which = f"{not_square.total():,} of {sizes.total():,} pictures looked at in {faces.root!r}"
@@ -115,6 +112,33 @@ def check_shapes(faces: Faces, report: Callable[[str], object]) -> None:
             f"{which} are not square ({shown}) and get squashed to {IMAGE_SIZE}x{IMAGE_SIZE}: check that they are "
             "aligned faces, and give --assume-aligned if they are."
         )
+
+
+def check_are_aligned(faces: Faces) -> None:
+    """Refuses pictures of another size than 112x112, by the headers of 200 as `check_shapes`.
+
+    For lists of the user's: a photograph that is only resized gives an embedding all the same, and a wrong figure.
+
+    Raises:
+        UserError: any has another size.
+    """
+    sizes = _sampled_sizes(faces)
+    others = Counter({size: count for size, count in sizes.items() if size != (IMAGE_SIZE, IMAGE_SIZE)})
+    if others:
+        shown = ", ".join(f"{width}x{height}" for (width, height), _ in others.most_common(NUM_SHOWN))
+        raise UserError(
+            f"{others.total():,} of {sizes.total():,} pictures looked at in {faces.root!r} are not {IMAGE_SIZE}x"
+            f"{IMAGE_SIZE} ({shown}): give --detector to have their faces found and aligned, or --assume-aligned if "
+            "they are aligned and only larger."
+        )
+
+
+def _sampled_sizes(faces: Faces) -> Counter[tuple[int, int]]:
+    """(width, height) of some pictures, evenly spread, by their headers."""
+    num = min(len(faces), SAMPLE)
+    # One out of each of as many equal ranges: an even step could meet the same camera of every person.
+    rows = ((np.arange(num) + np.random.default_rng(0).random(num)) * len(faces) / max(num, 1)).astype(int)
+    return Counter(size for i in rows.tolist() if (size := _size_in_header(faces, i)) is not None)
 
 
 def are_photographs(sizes: Counter[tuple[int, int]]) -> bool:

@@ -17,8 +17,9 @@ from data.check.image_scan import shared
 from data.check.pairs import check_bin, check_pairs
 from data.layout import no_such_folder
 from data.verification_bins import find_verification_bins
-from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile, wrong_file
+from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError, WeightFile
 from utils.files import Progress, no_progress, sha256
+from utils.wrong_files import wrong_file
 
 BENCHMARK_CHECKS = {
     "leave_one_out": check_identity_benchmark,
@@ -137,7 +138,7 @@ def _check_weights(checked: DatasetCheck, name: str, weights: WeightFile) -> Non
     try:
         with open(path, "rb") as file:
             start = file.read(2)
-        if wrong := wrong_file(path, "weight file", zip_based=True):
+        if wrong := wrong_file(path, "weight file", ("ZIP archive",)):
             checked.wrong(name, f"{shown} {wrong[0]}", f"{wrong[1]}; it is at {weights.source}")
         elif start not in (b"PK", b"\x80\x02"):  # torch's archive, and its format before version 1.6
             checked.wrong(name, f"{shown} is no weight file", again)

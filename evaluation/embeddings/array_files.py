@@ -20,7 +20,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from meta import IMAGE_EXTENSIONS, UserError, wrong_file
+from meta import IMAGE_EXTENSIONS, UserError
+from utils.wrong_files import wrong_file
 
 EXPECTED_NPZ = "'names' (N,) text and 'embeddings' (N,D) floating point are expected, written by numpy.savez"
 EXPECTED_NPY = "floating point numbers (N,D) are expected, written by numpy.save"
@@ -257,7 +258,7 @@ def open_regular(path: str) -> BinaryIO:
 
 def check_is_wanted(path: str) -> None:
     """Raises UserError for a web page, an archive and the like."""
-    if wrong := wrong_file(path, WANTED, zip_based=path.lower().endswith(".npz")):
+    if wrong := wrong_file(path, WANTED, ("ZIP archive",) if path.lower().endswith(".npz") else ()):
         raise UserError(f"{path!r} {wrong[0]}: {wrong[1]}.")
 
 

@@ -1,15 +1,19 @@
-"""What embed.py writes and searches: named embeddings with what made them, as .npz or as .parquet.
+"""What embed.py writes and searches: named embeddings with what made them, as .npz or as .parquet; cosines as .csv.
 
 The .npz is that of evaluation.embeddings.feature_files, so test.py --embeddings reads it too. The .parquet is for
 other tools: a row a picture with name, embedding and age_probabilities (lists of float32); what made them stands in
 the metadata of its schema under "made_by". It needs pyarrow.
 """
 
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluation.arrays import blocks
+from evaluation.comparison import cosines
 from evaluation.embeddings.array_files import WANTED
 from evaluation.embeddings.feature_files import (
     Features,
@@ -18,11 +22,15 @@ from evaluation.embeddings.feature_files import (
     read_made_by,
     write_embeddings,
 )
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import check_is_new, written_beside
+from utils.wrong_files import wrong_file
 
 PARQUET = ".parquet"
-ENDINGS = (".npz", PARQUET)
+CSV = ".csv"  # of all cosines, to be looked at: no gallery
+ENDINGS = (".npz", PARQUET, CSV)
+MAX_MATRIX = 10_000  # pictures, whose cosines are 1 GB of text
+MATRIX_DECIMALS = 6
 EXPECTED_COLUMNS = "the columns 'name' and 'embedding' of embed.py are expected"
 
 
@@ -33,9 +41,7 @@ def check_gallery_path(path: Path, force: bool = False) -> None:
         UserError: for another ending, a folder that is not there, a file that is, or a .parquet without pyarrow.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(
-            f"--output {str(path)!r} ends in neither {' nor '.join(ENDINGS)}: give it one of these endings."
-        )
+        raise UserError(f"--output {str(path)!r} ends in none of {', '.join(ENDINGS)}: give it one of these endings.")
     if not path.parent.is_dir():
         raise UserError(f"--output {str(path)!r} is in a folder that does not exist: make {str(path.parent)!r} first.")
     check_is_new(path, force)
@@ -51,13 +57,15 @@ def write_gallery(
     made_by: dict[str, Any],
     force: bool = False,
 ) -> None:
-    """N names, (N,D) embeddings, perhaps (N,8) age probabilities, and what made them.
+    """N names, (N,D) embeddings, perhaps (N,8) age probabilities, and what made them; of a .csv names and cosines.
 
     Raises:
-        UserError: as `check_gallery_path`.
+        UserError: as `check_gallery_path`, or more than 10,000 pictures for a .csv.
     """
     check_gallery_path(path, force)
-    if path.suffix.lower() == PARQUET:
+    if path.suffix.lower() == CSV:
+        _write_matrix(path, names, embeddings)
+    elif path.suffix.lower() == PARQUET:
         _write_parquet(path, names, embeddings, age_probabilities, made_by)
     else:
         write_embeddings(path, names, embeddings, age_probabilities=age_probabilities, force=force, made_by=made_by)
@@ -98,6 +106,25 @@ def _pyarrow() -> Any:
     except ImportError:
         raise UserError(f"files that end in {PARQUET} need pyarrow: pip install pyarrow, or use .npz.") from None
     return pyarrow
+
+
+def _write_matrix(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
+    """The cosines of all pairs (N,N), names in the first row and column."""
+    if len(names) > MAX_MATRIX:
+        raise UserError(f"the cosines of {len(names):,} pictures are {len(names) ** 2:,} numbers: a {CSV} is written "
+                        f"of up to {MAX_MATRIX:,}, give a name in .npz for the embeddings.")  # fmt: skip
+    rows = ([names[rows.start + i], *(f"{cosine:.{MATRIX_DECIMALS}f}" for cosine in row)]
+            for rows in blocks(len(names), len(names))
+            for i, row in enumerate(cosines(embeddings[rows], embeddings)))  # fmt: skip
+    write_rows(path, [["name", *names]], rows)
+
+
+def write_rows(path: Path, *parts: Iterable[Sequence[object]]) -> None:
+    """Rows of a CSV file, which is there whole or not at all."""
+    with written_beside(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for rows in parts:
+            writer.writerows(rows)
 
 
 def _write_parquet(path, names, embeddings, age_probabilities, made_by) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.ages.tables import read_ages
+from data.ages.tables import Columns, read_ages
 from data.faces import UNKNOWN, Faces, index_pictures
 from data.filenames import parse_age
 from data.index_cache import find_record_file, open_index
@@ -32,14 +32,15 @@ def open_aged_pictures(
     names: str | None = None,
     table: Path | None = None,
     *,
+    columns: Columns | None = None,
     cache_folder: Path | None = None,
     report: Callable[[str], None] = print,
     progress: Progress = no_progress,
 ) -> AgedPictures:
     """The pictures of a record file, of a folder with one folder a person, or directly in a folder or deeper.
 
-    Ages come from `table`, else from the labels of the record file, or from the file names: by the pattern `names`, or
-    without it by the one that fits every name.
+    Ages come from `table` (from its `columns`, where they are named), else from the labels of the record file, or from
+    the file names: by the pattern `names`, or without it by the one that fits every name.
 
     Raises:
         UserError: no pictures, names or a table that do not give the ages they should, or names that several patterns
@@ -55,18 +56,17 @@ def open_aged_pictures(
         faces: Faces = index_pictures(data, "pictures")
     else:
         faces = open_index(data, None, what="pictures", cache_folder=cache_folder, report=report, progress=progress)
-    ages, ages_from = _known_ages(faces, names, table, records is not None, progress)
+    if table is not None:
+        ages, ages_from = read_ages(table, faces, progress, columns), f"the table {table}"
+    else:
+        ages, ages_from = _known_ages(faces, names, records is not None)
     if ages is None or (ages == UNKNOWN).all():
         ages, ages_from = None, ""
     return AgedPictures(faces, ages, ages_from, not is_flat)
 
 
-def _known_ages(
-    faces: Faces, names: str | None, table: Path | None, is_record_file: bool, progress: Progress
-) -> tuple[np.ndarray | None, str]:
+def _known_ages(faces: Faces, names: str | None, is_record_file: bool) -> tuple[np.ndarray | None, str]:
     """Whole years (N,) and where they come from."""
-    if table is not None:
-        return read_ages(table, faces, progress), f"the table {table}"
     if is_record_file:
         return faces.ages, "the labels of the record file"
     if names is not None:

@@ -344,7 +344,7 @@ def test_what_is_no_record_file_is_refused(tmp_path):
     (tmp_path / "folder.rec").mkdir()
     (tmp_path / "text.rec").write_text("no records in here")
     reasons = {"empty": "is empty", "pipe": "a folder or a device", "folder": "a folder or a device",
-               "text": "the 0 records before it are good", "gone": "No such file", "nul\0": "null byte"}  # fmt: skip
+               "text": "is a text that begins", "gone": "No such file", "nul\0": "null byte"}  # fmt: skip
     for name, part in reasons.items():
         message = refused(index_record_file, f"{tmp_path}/{name}.rec", what="faces", how_to_get="elsewhere")
         assert part in message

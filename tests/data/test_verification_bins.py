@@ -60,7 +60,7 @@ def test_pairs_come_in_order_and_a_picture_of_two_pairs_stands_once(tmp_path):
     faces = pairs.images
     assert [faces.read(i) for i in range(len(faces))] == [PICTURES[0], PICTURES[1], PICTURES[3]]
     assert [faces.name(i) for i in range(3)] == ["lfw.bin image 0", "lfw.bin image 1", "lfw.bin image 3"]
-    assert [faces.key(i) for i in range(3)] == ["0", "1", "3"] and faces.read(-1) == PICTURES[3]
+    assert [faces.key(i) for i in range(3)] == ["lfw.bin/0", "lfw.bin/1", "lfw.bin/3"] and faces.read(-1) == PICTURES[3]
     for ask in (faces.read, faces.name, faces.key):
         with pytest.raises(IndexError):
             ask(3)
@@ -145,7 +145,8 @@ def test_every_protocol_and_kind_of_picture_and_answer_reads_alike(tmp_path, pro
     (([*PICTURES[:3], np.array([None])], [True, False]), "of the type 'O8'"),
     ((PICTURES, [True, False], 1), "something else"), (PICTURES, "something else"),
     ({"images": PICTURES}, "has no place in plain content"),
-    (b"\xff\xd8\xff\xe0 a JPEG", "at byte 0: the pickle instruction"),
+    (b"\xff\xd8\xff\xe0 a JPEG", "is a JPEG picture, no verification set"),
+    (b"\xff\xd9", "at byte 0: the pickle instruction"),
     (b"<!DOCTYPE html><title>Google Drive - Quota exceeded", "is a web page, no verification set"),
     (b"", "is empty: get it again"), (pickle.dumps((PICTURES, [True, False]))[:-9], "at byte "),
 ])  # fmt: skip

@@ -170,7 +170,7 @@ def test_a_matrix_whose_header_does_not_fit_is_refused(tmp_path, header):
     path.write_bytes(matrix(embeddings(1), header))
     message = refused_distractors(path)
     assert "m.bin" in message and "four int32" in message
-    path.write_bytes(b"short")
+    path.write_bytes(b"\0hort")
     assert "it has 5 bytes" in refused_distractors(path)
 
 

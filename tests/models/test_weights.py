@@ -296,11 +296,11 @@ def changed(tensors, without=(), **more):
 # name -> (content from the IEFP tensors of the source, what the message says); bytes are written as they are.
 WRONG_FILES = {
     "empty": (lambda t: b"", "is empty: get it again"),
-    "text": (lambda t: b"conv1.weight = 3\n", "can't be read as a weight file"),
+    "text": (lambda t: b"conv1.weight = 3\n", "is a text that begins 'conv1.weight = 3', no weight file: give the"),
     "a page of a download site": (lambda t: b"<!DOCTYPE html>\n<html></html>\n",
                                   "is a web page, no weight file: open its address in a browser"),
     "noise": (lambda t: random.Random(0).randbytes(1000), "can't be read as a weight file"),
-    "pickle of nothing": (lambda t: b".", "can't be read as a weight file"),  # pops from an empty list
+    "pickle of nothing": (lambda t: b"\x80\x02.", "can't be read as a weight file"),  # pops from an empty list
     "a list": (lambda t: list(t.values()), "holds a list, not a table of named tensors"),
     "a tensor": (lambda t: torch.zeros(3), "holds a Tensor, not a table of named tensors"),
     "numbered tensors": (lambda t: dict(enumerate(t.values())), "not a table of named tensors"),

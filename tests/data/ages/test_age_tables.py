@@ -169,7 +169,7 @@ def test_a_malformed_line_is_refused_with_its_number(table, line, says):
 @pytest.mark.parametrize(("content", "says"), [
     ("", "is empty: 'key,age' per line is expected"), ("\n \n", "is empty"),
     ("0_0/1.jpg\n0_0/2.jpg\n", "line 1, has 1 fields and names no columns"),
-    ("0,0_0/1.jpg,3\n", "line 1, has 3 fields and names no columns: begin the table with .*'path,age'"),
+    ("0,0_0/1.jpg,3\n", "line 1, has 3 fields and names no columns that are known: give --age-columns .*'path,age'"),
     ("path,face\n0_0/1.jpg,3\n", "line 1, has 'face' where an age"), ("path,age\n", "no age for 4 of the 4"),
     (bytes(range(128, 256)) * 40, "line 1"), ("key,age\n0_0/1.jpg,3\n".encode("utf-16"), "line 1"),
     ("x" * 20_000, "line 1, has more than 10,000 characters"),
@@ -232,3 +232,31 @@ def test_ten_thousand_lines_in_order_take_no_memory_to_speak_of(tmp_path, monkey
         tracemalloc.stop()
     assert ages.tolist() == [i % 100 for i in range(10_000)]
     assert peak < 500_000  # bytes; a dict of these keys alone takes a million
+
+
+MTLFACE = "0 0_0/1.jpg 3 0\n0 0_0/2.jpg 4 0\n1 0_1/3.png 5 1\n1 0_1/4.jpg 6 1\n"
+OTHER_COLUMNS = {
+    "MTLFace's lines without a header": (MTLFACE, None),
+    "of the folder's own name": (MTLFACE.replace("0_", "faces/0_"), None),
+    "names": ("Bild;x;Alter\n0_0/1.jpg;9;3\n0_0/2.jpg;9;4\n0_1/3.png;9;5\n0_1/4.jpg;9;6\n", ("bild", "ALTER")),
+    "names that others would win over": ("path,key,age,years\n" + "".join(
+        f"x,{key},1,{i}\n" for i, key in enumerate(KEYS.keys, 3)), ("key", "years")),
+    "numbers": (MTLFACE, ("2", "3")),
+    "numbers beside a header": ("who;file;years_old\n" + MTLFACE.replace(" ", ";").replace(";0\n", "\n").replace(
+        ";1\n", "\n"), ("2", "3")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_COLUMNS)
+def test_columns_of_any_names(table, case):
+    content, columns = OTHER_COLUMNS[case]
+    assert read_ages(table(content), KEYS, columns=columns).tolist() == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("columns", "says"), [
+    (("file", "age"), "line 1, has no column 'file', it reads '0 0_0/1.jpg 3 0': give --age-columns two of its names"),
+    (("2", "5"), "no column '5'.*two numbers from 1 to 4"), (("0", "3"), "no column '0'"),
+    (("2", "1e0"), "no column '2'"),
+])  # fmt: skip
+def test_columns_that_are_not_there_are_a_sentence(table, columns, says):
+    refused(read_ages, table(MTLFACE), KEYS, columns=columns, match=says)

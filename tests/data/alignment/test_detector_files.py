@@ -11,7 +11,7 @@ from scripts import ROOT, load_script
 from data.alignment.detectors import DetectorError, YuNet, open_detector
 from data.alignment.photos import Aligner, list_pictures, load_pieces
 from evaluation.embeddings.photos import Seen
-from meta import UserError, wrong_file
+from meta import UserError
 from utils.files import numbered_lines
 
 YUNET = ROOT.parent / "shared" / "models" / "face_detection_yunet_2026may.onnx"
@@ -208,24 +208,3 @@ def test_a_web_page_among_lists_and_tables_is_named(tmp_path):
     for what in ("pair list", "age table", "landmark file"):
         with pytest.raises(UserError, match=f"The {what} '.*list.txt' is a web page, no {what}: open its address"):
             list(numbered_lines(path, what, "lines are expected"))
-
-
-def test_what_a_file_is_is_seen_by_its_first_bytes(tmp_path):
-    """17: archives, folders and broken downloads are known, sound files are left alone."""
-    path = tmp_path / "some.bin"
-    kinds = {b"\x1f\x8b\x08\0": "gzip archive", b"Rar!\x1a\x07\0": "RAR archive", b"7z\xbc\xaf\x27\x1c": "7z archive",
-             bytes(257) + b"ustar\0" + bytes(300): "tar archive", b"\xef\xbb\xbf<HTML>": "web page",
-             b"PK\x03\x04 and no end": "the download stopped early"}  # fmt: skip
-    for content, words in kinds.items():
-        path.write_bytes(content)
-        assert words in wrong_file(path, "file")[0]
-    archive(path)
-    assert "is a ZIP archive" in wrong_file(path, "file")[0]
-    assert wrong_file(path, "weight file", zip_based=True) is None
-    # Of several disks, by a table of contents that no program wrote: Python's is_zipfile raises for it.
-    path.write_bytes(path.read_bytes()[:-22] + b"PK\x06\x07" + b"\x01" + bytes(15) + path.read_bytes()[-22:])
-    assert wrong_file(path, "weight file", zip_based=True) is None
-    for content in (b"\x08\x07pytorch", b"path,x1,y1\n", bytes(100)):
-        path.write_bytes(content)
-        assert wrong_file(path, "file") is None
-    assert wrong_file(tmp_path / "nowhere", "file") is None and wrong_file("a\0b", "file") is None

@@ -353,7 +353,8 @@ def archive(tmp_path):
 
 @pytest.mark.parametrize(("content", "what"), [
     (b"", "is empty"), (b"\n<!DOCTYPE html><html>Google Drive can't scan", "is a web page, no weight file"),
-    (b"GIF89a", "is no weight file"), ("half", "has no end, the download stopped early"),
+    (b"GIF89a", "is a GIF picture, no weight file"), (b"\0\1", "is no weight file"),
+    ("half", "has no end, the download stopped early"),
 ])  # fmt: skip
 def test_a_weight_file_that_is_none_is_wrong_and_its_source_is_told(tmp_path, content, what):
     path = write_weights(tmp_path, archive(tmp_path)[:2000] if content == "half" else content)
