@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 
 from data.alignment import detectors as detection
+from data.alignment.choice import FACE_HELP, FaceChoice
 from data.alignment.landmarks import landmarks_help, read_point_table
 from data.alignment.photos import Aligner, list_pictures
 from evaluation.calibration import Calibration, check_far, find_calibration, read_calibration
@@ -79,6 +80,7 @@ class EmbedConfig:
     """Ages on the two pictures, where they are known; else guessed from the age branch."""
     landmarks: Annotated[Path | None, tyro.conf.arg(help=landmarks_help() + ".")] = input_file()
     detector: Annotated[Path | None, tyro.conf.arg(help=detection.detector_help())] = None
+    face: Annotated[FaceChoice, tyro.conf.arg(help=FACE_HELP)] = "largest"
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     on_bad_picture: Literal["error", "skip"] = "error"
@@ -100,6 +102,7 @@ class EmbedConfig:
         "benchmark": (ANSWERS,),
         "ages": (Without("output", why=OF_TWO), Without("gallery", why=OF_TWO)),
         "force": (With("output"),),
+        "face": (With("detector"),),
     }
 
 
@@ -179,6 +182,7 @@ def aligner_of(config: EmbedConfig) -> Aligner:
         None if config.landmarks is None else read_point_table(config.landmarks),
         None if config.detector is None else str(config.detector),
         config.assume_aligned,
+        config.face,
     )
 
 

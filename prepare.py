@@ -4,6 +4,7 @@ python prepare.py check                                       what is wrong with
 python prepare.py unpack --records train.rec --output FOLDER  InsightFace's record file to one folder per identity
 python prepare.py pack --data FOLDER --output new/train.rec   one folder per identity to a record file
 python prepare.py ages --data FOLDER --weights age.pth --output ages.csv   an age for every picture
+python prepare.py align FOLDER --detector yunet.onnx -o ALIGNED   photographs of your own to aligned faces
 python prepare.py align-fgnet --raw FOLDER                    FG-NET as released; likewise align-morph2, align-calfw,
                                                               align-cacd-vs, align-agedb and align-cacd
 python prepare.py bin --pairs LIST --images FOLDER --output mine.bin   one file of pairs for InsightFace's tools
@@ -464,7 +465,7 @@ COMMANDS = {
     "unpack": Unpack,
     "pack": Pack,
     "ages": Ages,
-    **{f"align-{name}": command for name, command in ALIGN_COMMANDS.items()},
+    **ALIGN_COMMANDS,
     "bin": Bin,
     "synthetic": Synthetic,
     "contact-sheet": ContactSheet,

@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -311,10 +311,12 @@ def index_names(folder: str | Path, names: Iterable[str]) -> FaceIndex:
     )
 
 
-def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
+def index_pictures(
+    folder: str | Path, what: str = "images", is_wanted: Callable[[str], bool] = is_image_name
+) -> FaceIndex:
     """Index of all pictures anywhere below a folder, sorted by path; identities and ages are unknown.
 
-    Raises: UserError for a folder without pictures.
+    `is_wanted` says of a file name whether it is a picture. Raises: UserError for a folder without pictures.
     """
     names = []
     for place, folders, files in os.walk(folder):
@@ -323,7 +325,7 @@ def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
         names += [
             os.path.normpath(os.path.join(below, name))
             for name in sorted(files)
-            if is_image_name(name) and not name.startswith(".")
+            if is_wanted(name) and not name.startswith(".")
         ]
     if not names:
         raise UserError(f"The folder {str(folder)!r} of {what} holds no picture: give one with files that end in "

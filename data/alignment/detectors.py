@@ -1,15 +1,17 @@
-"""Faces in photographs, found by a detector that the user brings as an ONNX file: the registry, and YuNet.
+"""Faces in photographs, found by a detector that the user brings as an ONNX file: the registry, YuNet, InsightFace's.
 
 A detector is a class with `open(path)` and `find_faces(picture)`, registered under its name; adding one touches this
 file alone. Which of them a file is for is found out by trying.
 """
 
+import contextlib
 import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,17 +26,25 @@ class DetectorError(UserError):
     """The detector can't be used at all: a fault of no picture, so no picture is skipped because of it."""
 
 
+class FoundFaces(NamedTuple):
+    """F faces, the one with the largest box first."""
+
+    points: np.ndarray  # (F, 5, 2) float64, pixels, in the order of template.TEMPLATE
+    scores: np.ndarray  # (F,) float64, 0 to 1
+
+
 class Detector(Protocol):
     """Finds faces in pictures."""
 
+    SURE_SCORE: float
+    """A face of a lower score counts only where there is none of such a score, and is noted."""
+
     @classmethod
     def open(cls, path: str) -> "Detector":
-        """The detector of this file. Raises DetectorError for a file that is no such model."""
+        """The detector of this file. Raises DetectorError, in words without the path, for one that is no such model."""
 
-    def find_faces(self, picture: Image.Image) -> np.ndarray:
-        """The five points of each face in an RGB picture, (F, 5, 2) float64 in the order of template.TEMPLATE.
-
-        The face with the largest box comes first; F is 0 where there is none.
+    def find_faces(self, picture: Image.Image) -> FoundFaces:
+        """The faces in an RGB picture.
 
         Raises:
             UserError: this picture can't be searched.
@@ -81,19 +91,18 @@ def open_detector(path: str) -> Detector:
     """The first detector of the registry that can use the file, tried on a picture without a face; once a process.
 
     Raises:
-        DetectorError: none can use it; the reason is that of the first.
+        DetectorError: none can use it, with the reasons of all.
     """
+    check_file(path)
     reasons = []
     for entry in DETECTORS.values():
         try:
             detector = entry.open(path)
             detector.find_faces(TRIAL_PICTURE)
             return detector
-        except DetectorError as error:
-            reasons.append(error)
         except UserError as error:
-            reasons.append(DetectorError(f"--detector {path} is a network of another kind, {error}: {where_to_get()}."))
-    raise reasons[0] from None
+            reasons.append(f"{entry.name}: {str(error).rstrip('.')}")
+    raise DetectorError(f"--detector {path} can be used as no detector ({'; '.join(reasons)}): {where_to_get()}.")
 
 
 def check_file(path: str) -> None:
@@ -110,15 +119,31 @@ def be_silent(cv2: ModuleType) -> None:
     set_level(0)
 
 
+def _shrunk_blue_first(picture: Image.Image, side: int) -> np.ndarray:
+    """uint8 (H, W, 3) with blue first, as OpenCV has it, shrunk to `side` pixels where a side is longer."""
+    shrink = min(1.0, side / max(picture.size))
+    size = tuple(max(1, round(length * shrink)) for length in picture.size)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+
+
+def _reason(error: Exception) -> str:
+    """The library's own words in one line, cut short; `err` of cv2.error lacks the place in its source."""
+    words = str(getattr(error, "err", "") or error or type(error).__name__).split()
+    return " ".join(word for word in words if word != ">")[:NUM_CHARACTERS_SHOWN]  # ">" begins each line of OpenCV's
+
+
 # -------------------------------------------------------------------------------------------------------------- YuNet
 
 
 @register_detector("YuNet", "face_detection_yunet_2023mar.onnx", "https://github.com/opencv/opencv_zoo", needs="OpenCV")
 class YuNet:
-    """YuNet, run by OpenCV, which nothing else here needs; `face_detection_yunet_2026may.onnx` works too."""
+    """YuNet, run by OpenCV 4.8 or newer; `face_detection_yunet_2026may.onnx` works too."""
 
     MAX_SIDE = 640  # pixels: what is larger is shrunk, for YuNet was trained on faces of some 10 to 300 pixels
-    MIN_SCORE = 0.8
+    MIN_SCORE = 0.6  # a face that fills the picture has 0.7
+    SURE_SCORE = 0.8
 
     def __init__(self, detector: Any):
         self._detector = detector  # OpenCV's FaceDetectorYN
@@ -128,41 +153,88 @@ class YuNet:
         try:
             import cv2
         except ImportError:
-            raise DetectorError("--detector needs OpenCV: pip install opencv-python-headless.") from None
-        check_file(path)
+            raise DetectorError("OpenCV is not installed, pip install opencv-python-headless") from None
         be_silent(cv2)  # the errors below have sentences of their own
+        cv2.setNumThreads(1)  # the processes that search are the threads; and a pool of threads doesn't outlive a fork
         try:
             return cls(cv2.FaceDetectorYN.create(path, "", (cls.MAX_SIDE, cls.MAX_SIDE), cls.MIN_SCORE))
         except cv2.error as error:
-            raise DetectorError(
-                f"--detector {path} is no ONNX model that OpenCV can run ({_reason(error)}): {where_to_get()}."
-            ) from None
+            raise DetectorError(f"OpenCV can't read it as an ONNX model, {_reason(error)}") from None
 
-    def find_faces(self, picture: Image.Image) -> np.ndarray:
-        shrink = min(1.0, self.MAX_SIDE / max(picture.size))
-        size = tuple(max(1, round(side * shrink)) for side in picture.size)
-        pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC) if size != picture.size else picture)
+    def find_faces(self, picture: Image.Image) -> FoundFaces:
+        pixels = _shrunk_blue_first(picture, self.MAX_SIDE)
+        size = (pixels.shape[1], pixels.shape[0])
         try:
             self._detector.setInputSize(size)
-            _, rows = self._detector.detect(np.ascontiguousarray(pixels[:, :, ::-1]))  # OpenCV has blue first
+            _, rows = self._detector.detect(pixels)
         except MemoryError:
             raise
         except Exception as error:  # cv2.error, which only OpenCV itself could name
             raise UserError(f"OpenCV can't search {size[0]} x {size[1]} pixels with it ({_reason(error)})") from None
         if rows is None:
-            return np.zeros((0, 5, 2))
+            rows = np.zeros((0, 15))
         rows = np.asarray(rows, np.float64)
         if rows.ndim != 2 or rows.shape[1] != 15:
-            raise DetectorError(
-                f"--detector gives an array {rows.shape}, YuNet gives 15 numbers a face: {where_to_get()}."
-            )
+            raise DetectorError(f"the detector gives an array {rows.shape}, where YuNet gives 15 numbers a face")
         # x, y, width, height, then the points, then the score. YuNet's "right eye" is the person's, at image left.
         rows = rows[np.argsort(-rows[:, 2] * rows[:, 3], kind="stable")]
         scale = np.array(picture.size) / size
-        return (rows[:, 4:14].reshape(-1, 5, 2) + 0.5) * scale - 0.5  # pixels have their edges in common
+        points = (rows[:, 4:14].reshape(-1, 5, 2) + 0.5) * scale - 0.5  # pixels have their edges in common
+        return FoundFaces(points, rows[:, 14])
 
 
-def _reason(error: Exception) -> str:
-    """OpenCV's own words in one line, cut short; `err` of cv2.error lacks the place in its source."""
-    words = str(getattr(error, "err", "") or error).split()
-    return " ".join(word for word in words if word != ">")[:NUM_CHARACTERS_SHOWN]  # ">" begins each of its lines
+# -------------------------------------------------------------------------------------------------- SCRFD, RetinaFace
+
+
+@register_detector(
+    "InsightFace", "det_10g.onnx", "the insightface package's buffalo_l", needs="the packages insightface, onnxruntime"
+)
+class InsightFace:
+    """SCRFD and RetinaFace in InsightFace's ONNX files, run by the insightface package on the CPU.
+
+    The points are not moved by half a pixel for the shrinking: InsightFace aligns by them as they are.
+    """
+
+    SIDE = 640  # pixels: the package scales pictures to fit, larger or smaller
+    SURE_SCORE = 0.6  # the package leaves out what has less than 0.5
+
+    def __init__(self, model: Any):
+        self._model = model  # SCRFD or RetinaFace of insightface.model_zoo
+
+    @classmethod
+    def open(cls, path: str) -> "InsightFace":
+        try:
+            from insightface.model_zoo import get_model
+        except ImportError:
+            raise DetectorError("insightface is not installed, pip install insightface onnxruntime") from None
+        if not path.endswith(".onnx"):  # the package would look for a model of this name
+            raise DetectorError("insightface reads files that end in .onnx")
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # the package prints what it loads
+                model = get_model(path)
+                if not hasattr(model, "detect"):
+                    raise DetectorError(f"insightface takes it for another network ({type(model).__name__})")
+                # A size is given where the file has none of its own; 0 and more would be a GPU.
+                model.prepare(-1, **({} if getattr(model, "input_size", None) else {"input_size": (cls.SIDE,) * 2}))
+        except (DetectorError, MemoryError):
+            raise
+        except Exception as error:  # onnxruntime's, and assertions
+            raise DetectorError(f"insightface can't read it, {_reason(error)}") from None
+        return cls(model)
+
+    def find_faces(self, picture: Image.Image) -> FoundFaces:
+        try:
+            boxes, points = self._model.detect(np.ascontiguousarray(np.asarray(picture)[:, :, ::-1]))  # blue first
+        except MemoryError:
+            raise
+        except Exception as error:
+            width, height = picture.size
+            raise UserError(f"insightface can't search {width} x {height} pixels with it ({_reason(error)})") from None
+        if points is None:
+            raise DetectorError("the detector finds faces without their five points: take one whose name has kps")
+        boxes, points = np.asarray(boxes, np.float64), np.asarray(points, np.float64)
+        if boxes.shape != (len(boxes), 5) or points.shape != (len(boxes), 5, 2):
+            raise DetectorError(f"the detector gives arrays {boxes.shape} and {points.shape}, not 5 points a face")
+        # left, top, right, bottom, score
+        order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+        return FoundFaces(points[order], boxes[order, 4])

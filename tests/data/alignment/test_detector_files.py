@@ -69,12 +69,12 @@ CANNOT_BE_USED = {
     "a web page": (WEB_PAGE, "is a web page, no ONNX file: open its address in a browser"),
     "a pointer of Git LFS": (LFS_POINTER, "is a pointer of Git LFS, no ONNX file: run `git lfs pull`"),
     "nothing": (b"", "is empty: get it again"),
-    "noise": (bytes(range(256)) * 8, "is no ONNX model that OpenCV can run"),
+    "noise": (bytes(range(256)) * 8, "(YuNet: OpenCV can't read it as an ONNX model, "),
     "a ZIP archive": (archive, "is a ZIP archive, no ONNX file: unpack it"),
     "a folder": (Path.mkdir, "is a folder: give the ONNX file itself"),
-    "half a file": (broken_off, "is no ONNX model that OpenCV can run"),
+    "half a file": (broken_off, "(YuNet: OpenCV can't read it as an ONNX model, "),
     # OpenCV 4 and 5 find out at different places that it is no detector.
-    "another network": (recognition_network, "yunet.onnx is "),
+    "another network": (recognition_network, "can be used as no detector (YuNet: "),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
     """13: an array that YuNet doesn't give is the detector's fault."""
     detector = Detector()
     detector.rows = np.zeros((3, 7), np.float32)
-    with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), YuNet gives 15 numbers a face"):
+    with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), where YuNet gives 15 numbers a face"):
         YuNet(detector).find_faces(Image.new("RGB", (64, 64)))
 
 
@@ -155,8 +155,8 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
 def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
     """17: the true detector is not refused."""
     pytest.importorskip("cv2")
-    faces = open_detector(str(YUNET)).find_faces(Image.new("RGB", size, (128, 128, 128)))
-    assert faces.shape[1:] == (5, 2)
+    found = open_detector(str(YUNET)).find_faces(Image.new("RGB", size, (128, 128, 128)))
+    assert found.points.shape[1:] == (5, 2) and len(found.points) == len(found.scores)
 
 
 @needs_yunet
@@ -183,7 +183,7 @@ def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
     assert again.aligned_by == "as given" and not again.notes and again.pixels.equal(face.pixels)
     for beside in (ImageChops.offset(aligned, 20, 0), aligned.rotate(180)):
         (note,) = aligner.face(beside, "beside").notes
-        assert note.startswith("'beside' is 112x112 and embedded as it is, but the detector finds ")
+        assert note.startswith("'beside' is 112x112 and taken as it is, but the detector finds ")
 
 
 @pytest.mark.parametrize(("flag", "name", "wanted"), [
