@@ -117,7 +117,7 @@ def test_a_landmark_format_that_is_registered_is_read(run_main, help_of, photo, 
 
 def test_a_detector_that_is_registered_finds_the_faces(run_main, help_of, photo, weights, tmp_path):
     @detectors.register_detector("Toy", "toy.onnx", "https://example.org/toy", needs="nothing")
-    class Toy:
+    class Toy(detectors.Detector):
         SURE_SCORE = 0.5
 
         @classmethod

@@ -5,6 +5,7 @@ of landmarks or from a detector: a network that is shown an unaligned face gives
 answer.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Aligner:
             return _warped(picture, points, size, name, "landmarks")
         if picture.size == (IMAGE_SIZE, IMAGE_SIZE):
             is_checked = self.detector_path is not None and not self.assume_aligned
-            notes = _misalignment(self._find_faces(picture, name).points, name) if is_checked else ()
+            notes = self._misalignment(picture, name) if is_checked else ()
             return _as_it_is(picture, size, "as given", notes)
         if self.assume_aligned:
             return _as_it_is(picture, size, "assumed")
@@ -94,30 +95,46 @@ class Aligner:
             "is aligned and only larger."
         )
 
-    def _find_faces(self, picture: Image.Image, name: str) -> detection.FoundFaces:
-        try:
-            return detection.open_detector(self.detector_path).find_faces(picture)
-        except detection.DetectorError:
-            raise
-        except UserError as error:
-            raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
-                            "leave it out.") from None  # fmt: skip
-
     def _detected(self, picture: Image.Image, size: int, name: str) -> AlignedPicture:
-        found = self._find_faces(picture, name)
-        sure_score = detection.open_detector(self.detector_path).SURE_SCORE
-        points, notes = choose_face(found, self.face_choice, sure_score, picture.size, name)
+        with _searching(name):
+            detector = detection.open_detector(self.detector_path)
+            found = detector.find_faces(picture)
+        points, notes = choose_face(found, self.face_choice, detector.SURE_SCORE, picture.size, name)
+        with _searching(name):
+            points = detector.refined(picture, points)
         return _warped(picture, points, size, name, "detector", notes)
 
+    def _misalignment(self, picture: Image.Image, name: str) -> tuple[Note, ...]:
+        """A note where none of the faces found in a 112x112 picture lies on the template."""
+        with _searching(name):
+            detector = detection.open_detector(self.detector_path)
+            faces = detector.find_faces(picture).points
+            found = "no face at all"
+            if len(faces):
+                nearest = faces[_distances(faces).argmin()]
+                distance = _distances(detector.refined(picture, nearest))
+                if distance <= MAX_MISALIGNMENT:
+                    return ()
+                found = f"{distance:.0f} pixels beside the places of an aligned face"
+        what = f"{name!r} is {IMAGE_SIZE}x{IMAGE_SIZE} and taken as it is, but the detector finds {found}"
+        return (Note("unaligned", f"{what}: unless it is aligned, align it from the photograph"),)
 
-def _misalignment(faces: np.ndarray, name: str) -> tuple[Note, ...]:
-    """A note where none of the faces (F, 5, 2) found in a 112x112 picture lies on the template."""
-    distances = np.sqrt(((faces - TEMPLATE) ** 2).sum(axis=2).mean(axis=1))  # (F,), root mean square
-    if len(faces) and distances.min() <= MAX_MISALIGNMENT:
-        return ()
-    found = f"{distances.min():.0f} pixels beside the places of an aligned face" if len(faces) else "no face at all"
-    what = f"{name!r} is {IMAGE_SIZE}x{IMAGE_SIZE} and taken as it is, but the detector finds {found}"
-    return (Note("unaligned", f"{what}: unless it is aligned, align it from the photograph"),)
+
+@contextlib.contextmanager
+def _searching(name: str) -> Iterator[None]:
+    """Gives a picture that can't be searched its name."""
+    try:
+        yield
+    except detection.DetectorError:
+        raise
+    except UserError as error:
+        raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
+                        "leave it out.") from None  # fmt: skip
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    """From the template, root mean square over five points (..., 5, 2), in pixels."""
+    return np.sqrt(((points - TEMPLATE) ** 2).sum(axis=-1).mean(axis=-1))
 
 
 def _warped(
