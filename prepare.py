@@ -256,7 +256,7 @@ class Ages:
     """
 
     data: Path | None = None
-    """Folder with one folder per identity, or record file (train.rec)."""
+    """Folder with one folder per identity, or of pictures alone, or record file (train.rec)."""
     weights: Path | None = None
     """Let this age branch estimate the ages: a file of stage age, or of a whole model."""
     from_table: Path | None = input_file()
@@ -319,7 +319,7 @@ class Ages:
             return
         self._check_inputs()
         destinations = Destinations(self.output, self.histogram, self.link, self.copy, self.rename, undo_file)
-        index = open_index(self.data, FILENAME_PATTERNS.get(self.from_names), what="training images",
+        index = open_index(self.data, FILENAME_PATTERNS.get(self.from_names), what="training images", allow_flat=True,
                            cache=not self.dry_run, progress=progress)  # fmt: skip
         destinations.check(index)
         if self.weights is not None and not self.assume_aligned:

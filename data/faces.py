@@ -273,6 +273,27 @@ def index_identity_folders(
     return index
 
 
+def index_flat_folder(folder: str | Path, pattern: FilenamePattern | None) -> FaceIndex | None:
+    """Index of the pictures that lie directly in a folder, sorted by name, of people unknown.
+
+    None for a folder with none, or whose folders hold pictures: see `index_identity_folders`.
+
+    Raises:
+        UserError: for a folder that can't be read, or a file name without an age.
+    """
+    root = os.path.abspath(folder)
+    names = [name for name in _visible_names(root) if is_image_name(name)] if os.path.isdir(root) else []
+    if not names:
+        return None
+    for below in _visible_names(root, folders=True):
+        if any(map(is_image_name, _visible_names(os.path.join(root, below)))):
+            return None
+    index = index_names(root, names)
+    if pattern is None:
+        return index
+    return with_ages(index, np.array([parse_age(os.path.join(root, name), pattern) for name in names]))
+
+
 def _no_images(root: str, what: str, help_text: str, align_command: str) -> str:
     """The sentence for a folder without pictures in folders of identities: it may hold them elsewhere."""
     fault = next((fault for fault in layout_faults(root, "it", align_command) if fault.is_wrong), None)
