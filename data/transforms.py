@@ -124,7 +124,8 @@ def decode_photograph(source: str | Path, name: str = "") -> Photograph:
 def orientation(picture: Image.Image) -> int:
     """EXIF's, 1 where there is none or it can't be read."""
     try:
-        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        with warnings.catch_warnings(action="ignore"):  # PIL's own about broken EXIF
+            return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF raises almost anything, and says nothing about turning
         return 1
 

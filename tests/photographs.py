@@ -67,7 +67,8 @@ def place(scene: Image.Image, face: Image.Image, centre: tuple[int, int], angle:
     corner = np.array(centre) - np.array(turned.size) // 2
     scene.paste(turned, tuple(corner.tolist()), turned)
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    points = (template(FACE_SIDE) - (FACE_SIDE - 1) / 2) @ np.array([[cos, sin], [-sin, cos]]).T
+    side = face.size[0]
+    points = (template(side) - (side - 1) / 2) @ np.array([[cos, sin], [-sin, cos]]).T
     return points + (np.array(turned.size) - 1) / 2 + corner
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from data.ages.names import check_is_outside
+from data.alignment import detectors as detection
 from data.alignment.choice import FACE_HELP, FaceChoice
-from data.alignment.detectors import DetectorError, detector_help, open_detector
 from data.alignment.landmarks import PointTable, landmarks_help, read_point_table
 from data.alignment.photos import Aligner
 from data.alignment.template import check_points
@@ -80,7 +80,7 @@ class AlignPhotographs:
     """Folder of photographs."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = output_folder(None)
     """New folder."""
-    detector: Annotated[Path | None, tyro.conf.arg(help=detector_help())] = None
+    detector: Annotated[Path | None, tyro.conf.arg(help=detection.detector_help())] = None
     landmarks: Annotated[Path | None, tyro.conf.arg(help=landmarks_help() + "; they are asked first.")] = input_file()
     face: Annotated[FaceChoice, tyro.conf.arg(help=FACE_HELP)] = "largest"
     size: int = bounded(IMAGE_SIZE, low=32, high=1024)
@@ -105,7 +105,7 @@ class AlignPhotographs:
             raise UserError("where the faces are is not known: give --detector (an ONNX file) or --landmarks.")
         check_input_files(self)
         if self.detector is not None:
-            open_detector(str(self.detector))  # what is wrong with it is found before the work
+            detection.open_detector(str(self.detector))  # what is wrong with it is found before the work
         output = self.output or self.folder.with_name(f"{self.folder.name}_aligned")
         table = None if self.landmarks is None else read_point_table(self.landmarks)
         plan = plan_photographs(self.folder, output, table, self.detector, self.face)
@@ -142,7 +142,7 @@ def look(face: Face, aligner: Aligner) -> Outcome:
     """What would become of one photograph. Raises DetectorError."""
     try:
         return Outcome(None, aligner.aligned(face.source, face.name, face.points).notes)
-    except DetectorError:
+    except detection.DetectorError:
         raise
     except UserError as error:
         return Outcome(str(error))
