@@ -34,6 +34,7 @@ HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # what follows "ftyp" in the f
 MAX_PIXELS = 64_000_000  # more than cameras for portraits take; 256 MB as RGBA, in each worker
 MAX_SIDE = 65_535  # JPEG's own limit; the resizing filter of one line of MAX_PIXELS would take 2 GB
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of PIL's, which begins above MAX_PIXELS
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # by which a photograph may be turned, no more
 
 
 class UnreadablePicture(UserError):
@@ -124,8 +125,7 @@ def decode_photograph(source: str | Path, name: str = "") -> Photograph:
 def orientation(picture: Image.Image) -> int:
     """EXIF's, 1 where there is none or it can't be read."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # PIL's own about broken EXIF
-            return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF raises almost anything, and says nothing about turning
         return 1
 
