@@ -369,7 +369,7 @@ def test_the_face_that_is_meant_is_chosen_by_a_flag(run_embed, folder, photo, mo
 
 
 DAMAGES = {
-    "300 x 200 pixels, so it is no aligned face": lambda path: Image.new("RGB", (300, 200)).save(path),
+    "300 x 200 pixels, and only those of 112 x 112 are taken": lambda path: Image.new("RGB", (300, 200)).save(path),
     "cannot be decoded": lambda path: path.write_bytes(path.read_bytes()[:900]),
     "is not an image": lambda path: path.write_text("hello"),
 }
