@@ -5,9 +5,9 @@
     python embed.py --gallery faces.npz photo.jpg --top 5   the pictures of the gallery most alike
     python embed.py photos/ --group 1e-3 -o people          a folder for each person found, with links to the pictures
 
-Faces have to be aligned: pictures of 112x112 are taken for that; for others give --landmarks, or --detector (YuNet's
-ONNX file). Views, join and pixels are those of test.py, whose calibration.json says which cosine is enough at which
-false-accept rate (FAR).
+Faces have to be aligned: pictures of 112x112 are taken for that; for others give --landmarks, or --detector (a face
+detector's ONNX file). Views, join and pixels are those of test.py, whose calibration.json says which cosine is enough
+at which false-accept rate (FAR).
 
 From Python the same is three functions:
 
@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from data.alignment import detectors as detection
+from data.alignment.choice import FACE_HELP, FaceChoice
 from data.alignment.landmarks import landmarks_help, read_point_table
 from data.alignment.photos import Aligner, list_pictures
 from evaluation.calibration import Calibration, check_far, find_calibration, read_calibration
@@ -101,6 +102,7 @@ class EmbedConfig:
     """Ages on the two pictures, where they are known; else guessed from the age branch."""
     landmarks: Annotated[Path | None, tyro.conf.arg(help=landmarks_help() + ".")] = input_file()
     detector: Annotated[Path | None, tyro.conf.arg(help=detection.detector_help())] = None
+    face: Annotated[FaceChoice, tyro.conf.arg(help=FACE_HELP)] = "largest"
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     on_bad_picture: Literal["error", "skip"] = "error"
@@ -124,6 +126,7 @@ class EmbedConfig:
         "benchmark": (Either(ANSWERS, With("group")),),
         "ages": (Without("output", why=OF_TWO), Without("gallery", why=OF_TWO)),
         "force": (With("output"),),
+        "face": (With("detector"),),
     }
 
 
@@ -213,6 +216,7 @@ def aligner_of(config: EmbedConfig) -> Aligner:
         None if config.landmarks is None else read_point_table(config.landmarks),
         None if config.detector is None else str(config.detector),
         config.assume_aligned,
+        config.face,
     )
 
 

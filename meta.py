@@ -24,6 +24,7 @@ PIXEL_MEAN = 127.5  # (x - 127.5) / 127.5 maps 0..255 to [-1, 1]: mean 0.5 and s
 PIXEL_SCALE = 127.5
 PREPROCESSING = 1  # rises when decoding or resizing gives the networks other pixels of the same file
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # compared in lower case
+PHOTO_EXTENSIONS = (*IMAGE_EXTENSIONS, ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")  # before they are aligned
 EMBEDDING_SIZE = 512
 
 # ----------------------------------------------------------------------------------------------------------- ages

@@ -5,6 +5,7 @@ python prepare.py unpack --records train.rec --output FOLDER  InsightFace's reco
 python prepare.py unpack lfw.bin --output FOLDER              a verification set to pictures and a list of pairs
 python prepare.py pack --data FOLDER --output new/train.rec   one folder per identity to a record file
 python prepare.py ages --data FOLDER --weights age.pth --output ages.csv   an age for every picture
+python prepare.py align FOLDER --detector yunet.onnx -o ALIGNED   photographs of your own to aligned faces
 python prepare.py align-fgnet --raw FOLDER                    FG-NET as released; likewise align-morph2, align-calfw,
                                                               align-cacd-vs, align-agedb and align-cacd
 python prepare.py bin --pairs LIST --images FOLDER --output mine.bin   one file of pairs for InsightFace's tools
@@ -136,7 +137,7 @@ class Ages:
     """
 
     data: Path | None = None
-    """Folder with one folder per identity, or record file (train.rec)."""
+    """Folder with one folder per identity, or of pictures alone, or record file (train.rec)."""
     weights: Path | None = None
     """Let this age branch estimate the ages: a file of stage age, or of a whole model."""
     from_table: Path | None = input_file()
@@ -201,7 +202,7 @@ class Ages:
             return
         self._check_inputs()
         destinations = Destinations(self.output, self.histogram, self.link, self.copy, self.rename, undo_file)
-        index = open_index(self.data, FILENAME_PATTERNS.get(self.from_names), what="training images",
+        index = open_index(self.data, FILENAME_PATTERNS.get(self.from_names), what="training images", allow_flat=True,
                            cache=not self.dry_run, progress=progress)  # fmt: skip
         destinations.check(index)
         if self.weights is not None and not self.assume_aligned:
@@ -341,7 +342,7 @@ COMMANDS = {
     "unpack": Unpack,
     "pack": Pack,
     "ages": Ages,
-    **{f"align-{name}": command for name, command in ALIGN_COMMANDS.items()},
+    **ALIGN_COMMANDS,
     "bin": Bin,
     "synthetic": Synthetic,
     "contact-sheet": ContactSheet,

@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -273,6 +273,27 @@ def index_identity_folders(
     return index
 
 
+def index_flat_folder(folder: str | Path, pattern: FilenamePattern | None) -> FaceIndex | None:
+    """Index of the pictures that lie directly in a folder, sorted by name, of people unknown.
+
+    None for a folder with none, or whose folders hold pictures: see `index_identity_folders`.
+
+    Raises:
+        UserError: for a folder that can't be read, or a file name without an age.
+    """
+    root = os.path.abspath(folder)
+    names = [name for name in _visible_names(root) if is_image_name(name)] if os.path.isdir(root) else []
+    if not names:
+        return None
+    for below in _visible_names(root, folders=True):
+        if any(map(is_image_name, _visible_names(os.path.join(root, below)))):
+            return None
+    index = index_names(root, names)
+    if pattern is None:
+        return index
+    return with_ages(index, np.array([parse_age(os.path.join(root, name), pattern) for name in names]))
+
+
 def _no_images(root: str, what: str, help_text: str, align_command: str) -> str:
     """The sentence for a folder without pictures in folders of identities: it may hold them elsewhere."""
     fault = next((fault for fault in layout_faults(root, "it", align_command) if fault.is_wrong), None)
@@ -311,10 +332,12 @@ def index_names(folder: str | Path, names: Iterable[str]) -> FaceIndex:
     )
 
 
-def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
+def index_pictures(
+    folder: str | Path, what: str = "images", is_wanted: Callable[[str], bool] = is_image_name
+) -> FaceIndex:
     """Index of all pictures anywhere below a folder, sorted by path; identities and ages are unknown.
 
-    Raises: UserError for a folder without pictures.
+    `is_wanted` says of a file name whether it is a picture. Raises: UserError for a folder without pictures.
     """
     names = []
     for place, folders, files in os.walk(folder):
@@ -323,7 +346,7 @@ def index_pictures(folder: str | Path, what: str = "images") -> FaceIndex:
         names += [
             os.path.normpath(os.path.join(below, name))
             for name in sorted(files)
-            if is_image_name(name) and not name.startswith(".")
+            if is_wanted(name) and not name.startswith(".")
         ]
     if not names:
         raise UserError(f"The folder {str(folder)!r} of {what} holds no picture: give one with files that end in "

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.faces import FaceIndex, check_enough_identities, index_identity_folders
+from data.faces import FaceIndex, check_enough_identities, index_flat_folder, index_identity_folders
 from data.layout import packed
 from data.records import (
     RECORD_EXTENSION,
@@ -52,6 +52,7 @@ def open_index(
     what: str = "images",
     *,
     how_to_get: str = "",
+    allow_flat: bool = False,
     cache: bool = True,
     cache_folder: str | Path | None = None,
     report: Report = print,
@@ -61,12 +62,15 @@ def open_index(
 
     `pattern` says where names of files have their age; records bring their own ages or none. With `cache` the index is
     kept in `cache_folder` (.iefp_cache beside the data set); where that can't be written, is stale or damaged, `report`
-    gets a sentence. Several processes may do this at once.
+    gets a sentence. Several processes may do this at once. `allow_flat` takes a folder of pictures without folders for
+    one of unknown people.
 
     Raises:
         UserError: for a path that is none of the three, and as `index_identity_folders` and `index_record_file` do.
     """
     records = find_record_file(path)
+    if allow_flat and records is None and (flat := index_flat_folder(path, pattern)) is not None:
+        return flat
     root = os.path.abspath(path if records is None else records)
     words = {"min_identities": min_identities, "what": what, "how_to_get": how_to_get}
     if records is not None:

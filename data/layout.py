@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from meta import IMAGE_EXTENSIONS
+from meta import IMAGE_EXTENSIONS, PHOTO_EXTENSIONS
 from utils.files import Progress, no_progress
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -35,6 +35,11 @@ def is_drawn(path: str | Path) -> bool:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for a picture: a known extension in any case."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file of this name is taken for a photograph to be aligned: a picture, or what cameras write too."""
+    return name.lower().endswith(PHOTO_EXTENSIONS)
 
 
 def layout_faults(

@@ -1,15 +1,16 @@
 """Pictures to what a network takes: bytes (uint8) until the device, a fourth of the floats' memory and transfer."""
 
+import functools
 import io
 import os
 import stat
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, UserError
@@ -17,10 +18,23 @@ from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, UserError
 # The formats of meta.IMAGE_EXTENSIONS, whatever a file's extension says: each further decoder is one more that a file
 # from anybody can attack, and of a GIF nobody knows which of its pictures is meant.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Of photographs, which are aligned once: what cameras and phones write too. HEIF is there after `heif_is_read`.
+PHOTO_FORMATS = (*FORMATS, "TIFF", "GIF", "AVIF", "HEIF")
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # what follows "ftyp" in the first bytes (ISO/IEC 23008-12)
 # Limits on what the header claims, asked before anything is allocated: a file of some bytes can claim gigabytes.
 MAX_PIXELS = 64_000_000  # more than cameras for portraits take; 256 MB as RGBA, in each worker
 MAX_SIDE = 65_535  # JPEG's own limit; the resizing filter of one line of MAX_PIXELS would take 2 GB
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of PIL's, which begins above MAX_PIXELS
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # by which a photograph may be turned, no more
 
 
 class UnreadablePicture(UserError):
@@ -75,6 +89,72 @@ def decode_picture(source: str | Path | bytes | BinaryIO, name: str = "", at_lea
         raise UnreadablePicture(shown, _reason(error)) from error
 
 
+class Photograph(NamedTuple):
+    """A picture as it is stored, and how its camera meant it to be turned."""
+
+    picture: Image.Image  # RGB
+    orientation: int  # of EXIF: 1 as it is, 2 to 8 turned or mirrored
+
+    def upright(self) -> Image.Image:
+        turn = TURNS.get(self.orientation)
+        return self.picture if turn is None else self.picture.transpose(turn)
+
+
+def decode_photograph(source: str | Path, name: str = "") -> Photograph:
+    """A picture of PHOTO_FORMATS in its own size, its pixels as `decode_picture` gives them.
+
+    Raises:
+        UnreadablePicture: as `decode_picture` does, and for a format that needs a package which is not installed.
+    """
+    can_read_heif = heif_is_read()
+    formats = [name for name in PHOTO_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(_checked_source(source), formats=formats) as picture:
+            _check_size(picture)
+            picture.load()  # PIL turns some formats by itself, and takes the orientation away then
+            return Photograph(_to_rgb(picture, None), orientation(picture))
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = _reason(error, PHOTO_FORMATS)
+        if isinstance(error, UnidentifiedImageError):
+            reason = _missing_decoder(source, can_read_heif) or reason
+        raise UnreadablePicture(name or os.fspath(source), reason) from error
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF's, 1 where there is none or it can't be read."""
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken EXIF raises almost anything, and says nothing about turning
+        return 1
+
+
+@functools.cache
+def heif_is_read() -> bool:
+    """Whether HEIC pictures can be read: where pillow-heif is installed, which this makes known to PIL."""
+    Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _missing_decoder(source: str | Path, can_read_heif: bool) -> str:
+    """Which package would read the file; empty where none is known."""
+    with open(source, "rb") as file:
+        start = file.read(12)
+    if start[4:8] != b"ftyp":
+        return ""
+    if start[8:12] in (b"avif", b"avis"):
+        return "it is AVIF, which Pillow reads from version 11.3 on: update it"
+    if start[8:12].startswith(HEIF_BRANDS) and not can_read_heif:
+        return "it is HEIC, which only the package pillow-heif reads: pip install pillow-heif"
+    return ""
+
+
 def picture_size(source: str | Path | bytes) -> tuple[int, int]:
     """Width and height in pixels as the header says; nothing is decoded.
 
@@ -101,11 +181,15 @@ def _checked_source(source: str | Path | bytes | BinaryIO) -> str | Path | Binar
     return source
 
 
-def _to_rgb(picture: Image.Image, at_least: int | None) -> Image.Image:
-    """The pixels, decoded here; so far PIL has read the header alone."""
+def _check_size(picture: Image.Image) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,} or {MAX_SIDE:,} on a side")
+
+
+def _to_rgb(picture: Image.Image, at_least: int | None) -> Image.Image:
+    """The pixels, decoded here; so far PIL has read the header alone."""
+    _check_size(picture)
     if at_least is not None:
         picture.draft("RGB", (at_least, at_least))  # libjpeg decodes at a fraction of the size; other formats ignore it
     # PIL would cut values above 255 to white without a word.
@@ -192,9 +276,9 @@ def _in_other_colours(images: Tensor, draws: Tensor) -> Tensor:  # draws (N, 4)
     return torch.where(changed[:, None, None, None], pixels * 2 - 1, images)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, formats: tuple[str, ...] = FORMATS) -> str:
     if isinstance(error, UnidentifiedImageError):  # its text has the path again, or an object's address
-        return f"it is not an image ({', '.join(FORMATS)})"
+        return f"it is not an image ({', '.join(formats)})"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = "".join(letter if letter.isprintable() else " " for letter in text)  # some hold bytes of the file
     return " ".join(text.split()).rstrip(".")

@@ -80,11 +80,11 @@ def interrupt(monkeypatch):
     def after(count):
         done = []
 
-        def work(face, folder, size):
+        def work(face, folder, size, aligner):
             if len(done) == count:
                 raise KeyboardInterrupt
             done.append(face)
-            return write_face(face, folder, size)
+            return write_face(face, folder, size, aligner)
 
         monkeypatch.setattr(aligned_folders, "write_face", write_face if count is None else work)
 

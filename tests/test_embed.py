@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from photographs import FakeDetector, KnownFaces
 from PIL import Image
 from scripts import load_script
 from torch.nn import functional as F
@@ -81,26 +82,6 @@ def photo(folder, tmp_path):
     points = TEMPLATE @ turn.T + shift
     (tmp_path / "points.json").write_text(json.dumps({"photo.png": points.tolist()}))
     return tmp_path / "photo.png", points
-
-
-class FakeDetector:
-    """Stands in for OpenCV's FaceDetectorYN: gives the same faces for every picture, in the scale it was outcome."""
-
-    def __init__(self, *faces, picture_size):
-        self.faces, self.picture_size, self.seen = faces, picture_size, None
-
-    def setInputSize(self, size):
-        self.size = size
-
-    def detect(self, pixels):
-        assert pixels.dtype == np.uint8 and pixels.shape == (self.size[1], self.size[0], 3)
-        self.seen = pixels
-        scale = np.array(self.size) / self.picture_size
-        rows = []
-        for points, side in self.faces:
-            places = (points + 0.5) * scale - 0.5
-            rows.append([0, 0, side, side, *places.ravel(), 0.9])
-        return 1, (np.array(rows, np.float32) if rows else None)
 
 
 def test_embeddings_are_those_of_test_py_and_of_one_picture_at_a_time(
@@ -332,10 +313,10 @@ def test_faces_are_found_in_shrunk_pictures_blue_first_the_largest_first():
     detector = FakeDetector((points / 2, 10.0), (points, 20.0), picture_size=(1600, 1200))
     picture = Image.new("RGB", (1600, 1200), (255, 0, 10))
     found = YuNet(detector).find_faces(picture)
-    assert detector.size == (640, 480) and detector.seen[0, 0].tolist() == [10, 0, 255]
-    np.testing.assert_allclose(found, [points, points / 2], atol=1e-3)
+    assert detector.sizes == [(640, 480)] and detector.seen[0, 0].tolist() == [10, 0, 255]
+    np.testing.assert_allclose(found.points, [points, points / 2], atol=1e-3)
     detector.faces = ()
-    assert YuNet(detector).find_faces(picture).shape == (0, 5, 2)
+    assert YuNet(detector).find_faces(picture).points.shape == (0, 5, 2)
 
 
 def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tmp_path, monkeypatch):
@@ -347,17 +328,17 @@ def test_a_photograph_that_its_camera_turned_is_shown_upright_to_the_detector(tm
     detector = FakeDetector((points, 50.0), picture_size=(200, 300))
     monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(detector))
     Aligner(detector_path="yunet.onnx").face(tmp_path / "turned.jpg", "turned.jpg")
-    assert detector.size == (200, 300)
+    assert detector.sizes[0] == (200, 300)
 
 
 def test_a_detector_that_is_missing_is_a_sentence(run_embed, folder, tmp_path, monkeypatch):
-    flags = (*all_pictures(folder)[:2], "--detector", tmp_path / "yunet.onnx")
-    for module, words in ((None, "pip install opencv-python-headless"),
-                          (types.ModuleType("cv2"), "yunet.onnx does not exist")):  # fmt: skip
-        monkeypatch.setitem(sys.modules, "cv2", module)
-        outcome = run_embed(*flags)
-        assert outcome.status == 2 and words in outcome.err
-    assert "opencv_zoo" in outcome.err
+    path = tmp_path / "yunet.onnx"
+    outcome = run_embed(*all_pictures(folder)[:2], "--detector", path)
+    assert outcome.status == 2 and "yunet.onnx does not exist" in outcome.err and "opencv_zoo" in outcome.err
+    path.write_bytes(b"a model")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    outcome = run_embed(*all_pictures(folder)[:2], "--detector", path)
+    assert outcome.status == 2 and "pip install opencv-python-headless" in outcome.err
 
 
 @pytest.mark.parametrize("shift", [0, 11, 13, None])
@@ -367,14 +348,28 @@ def test_a_picture_of_112x112_is_checked_by_a_detector_where_one_is_given(run_em
     monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
     result = run_embed(*all_pictures(folder)[:2], "--detector", "yunet.onnx")
     assert result.status == 0 and result.out
-    notes = [line for line in result.err.splitlines() if "embedded as it is" in line]
+    notes = [line for line in result.err.splitlines() if "taken as it is" in line]
     assert len(notes) == (0 if shift in (0, 11) else 2)
     found = "no face at all" if shift is None else f"{shift} pixels beside the places of an aligned face"
     assert all(f"the detector finds {found}" in note for note in notes)
 
 
+def test_the_face_that_is_meant_is_chosen_by_a_flag(run_embed, folder, photo, monkeypatch):
+    (picture, points), path = photo, all_pictures(folder)[0]
+    faces = {(600, 500): [(points + 40, 0.9), (points, 0.9)], (112, 112): [(TEMPLATE, 0.9)]}
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: KnownFaces(faces))
+    replies = {face: run_embed(picture, path, "--detector", "yunet.onnx", "--face", face, "--json")
+               for face in ("largest", "centre", "only")}  # fmt: skip
+    assert replies["only"].status == 2 and "2 faces were found in" in replies["only"].err
+    cosines = {face: json.loads(replies[face].out)["cosine"] for face in ("largest", "centre")}
+    assert cosines["centre"] > 0.98 > cosines["largest"]
+    assert "the one nearest to the centre is taken" in replies["centre"].err
+    alone = run_embed(picture, path, "--face", "only")
+    assert alone.status == 2 and "--face does nothing without --detector" in alone.err
+
+
 DAMAGES = {
-    "300 x 200 pixels, so it is no aligned face": lambda path: Image.new("RGB", (300, 200)).save(path),
+    "300 x 200 pixels, and only those of 112 x 112 are taken": lambda path: Image.new("RGB", (300, 200)).save(path),
     "cannot be decoded": lambda path: path.write_bytes(path.read_bytes()[:900]),
     "is not an image": lambda path: path.write_text("hello"),
 }

@@ -261,8 +261,9 @@ def test_every_flag_with_a_wrong_value_is_status_2_and_nothing_is_written(words,
         "prepare bin": "--pairs x --images x --output x",
         "embed": "a.jpg",
         "purify": "--weights x --data x --output x",
+        "prepare align": "x",
     }.get(" ".join(words), "")
-    needed = "--raw x" if "align" in words[-1] else needed
+    needed = "--raw x" if "align-" in words[-1] else needed
     for _, name, flags in cases:
         outcome = run_main(words[0], *words[1:], *needed.split(), *flags.split())
         assert outcome.status == 2, (flags, outcome)
@@ -284,6 +285,7 @@ FILE = "README.md"
         (f"prepare unpack --output {FILE}", "--output"),
         (f"prepare ages --data x --from-names fgnet --link {FILE}", "--link"),
         (f"prepare align-fgnet --raw x --output {FILE}", "--output"),
+        (f"prepare align x --landmarks x.csv --output {FILE}", "--output"),
         (f"prepare synthetic --output {FILE}", "--output"),
         ("prepare pack --output folder --force", "--output"),
         ("prepare bin --pairs x --images x --output folder --force", "--output"),

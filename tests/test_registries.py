@@ -14,7 +14,7 @@ from data.alignment.template import TEMPLATE
 from meta import BENCHMARKS, Benchmark, register_benchmark
 
 # Their settings are made when they are imported.
-RELEASES = ("commands", "flags", "fgnet", "morph2", "calfw", "cacd", "agedb")
+RELEASES = ("commands", "flags", "photographs", "fgnet", "morph2", "calfw", "cacd", "agedb")
 WITH_SETTINGS = ("training.config", *(f"data.releases.{name}" for name in RELEASES),
                  *(f"script_{name}" for name in ("train", "test", "export", "prepare", "embed")))  # fmt: skip
 REGISTRIES = (meta._benchmarks, LANDMARK_FORMATS, detectors.DETECTORS)
@@ -117,14 +117,16 @@ def test_a_landmark_format_that_is_registered_is_read(run_main, help_of, photo, 
 
 def test_a_detector_that_is_registered_finds_the_faces(run_main, help_of, photo, weights, tmp_path):
     @detectors.register_detector("Toy", "toy.onnx", "https://example.org/toy", needs="nothing")
-    class Toy:
+    class Toy(detectors.Detector):
+        SURE_SCORE = 0.5
+
         @classmethod
         def open(cls, path):
-            detectors.check_file(path)
             return cls()
 
         def find_faces(self, picture):
-            return (TEMPLATE + 40)[None] if picture.size == (300, 200) else np.zeros((0, 5, 2))
+            count = int(picture.size == (300, 200))
+            return detectors.FoundFaces((TEMPLATE + 40)[None][:count], np.ones(count))
 
     assert "or Toy (toy.onnx; needs nothing)" in help_of("embed")
     missing = embed(run_main, weights, tmp_path, photo, "--detector", tmp_path / "toy.onnx")

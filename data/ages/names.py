@@ -321,8 +321,9 @@ def check_destination(output: str | Path, index: FaceIndex) -> None:
     check_is_outside(output, index.root)
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"{output!r} is no folder: give a new one.")
-    strangers = _visible(output) - {os.path.dirname(index.name(i)).split(os.sep)[0] for i in range(len(index))}
-    if strangers:
+    folders = {os.path.dirname(index.name(i)).split(os.sep)[0] for i in range(len(index))}
+    strangers = _visible(output) - folders
+    if strangers and "" not in folders:  # of pictures without folders the names are checked
         raise UserError(
             f"{output!r} holds {sorted(strangers)[0]!r}, which is none of these pictures' folders: give a new folder."
         )

@@ -5,6 +5,7 @@ of landmarks or from a detector: a network that is shown an unaligned face gives
 answer.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,17 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.alignment import detectors as detection
+from data.alignment.choice import FaceChoice, Note, choose_face, notes_on
 from data.alignment.landmarks import PointTable
 from data.alignment.template import TEMPLATE, align
 from data.faces import index_pictures
-from data.layout import is_image_name, packed
-from data.transforms import decode_picture
+from data.layout import is_photo_name, packed
+from data.transforms import Photograph, decode_photograph, orientation
 from meta import IMAGE_SIZE, UserError
 from utils.worker_processes import started
 from utils.wrong_files import wrong_file
@@ -32,10 +34,17 @@ Source: TypeAlias = str | Path | Image.Image
 MAX_MISALIGNMENT = 12.0
 
 
+class AlignedPicture(NamedTuple):
+    picture: Image.Image  # RGB, size x size
+    aligned_by: str  # "as given", "landmarks", "detector" or "assumed"
+    notes: tuple[Note, ...] = ()  # on what had to be decided, or is unusual
+    is_unchanged: bool = False  # the pixels of the file, neither turned nor resized
+
+
 class AlignedFace(NamedTuple):
     pixels: Tensor  # (3, 112, 112) uint8
-    aligned_by: str  # "as given", "landmarks", "detector" or "assumed"
-    notes: tuple[str, ...] = ()  # sentences on what had to be decided
+    aligned_by: str
+    notes: tuple[str, ...] = ()  # sentences
 
 
 @dataclass(frozen=True)
@@ -48,74 +57,107 @@ class Aligner:
     """ONNX file of a detector, for pictures without landmarks: those of 112x112 are checked, others aligned."""
     assume_aligned: bool = False
     """Every picture is aligned, whatever its size; it is only resized."""
+    face_choice: FaceChoice = "largest"
+    """Which face, where the detector finds several."""
 
     def face(self, source: Source, name: str) -> AlignedFace:
-        """The aligned face of one picture.
+        """The aligned face of one picture for a network; raises as `aligned` does."""
+        points = None if self.landmarks is None else self.landmarks.find(name)
+        found = self.aligned(source, name, points)
+        return AlignedFace(to_pixels(found.picture), found.aligned_by, tuple(note.sentence for note in found.notes))
+
+    def aligned(self, source: Source, name: str, points: np.ndarray | None, size: int = IMAGE_SIZE) -> AlignedPicture:
+        """The aligned face of one picture, `size` pixels a side, by five points (5, 2) where they are known.
 
         Raises:
             UserError: for a picture that can't be decoded, has no face, or has to be aligned and can't be.
             DetectorError: the detector is at fault and no picture.
         """
+        if isinstance(source, Image.Image):
+            photo = Photograph(source.convert("RGB"), orientation(source))
+        else:
+            photo = decode_photograph(source, name)
         # The published loader does not turn pictures by EXIF, and landmark files are of pictures as they are stored.
-        picture = source.convert("RGB") if isinstance(source, Image.Image) else decode_picture(source, name)
-        points = None if self.landmarks is None else self.landmarks.find(name)
+        picture = photo.picture
         if points is not None:
-            return AlignedFace(_aligned(picture, points, name), "landmarks")
-        if self.assume_aligned and picture.size != (IMAGE_SIZE, IMAGE_SIZE):
-            return AlignedFace(to_pixels(picture), "assumed")
+            return _warped(picture, points, size, name, "landmarks")
         if picture.size == (IMAGE_SIZE, IMAGE_SIZE):
             is_checked = self.detector_path is not None and not self.assume_aligned
-            notes = _misalignment(self._find_faces(picture, name), name) if is_checked else ()
-            return AlignedFace(to_pixels(picture), "as given", notes)
+            notes = self._misalignment(picture, name) if is_checked else ()
+            return _as_it_is(picture, size, "as given", notes)
+        if self.assume_aligned:
+            return _as_it_is(picture, size, "assumed")
         if self.detector_path is not None:
-            return self._detected(ImageOps.exif_transpose(picture), name)
+            return self._detected(photo.upright(), size, name)
         where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
         raise UserError(
-            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, so it is no aligned face of {IMAGE_SIZE} x "
-            f"{IMAGE_SIZE}: {where}give --detector (an ONNX file) or --landmarks, or say --assume-aligned if it "
-            "is aligned and only larger."
+            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, and only those of {IMAGE_SIZE} x {IMAGE_SIZE} "
+            f"are taken for aligned: {where}give --detector (an ONNX file) or --landmarks to align it, or --assume-aligned "
+            "if it is aligned and only larger."
         )
 
-    def _find_faces(self, picture: Image.Image, name: str) -> np.ndarray:
-        try:
-            return detection.open_detector(self.detector_path).find_faces(picture)
-        except detection.DetectorError:
-            raise
-        except UserError as error:
-            raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
-                            "leave it out.") from None  # fmt: skip
+    def _detected(self, picture: Image.Image, size: int, name: str) -> AlignedPicture:
+        with _searching(name):
+            detector = detection.open_detector(self.detector_path)
+            found = detector.find_faces(picture)
+        points, notes = choose_face(found, self.face_choice, detector.SURE_SCORE, picture.size, name)
+        with _searching(name):
+            points = detector.refined(picture, points)
+        return _warped(picture, points, size, name, "detector", notes)
 
-    def _detected(self, picture: Image.Image, name: str) -> AlignedFace:
-        faces = self._find_faces(picture, name)
-        if not len(faces):
-            raise UserError(f"no face was found in {name!r}: give a picture that shows one from the front, or its five "
-                            "points by --landmarks.")  # fmt: skip
-        notes = (f"{len(faces)} faces were found in {name!r}: the largest one is taken",) if len(faces) > 1 else ()
-        return AlignedFace(_aligned(picture, faces[0], name), "detector", notes)
-
-
-def _misalignment(faces: np.ndarray, name: str) -> tuple[str, ...]:
-    """A note where none of the faces (F, 5, 2) found in a 112x112 picture lies on the template."""
-    distances = np.sqrt(((faces - TEMPLATE) ** 2).sum(axis=2).mean(axis=1))  # (F,), root mean square
-    if len(faces) and distances.min() <= MAX_MISALIGNMENT:
-        return ()
-    found = f"{distances.min():.0f} pixels beside the places of an aligned face" if len(faces) else "no face at all"
-    what = f"{name!r} is {IMAGE_SIZE}x{IMAGE_SIZE} and embedded as it is, but the detector finds {found}"
-    return (f"{what}: align it from the photograph",)
+    def _misalignment(self, picture: Image.Image, name: str) -> tuple[Note, ...]:
+        """A note where none of the faces found in a 112x112 picture lies on the template."""
+        with _searching(name):
+            detector = detection.open_detector(self.detector_path)
+            faces = detector.find_faces(picture).points
+            found = "no face at all"
+            if len(faces):
+                nearest = faces[_distances(faces).argmin()]
+                distance = _distances(detector.refined(picture, nearest))
+                if distance <= MAX_MISALIGNMENT:
+                    return ()
+                found = f"{distance:.0f} pixels beside the places of an aligned face"
+        what = f"{name!r} is {IMAGE_SIZE}x{IMAGE_SIZE} and taken as it is, but the detector finds {found}"
+        return (Note("unaligned", f"{what}: unless it is aligned, align it from the photograph"),)
 
 
-def _aligned(picture: Image.Image, points: np.ndarray, name: str) -> Tensor:
+@contextlib.contextmanager
+def _searching(name: str) -> Iterator[None]:
+    """Gives a picture that can't be searched its name."""
     try:
-        return to_pixels(align(picture, points))
+        yield
+    except detection.DetectorError:
+        raise
+    except UserError as error:
+        raise UserError(f"no face can be looked for in {name!r}, {error}: give its five points by --landmarks, or "
+                        "leave it out.") from None  # fmt: skip
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    """From the template, root mean square over five points (..., 5, 2), in pixels."""
+    return np.sqrt(((points - TEMPLATE) ** 2).sum(axis=-1).mean(axis=-1))
+
+
+def _warped(
+    picture: Image.Image, points: np.ndarray, size: int, name: str, aligned_by: str, notes: tuple[Note, ...] = ()
+) -> AlignedPicture:
+    try:
+        notes += notes_on(points, picture.size, name)
+        return AlignedPicture(align(picture, points, size), aligned_by, notes)
     except UserError as error:
         reason = str(error)
         raise UserError(f"{name!r} can't be aligned: {reason[0].lower()}{reason[1:]}") from None
 
 
+def _as_it_is(picture: Image.Image, size: int, aligned_by: str, notes: tuple[Note, ...] = ()) -> AlignedPicture:
+    """The picture, resized as `data.transforms.decode_face` does it."""
+    if picture.size == (size, size):
+        return AlignedPicture(picture, aligned_by, notes, is_unchanged=True)
+    return AlignedPicture(picture.resize((size, size), Image.Resampling.BICUBIC), aligned_by, notes)
+
+
 def to_pixels(picture: Image.Image) -> Tensor:
-    """An RGB picture as uint8 (3, 112, 112), resized as `data.transforms.decode_face` does it."""
-    if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
-        picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    """An RGB picture as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
@@ -140,12 +182,12 @@ def list_pictures(paths: Sequence[Path]) -> NamedSources:
     sources, names = [], []
     for path in paths:
         if path.is_dir():
-            index = index_pictures(path)
+            index = index_pictures(path, is_wanted=is_photo_name)
             sources += [Path(index.path(i)) for i in range(len(index))]
             above = "" if len(paths) == 1 else f"{path.as_posix()}/"
             names += [above + index.key(i) for i in range(len(index))]
         elif path.exists():
-            if not is_image_name(path.name) and (wrong := wrong_file(path, "picture", ("picture",))):
+            if not is_photo_name(path.name) and (wrong := wrong_file(path, "picture", ("picture",))):
                 raise UserError(f"{str(path)!r} {wrong[0]}: {wrong[1]}.")
             sources.append(path)
             names.append(path.as_posix())

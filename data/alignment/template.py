@@ -23,9 +23,9 @@ TEMPLATE.setflags(write=False)
 POINT_NAMES = "eye at image left, eye at image right, nose tip, mouth corner at image left, mouth corner at image right"
 
 HOW_TO_ALIGN = (  # for messages about pictures that aren't
-    "`python prepare.py align-fgnet` and the other align commands align data sets as they were released, embed.py "
-    "--detector or --landmarks aligns pictures while it embeds them, others have to be brought to 112x112 by five "
-    "points (docs/DATA.md, Alignment)"
+    "`python prepare.py align FOLDER --detector FILE -o ALIGNED` aligns a folder of photographs, `python prepare.py "
+    "align-fgnet` and the like data sets as they were released, embed.py --detector or --landmarks pictures while it "
+    "embeds them (docs/PICTURES.md, From photographs)"
 )
 MIN_SPREAD = 1.0  # pixels, root mean square from the points' centre: what is less is no face
 MIN_FLATNESS = 0.02  # second to first axis of the cloud of points: 0.75 in the template, less in profile, 0 on a line

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from data.alignment.template import align, alignment_sheet, check_points
-from data.faces import is_image_name
-from data.layout import no_such_folder, packed
-from data.transforms import UnreadablePicture, decode_picture
+from data.alignment.choice import Note
+from data.alignment.detectors import DetectorError
+from data.alignment.photos import Aligner
+from data.alignment.template import alignment_sheet, check_points
+from data.transforms import UnreadablePicture
 from meta import IMAGE_SIZE, UserError
 from utils.files import Progress, no_progress, written_beside
 from utils.worker_processes import signals_held, worker_pool
@@ -40,10 +40,9 @@ SAVE_OPTIONS = {
     ".webp": {"format": "WEBP", "lossless": True},
 }
 NUM_SHOWN = 3  # of pictures left out, in a message
-SEARCH_DEPTH = 3  # folders below the one given: releases unpack into folders of folders
 PICTURES_A_CHUNK = 16  # to a process at a time
 MARKER = ".aligned-"  # a hidden file among the pictures: a JSON list [first target, source's size, its time] a line
-LEFT_OUT = "left_out.csv"  # beside the folder, after its name
+LEFT_OUT, NOTES = "left_out.csv", "notes.csv"  # beside the folder, after its name
 AS_BEFORE = "left out when the folder was written"
 
 
@@ -53,7 +52,12 @@ class Face:
 
     source: str
     targets: tuple[str, ...]  # below the plan's folder; the picture is aligned once
-    points: np.ndarray | None  # (5, 2) pixels; None where it is aligned already
+    points: np.ndarray | None  # (5, 2) pixels; None where it is aligned already, or the plan has a detector
+    name: str = ""  # in messages, where it isn't the source
+
+    @property
+    def shown(self) -> str:
+        return self.name or self.source
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Plan:
     lists: dict[str, str] = field(default_factory=dict)  # text files: path below the folder -> content
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (picture, reason)
     notes: list[str] = field(default_factory=list)  # what else a person should know
+    aligner: Aligner = Aligner(assume_aligned=True)  # for pictures without points
+    settings: str = ""  # what else decides what is written: the detector and its choice
 
     def add(self, source: Path, name: str, targets: Iterable[str], find_points: "PointFinder | None") -> None:
         """Takes a picture in, or leaves it out with a reason; `name` is its path in the release."""
@@ -97,7 +103,7 @@ class Plan:
             place = str(PurePosixPath(self.folder) / person.parent)
             pictures[place] += 1
             people.setdefault(place, set()).add(person.name)
-        return {place: (count, len(people[place]) * self.identity_folders) for place, count in pictures.items()}
+        return {place: (count, len(people[place] - {""}) * self.identity_folders) for place, count in pictures.items()}
 
 
 PointFinder = Callable[[str], np.ndarray | None]  # path of a picture in its release -> its five points
@@ -113,6 +119,16 @@ class Written:
     left_out: list[tuple[str, str]]
     left_out_path: Path | None  # the same as a CSV
     sheet: Path
+    noted: list[tuple[str, Note]]  # (picture, what should be known about it)
+    notes_path: Path | None  # the same as a CSV
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture."""
+
+    failure: str | None = None  # why there is no aligned face
+    notes: tuple[Note, ...] = ()
 
 
 def write_plan(
@@ -130,7 +146,7 @@ def write_plan(
     Where the folder was written from the same pictures and points before, nothing is done. The same pictures are those
     of the same size and time: of an unfinished folder others are aligned anew, a finished one is refused.
     JPEG files have quality 95 and full chroma; a picture that is aligned already and has the size is copied as it is.
-    Pictures that can't be used are named in `FOLDER_left_out.csv` beside the folder.
+    Pictures that can't be used are named in `FOLDER_left_out.csv` beside the folder, notes stand in `FOLDER_notes.csv`.
 
     Raises:
         UserError: where the folder exists and `force` is not given, would hold what it is made from, or two pictures
@@ -147,24 +163,26 @@ def write_plan(
     for parent in {partial, *((partial / target).parent for face in plan.faces for target in face.targets)}:
         parent.mkdir(parents=True, exist_ok=True)
     missing = _missing(plan, partial, partial / marker, states)
-    work = functools.partial(write_face, folder=str(partial), size=size)
-    outcomes = progress(_in_processes(work, missing, workers), len(missing), plan.title)
+    work = functools.partial(write_face, folder=str(partial), size=size, aligner=plan.aligner)
+    outcomes = progress(in_processes(work, missing, workers), len(missing), plan.title)
     failed = _noting(zip(missing, outcomes, strict=True), partial / marker, states)
-    left_out = plan.left_out + [(face.source, reason) for face, reason in failed]
+    left_out = plan.left_out + [(face.shown, reason) for face, reason in failed]
     left_out_path = _settle(plan, left_out, folder, allow_missing)
 
     lost = {face.targets[0] for face, _ in failed}
     written = replace(plan, faces=[face for face in plan.faces if face.targets[0] not in lost])
     if not written.faces:
-        raise UserError(f"{plan.title} has no picture that can be used: check the folder and its landmarks.")
+        raise UserError(f"No picture of {plan.title} can be used: {str(left_out_path)!r} says why.")
     for name, text in plan.lists.items():
         with written_beside(partial / name, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
     sheet = _beside(folder, "alignment.png")
     alignment_sheet([partial / target for target in sorted(face.targets[0] for face in written.faces)], sheet)
+    noted = _notes_of(written, partial / marker)
+    notes_path = write_notes(noted, _beside(folder, NOTES))
     _put_in_place(partial, folder)
     num_kept = len(plan.faces) - len(missing)
-    return Written(folder, written.counts(), num_kept, left_out, left_out_path, sheet)
+    return Written(folder, written.counts(), num_kept, left_out, left_out_path, sheet, noted, notes_path)
 
 
 def _beside(folder: Path, name: str) -> Path:
@@ -184,52 +202,77 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _as_line(target: str, states: States) -> str:
-    return json.dumps([target, *states[target]]) + "\n"
+def _as_line(target: str, state: tuple[int, int], notes: Iterable[Note]) -> str:
+    return json.dumps([target, *state, *notes]) + "\n"
 
 
-def _noting(outcomes: Iterable[tuple[Face, str | None]], notes: Path, states: States) -> list[tuple[Face, str]]:
+def _noting(outcomes: Iterable[tuple[Face, Outcome]], marker: Path, states: States) -> list[tuple[Face, str]]:
     """Notes of each picture what its source was like; gives those that failed, with the reason."""
     failed = []
-    with open(notes, "a", encoding="ascii") as file:
-        for face, reason in outcomes:
-            file.write(_as_line(face.targets[0], states))
+    with open(marker, "a", encoding="ascii") as file:
+        for face, outcome in outcomes:
+            file.write(_as_line(face.targets[0], states[face.targets[0]], outcome.notes))
             file.flush()
-            if reason is not None:
-                failed.append((face, reason))
+            if outcome.failure is not None:
+                failed.append((face, outcome.failure))
     return failed
 
 
-def _noted(notes: Path) -> States:
-    """What stands in the notes; nothing where there are none."""
-    states: States = {}
-    for line in notes.read_text(encoding="ascii", errors="replace").splitlines() if notes.exists() else ():
+def _noted(marker: Path) -> dict[str, tuple[tuple[int, int], list[Note]]]:
+    """What stands in the marker, by first target: size and time of the source, and notes; nothing without one."""
+    found = {}
+    for line in marker.read_text(encoding="ascii", errors="replace").splitlines() if marker.exists() else ():
         with contextlib.suppress(ValueError, TypeError):  # cut off where a process was killed
-            target, size, time = json.loads(line)
-            states[target] = size, time
-    return states
+            target, size, time, *notes = json.loads(line)
+            found[target] = (size, time), [Note(*note) for note in notes]
+    return found
 
 
-def _missing(plan: Plan, partial: Path, notes: Path, states: States) -> list[Face]:
-    """The pictures that were not aligned yet, or when their sources were other files; the notes keep the others."""
-    noted = _noted(notes)
+def _notes_of(plan: Plan, marker: Path) -> list[tuple[str, Note]]:
+    noted = _noted(marker)
+    return [(face.shown, note) for face in plan.faces if (found := noted.get(face.targets[0])) for note in found[1]]
+
+
+def write_notes(noted: list[tuple[str, Note]], path: Path) -> Path | None:
+    """A CSV of (picture, note), or none where there are none."""
+    return _write_table(path, ("picture", "kind", "note"), [(name, note.kind, note.sentence) for name, note in noted])
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Path | None:
+    if not rows:
+        path.unlink(missing_ok=True)  # of an earlier run
+        return None
+    with written_beside(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+    return path
+
+
+def _missing(plan: Plan, partial: Path, marker: Path, states: States) -> list[Face]:
+    """The pictures that were not aligned yet, or when their sources were other files; the marker keeps the others."""
+    noted = _noted(marker)
     missing = {
         face.targets[0]: face
         for face in plan.faces
-        if noted.get(face.targets[0]) != states[face.targets[0]]
-        or not all((partial / target).exists() for target in face.targets)
+        if not _is_same(face, noted, states) or not all((partial / target).exists() for target in face.targets)
     }
-    with written_beside(notes, "w", encoding="ascii") as file:  # before a target is replaced
-        file.writelines(_as_line(target, states) for target in states if target not in missing)
+    with written_beside(marker, "w", encoding="ascii") as file:  # before a target is replaced
+        file.writelines(_as_line(target, *noted[target]) for target in states if target not in missing)
     return list(missing.values())
 
 
-def _finished(plan: Plan, folder: Path, notes: Path, states: States, allow_missing: bool) -> Written | None:
+def _is_same(face: Face, noted: dict, states: States) -> bool:
+    target = face.targets[0]
+    return target in noted and noted[target][0] == states[target]
+
+
+def _finished(plan: Plan, folder: Path, marker: Path, states: States, allow_missing: bool) -> Written | None:
     """What there is where the same work was done before, else None; raises UserError for sources replaced since."""
-    if not notes.exists():
+    if not marker.exists():
         return None
-    noted = _noted(notes)
-    replaced = [face.source for face in plan.faces if noted.get(face.targets[0]) != states[face.targets[0]]]
+    noted = _noted(marker)
+    replaced = [face.source for face in plan.faces if not _is_same(face, noted, states)]
     if replaced:
         raise UserError(
             f"{str(folder)!r} exists, and {len(replaced):,} of its pictures were made when their sources had another "
@@ -241,35 +284,43 @@ def _finished(plan: Plan, folder: Path, notes: Path, states: States, allow_missi
         if all((folder / target).exists() for target in face.targets):
             present.append(face)
         else:
-            left_out.append((face.source, AS_BEFORE))
+            left_out.append((face.shown, AS_BEFORE))
     if left_out and not allow_missing:
         return None
     path = _beside(folder, LEFT_OUT) if left_out else None
+    written = replace(plan, faces=present)
+    notes = _notes_of(written, marker)
     return Written(
-        folder, replace(plan, faces=present).counts(), len(present), left_out, path, _beside(folder, "alignment.png")
-    )
+        folder, written.counts(), len(present), left_out, path, _beside(folder, "alignment.png"),
+        notes, _beside(folder, NOTES) if notes else None,
+    )  # fmt: skip
 
 
-def write_face(face: Face, folder: str, size: int) -> str | None:
-    """Writes the targets of one picture: None when done, else why it can't."""
+def write_face(face: Face, folder: str, size: int, aligner: Aligner) -> Outcome:
+    """Writes the targets of one picture.
+
+    Raises:
+        DetectorError: the detector is at fault and no picture.
+    """
     targets = [Path(folder, target) for target in face.targets]
     for target in targets:  # made of what the source was before: must not stay where it can't be read any more
         target.unlink(missing_ok=True)
     try:
-        picture = decode_picture(face.source)
-        if face.points is not None:
-            picture = align(picture, face.points, size)
-        elif picture.size == (size, size) and Path(face.source).suffix.lower() == targets[0].suffix.lower():
-            return _write_all(targets, Path(face.source).read_bytes())
-        else:
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        found = aligner.aligned(face.source, face.shown, face.points, size)
+    except DetectorError:
+        raise
     except UnreadablePicture as error:
-        return error.reason
+        return Outcome(error.reason)
     except UserError as error:
-        return str(error)
-    buffer = io.BytesIO()
-    picture.save(buffer, **SAVE_OPTIONS[targets[0].suffix.lower()])
-    return _write_all(targets, buffer.getvalue())
+        return Outcome(str(error))
+    suffix = targets[0].suffix.lower()
+    if found.is_unchanged and Path(face.source).suffix.lower() == suffix:
+        _write_all(targets, Path(face.source).read_bytes())
+    else:
+        buffer = io.BytesIO()
+        found.picture.save(buffer, **SAVE_OPTIONS[suffix])
+        _write_all(targets, buffer.getvalue())
+    return Outcome(None, found.notes)
 
 
 def _write_all(targets: list[Path], content: bytes) -> None:
@@ -278,7 +329,7 @@ def _write_all(targets: list[Path], content: bytes) -> None:
             file.write(content)
 
 
-def _in_processes(work: Callable[[Face], str | None], faces: list[Face], workers: int) -> Iterator[str | None]:
+def in_processes(work: Callable[[Face], Outcome], faces: list[Face], workers: int) -> Iterator[Outcome]:
     """The outcomes in the order of the faces."""
     if workers <= 1:
         yield from map(work, faces)
@@ -316,15 +367,8 @@ def _check_folder(plan: Plan, folder: Path, force: bool) -> None:
 
 def _settle(plan: Plan, left_out: list[tuple[str, str]], folder: Path, allow_missing: bool) -> Path | None:
     """Writes the list of pictures left out and gives its path; stops where there are some and that wasn't allowed."""
-    path = _beside(folder, LEFT_OUT)
-    if not left_out:
-        path.unlink(missing_ok=True)  # of an earlier run
-        return None
-    with written_beside(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("picture", "reason"))
-        rows.writerows(left_out)
-    if not allow_missing:
+    path = _write_table(_beside(folder, LEFT_OUT), ("picture", "reason"), left_out)
+    if path is not None and not allow_missing:
         shown = "; ".join(f"{name!r}: {reason.rstrip('.')}" for name, reason in left_out[:NUM_SHOWN])
         raise UserError(
             f"{len(left_out):,} pictures of {plan.title} can't be used, named in {str(path)!r} ({shown}"
@@ -335,7 +379,7 @@ def _settle(plan: Plan, left_out: list[tuple[str, str]], folder: Path, allow_mis
 
 def _fingerprint(plan: Plan, size: int) -> str:
     """Of all that decides what is written: work that was begun for other landmarks is not gone on with."""
-    digest = hashlib.sha256(f"{size} {JPEG_QUALITY}".encode())
+    digest = hashlib.sha256(f"{size} {JPEG_QUALITY}{plan.settings}".encode())
     for face in plan.faces:
         points = None if face.points is None else face.points.tolist()
         digest.update(repr((face.source, face.targets, points)).encode("utf-8", "surrogateescape"))
@@ -356,62 +400,3 @@ def _put_in_place(partial: Path, folder: Path) -> None:
             path.unlink()
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-# ----------------------------------------------------------------------------------------------------- finding things
-
-
-def find_pictures(folder: Path) -> list[str]:
-    """Sorted paths, relative to `folder`, of all pictures below it; hidden files and folders don't count.
-
-    Raises:
-        UserError: for a folder that can't be read or has no pictures.
-    """
-    found: list[str] = []
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        if packed(folder):
-            raise UserError(no_such_folder(folder, "the release", ""))
-        raise UserError(f"The folder {str(error.filename)!r} cannot be read, {error.strerror}: check its path and who "
-                        "may read it.") from error  # fmt: skip
-
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:  # a link may lead round in a circle
-            found += [os.path.relpath(os.path.join(place, name), folder) for name in names
-                      if is_image_name(name) and not name.startswith(".")]  # fmt: skip
-        seen.add(real)
-    if not found:
-        raise UserError(f"The folder {str(folder)!r} holds no pictures: give the folder of the release.")
-    return sorted(path.replace(os.sep, "/") for path in found)
-
-
-def find_below(folder: Path, name: str, directory: bool) -> Path | None:
-    """The folder or file `name`, in any case, in `folder` or up to three folders below; the highest counts.
-
-    Raises:
-        UserError: where two stand at the same height.
-    """
-    level = [folder]
-    for _ in range(SEARCH_DEPTH + 1):
-        entries = [entry for place in level for entry in _entries(place)]
-        found = [entry for entry in entries if entry.name.lower() == name.lower() and entry.is_dir() == directory]
-        if len(found) > 1:
-            raise UserError(f"{str(found[0])!r} and {str(found[1])!r} are both there: give the folder above the one "
-                            "that is meant.")  # fmt: skip
-        if found:
-            return found[0]
-        level = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return None
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte
-        if packed(folder):
-            raise UserError(no_such_folder(folder, "the release", "")) from None
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"The folder {str(folder)!r} cannot be read, {reason}: check its path.") from error

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from data.alignment.landmarks import csv_columns, csv_rows
-from data.releases.aligned_folders import Face, Plan, find_pictures
+from data.releases.aligned_folders import Face, Plan
+from data.releases.finding import find_pictures
 from data.releases.flags import Align, check_folder_name
 from data.releases.names import (
     NUM_CHARACTERS_SHOWN,

@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from data.faces import is_image_name
 from data.pairs import Pair
-from data.releases.aligned_folders import Plan, PointFinder, find_pictures
+from data.releases.aligned_folders import Plan, PointFinder
+from data.releases.finding import find_pictures
 from meta import Benchmark, UserError
 
 

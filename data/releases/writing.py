@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data.alignment.choice import KINDS, Note
 from data.releases.aligned_folders import Plan, write_plan
 from meta import UserError
 from utils.files import Progress, no_progress
@@ -43,7 +44,19 @@ def write_plans(
         _report_counts(output, written.counts, f"of which {written.num_kept:,} were there", report)
         if written.left_out:
             report(f"left out: {len(written.left_out):,} pictures, named in {written.left_out_path}")
+        for line in note_lines(written.noted):
+            report(f"{line}, named in {written.notes_path}")
         report(f"look at {written.sheet}: the crosses have to lie on eyes, nose tip and mouth corners")
+
+
+def note_lines(noted: Sequence[tuple[str, Note]]) -> list[str]:
+    """How many pictures there are with each kind of note, and one of them."""
+    lines = []
+    for kind, words in KINDS.items():
+        names = [name for name, note in noted if note.kind == kind]
+        if names:
+            lines.append(f"{words}: {len(names):,} (such as {names[0]!r})")
+    return lines
 
 
 def _report_counts(

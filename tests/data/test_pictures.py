@@ -3,16 +3,18 @@
 import io
 import os
 import struct
+import sys
+import types
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 from refusals import refused
 
 from data.faces import index_identity_folders
-from data.transforms import MAX_PIXELS, MAX_SIDE, decode_face
+from data.transforms import MAX_PIXELS, MAX_SIDE, Photograph, decode_face, decode_photograph, heif_is_read
 from meta import UserError
 
 SIZE = (112, 112)
@@ -246,3 +248,63 @@ def test_scaled_decoding_gives_nearly_the_same_picture_and_leaves_small_ones_and
         whole, scaled = (decode_face(tmp_path / name, scaled=scaled).float() for scaled in (False, True))
         difference = (whole - scaled).abs().mean().item()
         assert (0 < difference < 4) if name == "large.jpg" else difference == 0, (name, difference)
+
+
+# -------------------------------------------------------------------------------------------------------- photographs
+
+
+def coloured() -> Image.Image:
+    """32 x 16: red at the left, blue at the right."""
+    picture = Image.new("RGB", (32, 16), (250, 0, 0))
+    picture.paste((0, 0, 250), (16, 0, 32, 16))
+    return picture
+
+
+def is_coloured(picture: Image.Image) -> bool:
+    left, right = (np.asarray(picture)[4:12, columns].mean((0, 1)) for columns in (slice(4, 12), slice(20, 28)))
+    return picture.size == (32, 16) and picture.mode == "RGB" and np.abs(left - (250, 0, 0)).max() < 40 > np.abs(
+        right - (0, 0, 250)).max()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.avif", "a.jpg", "a.png", "a.webp", "a.bmp"])
+def test_photographs_are_read_in_what_cameras_write_of_several_pictures_the_first(tmp_path, name):
+    if name == "a.avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    more = {"save_all": True, "append_images": [Image.new("RGB", (32, 16))]} if name in ("a.tif", "a.gif") else {}
+    coloured().save(tmp_path / name, **more)
+    photo = decode_photograph(tmp_path / name)
+    assert is_coloured(photo.picture) and photo.orientation == 1 and is_coloured(photo.upright())
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "transparent.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_exif_is_undone(tmp_path, name, orientation):
+    turned_back = {value: key for key, value in ((6, 8), (8, 6))} | {key: key for key in (1, 2, 3, 4, 5, 7)}
+    stored = Photograph(coloured(), turned_back[orientation]).upright()  # what a camera held this way writes
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.convert("RGBA" if name == "transparent.png" else "RGB").save(tmp_path / name, exif=exif)
+    assert is_coloured(decode_photograph(tmp_path / name).upright())
+
+
+def test_broken_exif_turns_nothing(tmp_path):
+    coloured().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    assert is_coloured(decode_photograph(tmp_path / "a.jpg").upright())
+
+
+def test_heic_names_the_package_that_reads_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x20ftypheic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heif_is_read.cache_clear()
+    refused(decode_photograph, path, match="it is HEIC, which only the package pillow-heif reads: pip install")
+    opened = []
+    package = types.ModuleType("pillow_heif")
+    package.register_heif_opener = lambda: opened.append(True)
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    heif_is_read.cache_clear()
+    refused(decode_photograph, path, match="it is not an image")  # the package was asked
+    heif_is_read.cache_clear()
+    assert opened == [True]
+    path.write_bytes(b"hello")
+    refused(decode_photograph, path, match=r"it is not an image \(JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF, HEIF\)")

@@ -1,20 +1,22 @@
 """Files given as --detector that are none, and their like at other flags: one sentence, before the first picture."""
 
+import sys
+import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from photographs import YUNET, astronaut, drawn, empty_scene, place
 from PIL import Image, ImageChops
-from scripts import ROOT, load_script
+from scripts import load_script
 
-from data.alignment.detectors import DetectorError, YuNet, open_detector
+from data.alignment.detectors import DetectorError, InsightFace, YuNet, open_detector
 from data.alignment.photos import Aligner, list_pictures, load_pieces
 from evaluation.embeddings.photos import Seen
 from meta import UserError
 from utils.files import numbered_lines
 
-YUNET = ROOT.parent / "shared" / "models" / "face_detection_yunet_2026may.onnx"
 WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>opencv_zoo</title></head></html>\n"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:8f2383e4\nsize 232589\n"
 needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="YuNet's file is not beside the project")
@@ -69,12 +71,12 @@ CANNOT_BE_USED = {
     "a web page": (WEB_PAGE, "is a web page, no ONNX file: open its address in a browser"),
     "a pointer of Git LFS": (LFS_POINTER, "is a pointer of Git LFS, no ONNX file: run `git lfs pull`"),
     "nothing": (b"", "is empty: get it again"),
-    "noise": (bytes(range(256)) * 8, "is no ONNX model that OpenCV can run"),
+    "noise": (bytes(range(256)) * 8, "(YuNet: OpenCV can't read it as an ONNX model, "),
     "a ZIP archive": (archive, "is a ZIP archive, no ONNX file: unpack it"),
     "a folder": (Path.mkdir, "is a folder: give the ONNX file itself"),
-    "half a file": (broken_off, "is no ONNX model that OpenCV can run"),
+    "half a file": (broken_off, "(YuNet: OpenCV can't read it as an ONNX model, "),
     # OpenCV 4 and 5 find out at different places that it is no detector.
-    "another network": (recognition_network, "yunet.onnx is "),
+    "another network": (recognition_network, "can be used as no detector (YuNet: "),
 }
 
 
@@ -146,7 +148,7 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
     """13: an array that YuNet doesn't give is the detector's fault."""
     detector = Detector()
     detector.rows = np.zeros((3, 7), np.float32)
-    with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), YuNet gives 15 numbers a face"):
+    with pytest.raises(DetectorError, match=r"gives an array \(3, 7\), where YuNet gives 15 numbers a face"):
         YuNet(detector).find_faces(Image.new("RGB", (64, 64)))
 
 
@@ -155,8 +157,8 @@ def test_a_detector_of_another_kind_is_no_fault_of_the_picture():
 def test_yunet_itself_passes_the_trial_and_searches_any_size(size):
     """17: the true detector is not refused."""
     pytest.importorskip("cv2")
-    faces = open_detector(str(YUNET)).find_faces(Image.new("RGB", size, (128, 128, 128)))
-    assert faces.shape[1:] == (5, 2)
+    found = open_detector(str(YUNET)).find_faces(Image.new("RGB", size, (128, 128, 128)))
+    assert found.points.shape[1:] == (5, 2) and len(found.points) == len(found.scores)
 
 
 @needs_yunet
@@ -173,17 +175,117 @@ def test_workers_search_with_the_detector_that_was_tried_before_them(photos):
 def test_yunet_itself_brings_a_photograph_to_an_aligned_face():
     """17: the detector that passed the trial is the one that finds the face."""
     pytest.importorskip("cv2")
-    from skimage.data import astronaut
-
+    if (picture := astronaut()) is None:
+        pytest.skip("scikit-image has no picture of the astronaut")
     aligner = Aligner(detector_path=str(YUNET))
-    face = aligner.face(Image.fromarray(astronaut()), "astronaut")
+    face = aligner.face(picture, "astronaut")
     assert face.aligned_by == "detector" and not face.notes  # one face
     aligned = Image.fromarray(face.pixels.permute(1, 2, 0).numpy())
     again = aligner.face(aligned, "aligned")
     assert again.aligned_by == "as given" and not again.notes and again.pixels.equal(face.pixels)
     for beside in (ImageChops.offset(aligned, 20, 0), aligned.rotate(180)):
         (note,) = aligner.face(beside, "beside").notes
-        assert note.startswith("'beside' is 112x112 and embedded as it is, but the detector finds ")
+        assert note.startswith("'beside' is 112x112 and taken as it is, but the detector finds ")
+
+
+@pytest.fixture(params=["free size", "640 x 640"])
+def yunet(request, tmp_path):
+    """The two files that are published: 2023's has a fixed size."""
+    pytest.importorskip("cv2")
+    if request.param == "free size":
+        return open_detector(str(YUNET))
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(YUNET)
+    for dim, side in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, 640, 640), strict=True):
+        dim.dim_value = side
+    onnx.save(model, tmp_path / "fixed.onnx")
+    return open_detector(str(tmp_path / "fixed.onnx"))
+
+
+@needs_yunet
+@pytest.mark.parametrize("angle", [0, 30, -70, 180])
+def test_the_points_of_a_turned_face_turn_with_it(yunet, angle):
+    """12: YuNet's own points of turned faces are those of upright ones, 20 pixels off at 60 degrees."""
+    scene = empty_scene((600, 450))
+    points = place(scene, drawn(3, 30), (300, 220), angle)
+    (face,) = yunet.find_faces(scene).points
+    error = np.sqrt(((yunet.refined(scene, face) - points) ** 2).sum(1).mean()) * 112 / 160
+    assert error < 10  # pixels of the aligned picture
+
+
+class TurnedFinder:
+    """Stands in for OpenCV's: finds one face in pictures that are higher than wide."""
+
+    def setInputSize(self, size):
+        self.size = size
+
+    def detect(self, pixels):
+        row = np.array([[0, 0, 50, 60, 10, 20, 40, 20, 25, 35, 12, 50, 38, 50, 0.85]], np.float32)
+        return 1, row if pixels.shape[0] > pixels.shape[1] else None
+
+
+def test_a_picture_without_a_sure_face_is_searched_on_its_sides():
+    """12: a face that is found in the turned picture is given where it lies in the picture."""
+    (face,) = YuNet(TurnedFinder()).find_faces(Image.new("RGB", (300, 200))).points
+    np.testing.assert_allclose(face[:2], [[299 - 20, 10], [299 - 20, 40]])  # turned anticlockwise to be found
+
+
+class Scrfd:
+    """Stands in for what insightface.model_zoo.get_model gives."""
+
+    def __init__(self, input_size=None, points=True):
+        self.input_size, self.has_points, self.prepared = input_size, points, None
+
+    def prepare(self, ctx_id, **settings):
+        print("the package prints")
+        self.prepared = ctx_id, settings
+
+    def detect(self, pixels):
+        self.seen = pixels
+        boxes = np.array([[0, 0, 10, 10, 0.9], [0, 0, 20, 20, 0.7]], np.float32)
+        return boxes, np.arange(20, dtype=np.float32).reshape(2, 5, 2) if self.has_points else None
+
+
+@pytest.fixture
+def insightface(monkeypatch, tmp_path):
+    """The package stands for a module that gives this model, and a file for one that YuNet's reader refuses."""
+    path = make(tmp_path / "det_10g.onnx", b"a model")
+
+    def install(model):
+        zoo = types.ModuleType("insightface.model_zoo")
+        zoo.get_model = lambda name: model
+        monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+        monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
+        open_detector.cache_clear()
+        return str(path)
+
+    return install
+
+
+def test_scrfd_and_retinaface_are_run_by_the_insightface_package(insightface, capsys):
+    """12: on the CPU, blue first, the largest face first, at 640 pixels where the file has no size of its own."""
+    for own_size, settings in ((None, {"input_size": (640, 640)}), ((320, 320), {})):
+        model = Scrfd(own_size)
+        detector = open_detector(insightface(model))
+        assert isinstance(detector, InsightFace) and model.prepared == (-1, settings)
+    found = detector.find_faces(Image.new("RGB", (30, 40), (255, 0, 10)))
+    assert model.seen.shape == (40, 30, 3) and model.seen[0, 0].tolist() == [10, 0, 255]
+    np.testing.assert_allclose(found.scores, [0.7, 0.9], atol=1e-6)
+    assert found.points[0, 0].tolist() == [10, 11] and found.points.dtype == np.float64
+    assert capsys.readouterr().out == ""  # where embed.py --json prints
+
+
+def test_what_insightface_gives_is_checked(insightface, monkeypatch):
+    """12: another network, and a detector without points, are a sentence; so is the package that isn't there."""
+    for model, words in ((object(), "takes it for another network (object)"), (None, "another network (NoneType)"),
+                         (Scrfd(points=False), "faces without their five points")):  # fmt: skip
+        with pytest.raises(DetectorError) as caught:
+            open_detector(insightface(model))
+        assert words in str(caught.value) and "InsightFace: " in str(caught.value)
+    path = insightface(None)
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo", None)
+    with pytest.raises(DetectorError, match="insightface is not installed, pip install insightface onnxruntime"):
+        open_detector(path)
 
 
 @pytest.mark.parametrize(("flag", "name", "wanted"), [

@@ -31,10 +31,11 @@ from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
 from data.releases import mat as release_mat
 from data.releases.agedb import plan_agedb, read_agedb_pairs
-from data.releases.aligned_folders import find_below, find_pictures, write_plan
+from data.releases.aligned_folders import write_plan
 from data.releases.cacd import plan_cacd, plan_cacd_vs
 from data.releases.calfw import plan_calfw, read_calfw_pairs
 from data.releases.fgnet import plan_fgnet
+from data.releases.finding import find_below, find_pictures
 from data.releases.morph2 import (
     Morph2Picture,
     draw_subjects,
