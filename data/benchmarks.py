@@ -138,7 +138,7 @@ def specs_of_folders(
 def specs_of_bins(paths: Sequence[Path], beside: Sequence[EvalSpec] = ()) -> list[EvalSpec]:
     """InsightFace verification sets; `beside` them run others. lfw.bin is reported as LFW, lfw_old.bin is not."""
     reported = {f"{figure.benchmark}.bin": figure.benchmark for figure in PUBLISHED_FIGURES
-                if figure.protocol == "verification"}  # fmt: skip
+                if figure.protocol in ("verification", "insightface_accuracy")}  # fmt: skip
     names = short_names(paths, _taken_names(beside))
     return [
         EvalSpec(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))

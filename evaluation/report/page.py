@@ -28,7 +28,7 @@ SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NO_PICTURES = "Pictures were left out of this report: errors are listed by name only."
 DIGITS = r"[+-]?[\d.,]+(?:e-?\d+)?"
-NUMBER = re.compile(rf"{DIGITS}( to {DIGITS})?( \({DIGITS} to {DIGITS}\))?")
+NUMBER = re.compile(rf"{DIGITS}(( to| \+-) {DIGITS})?( \({DIGITS} to {DIGITS}\))?")
 
 
 def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:

@@ -19,7 +19,7 @@ from evaluation.report.reading import (
     words,
 )
 from evaluation.report.section_groups import group_blocks
-from evaluation.report.tables import DIFFERENCES
+from evaluation.report.tables import DIFFERENCES, with_deviation
 from evaluation.scoring import LABELS
 
 CONCATENATE = JOINS[0]
@@ -78,16 +78,25 @@ def main_rows(tested: Sequence[Tested]) -> tuple[list[list[Cell]], list[str]]:
                 for model, result in one.of_models:
                     place = "intervals" if labels is ALL_PAIRS else INTERVALS.get((protocol, key))
                     sure = branch(result, "analysis", place) if place else {}
-                    cells = [figure(branch(result, protocol, column), key) for column in COLUMNS]
+                    cells = [cell_of(branch(result, protocol, column), key) for column in COLUMNS]
                     reason = sure.get(f"{key}_interval_reason")
                     if isinstance(reason, str) and reason not in reasons:
                         reasons.append(reason)
                     if labels is ALL_PAIRS and cells[0] is None:
                         cells[0] = figure(sure, key)
+                    missing = branch(result, protocol).get("reason")
+                    if isinstance(missing, str) and f"{measure}: {missing}" not in reasons:
+                        reasons.append(f"{measure}: {missing}")
                     if all(cell is None for cell in cells[:-1]):  # chance alone is no result
                         continue
                     rows.append([one.title, model, measure, cells[0], interval(sure, key), *cells[1:]])
     return rows, reasons
+
+
+def cell_of(figures: Tree, key: str) -> Cell:
+    """The figure at this key, with its deviation over folds where there is one."""
+    value, deviation = figure(figures, key), figure(figures, key.replace("_percent", "_std_percent"))
+    return value if value is None or deviation is None else with_deviation(value, deviation)
 
 
 def has_protocol(one: Tested, protocol: str) -> bool:
@@ -170,8 +179,10 @@ def measured_rows(here: Sequence[Tested], figures: Sequence[Tree]) -> Iterator[l
     for one in here:
         for protocol, key in wanted or [(name, next(iter(labels))) for name, labels in LABELS.items()]:
             for model, result in one.of_models:
-                for join in JOINS:
-                    value = figure(branch(result, protocol, join), key)
+                for join in (*JOINS, "sum"):
+                    if join == "sum" and protocol == "verification":  # one of ours, of no paper
+                        continue
+                    value = cell_of(branch(result, protocol, join), key)
                     if value is not None:
                         place = INTERVALS.get((protocol, key)) if join == CONCATENATE else None
                         sure = interval(branch(result, "analysis", place), key) if place else None
