@@ -124,7 +124,7 @@ def _report_ages(
         check.ok(name, f"{where}: ages {min(ages)} to {max(ages)}")
     if is_training and not ages:
         advice = f"rename the files as {pattern.example}, or make a table of ages: python prepare.py ages --help"
-        check.note(name, f"{where}: no file name holds an age, which training needs", advice, without)
+        check.note(name, f"{where}: no file name holds an age, which stage age needs", advice, without)
     elif without:
         what = f"{where}: {num_without:,} of {len(faces):,} file names hold no age, or none from 0 to 120"
         check.wrong(name, what, f"rename them as {pattern.example}, or leave them out", without)
