@@ -29,6 +29,7 @@ from data.check.image_scan import check_shapes
 from data.check.run import check, checked_names
 from data.faces import Faces, with_ages
 from data.index_cache import find_record_file, open_index
+from data.layout import mark_drawn
 from data.pairs import read_pair_list, write_cacd_vs_list
 from data.record_packing import check_record_paths, pack_folder, unpack_record_file
 from data.releases.commands import ALIGN_COMMANDS
@@ -429,6 +430,7 @@ class Synthetic:
         settings = dataclasses.asdict(self)
         counts = write_all(settings.pop("output"), **settings)
         for folder, count in counts.items():
+            mark_drawn(self.output / folder)
             print(f"{self.output / folder}: {count:,} pictures")
 
 

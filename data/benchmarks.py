@@ -19,7 +19,7 @@ from data.faces import (
     with_ages,
 )
 from data.filenames import parse_age
-from data.layout import no_such_folder
+from data.layout import is_drawn, no_such_folder
 from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
 from data.verification_bins import VerificationBin, read_verification_bin
 from meta import (
@@ -78,8 +78,13 @@ class EvalSet:
         return self.spec.benchmark.protocol
 
     @property
+    def drawn(self) -> bool:
+        """Whether faces in it were drawn by program, which no published figure is of."""
+        return any(is_drawn(faces.root) for faces, _ in self.sides)
+
+    @property
     def title(self) -> str:
-        return self.spec.title
+        return f"{self.spec.title} (drawn faces)" if self.drawn else self.spec.title
 
     @property
     def sha256(self) -> str | None:

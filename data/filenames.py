@@ -5,6 +5,7 @@ import re
 
 from meta import MAX_AGE, MIN_AGE, FilenamePattern, UserError
 
+
 class NoAgeInName(UserError):
     """A picture's name holds no age where its pattern says; some can go on without."""
 

@@ -113,7 +113,9 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
         index = open_with(None if config.ages else FILENAME_PATTERNS.get(config.names))
     except NoAgeInName as error:
         if needs:
-            raise UserError(f"{needs} needs ages, and {str(error)[:-1]}, or give --ages with a table of them.") from None
+            raise UserError(
+                f"{needs} needs ages, and {str(error)[:-1]}, or give --ages with a table of them."
+            ) from None
         if "names" in given(config):
             raise
         index = open_with(None)

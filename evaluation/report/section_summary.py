@@ -44,10 +44,18 @@ SUMMARY_WORDS = (
     "floors: a model should be well above them. Intervals hold for concatenate."
 )
 
+DRAWN_WORDS = (
+    "Drawn faces are made by this program, of people who do not exist: figures on them compare models with each other "
+    "and say nothing of photographs, so no published figures stand beside them."
+)
+
 
 def summary(report: Tree, tested: Sequence[Tested]) -> list[Block]:
     """Groups where there are any, what was tested, the main figures, and published ones beside them."""
-    blocks: list[Block] = [*group_blocks(report), SUMMARY_WORDS, *described_models(report)]
+    blocks: list[Block] = [*group_blocks(report), SUMMARY_WORDS]
+    if drawn := [one.title for one in tested if one.drawn]:
+        blocks.append(sentence(f"{DRAWN_WORDS} Here these are {', '.join(drawn)}"))
+    blocks += described_models(report)
     rows, reasons = main_rows(tested)
     if rows:
         used = [0, 1, 2, *(3 + i for i in range(len(COLUMNS) + 1) if any(row[3 + i] is not None for row in rows))]
@@ -149,6 +157,9 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
     """Published figures of each benchmark, after what was measured here."""
     yield Heading("Published figures beside measured ones")
     figures = dicts(report, "published")
+    if tested and all(one.drawn for one in tested):
+        yield "All faces here are drawn: published figures are of photographs."
+        return
     if not figures:
         yield "The report holds no published figures."
         return
