@@ -216,8 +216,8 @@ def _report_contradictions(
     found = [one for one in found if one.what != BACKWARDS or f"{one.subject:06d}" not in younger]
     if found:
         advice = (
-            f"published figures are of the set as it is; `{align_command} --contradictions drop` makes it without these "
-            "subjects"
+            f"published figures are of the set as it is; `{align_command} --contradictions drop` makes it without "
+            "these subjects"
         )
         check.note(name, in_words(found), advice, (f"{one.subject:06d}: {one.what}: {one.pictures}" for one in found))
 
