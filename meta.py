@@ -266,21 +266,22 @@ _MAGFACE = "Meng et al., MagFace: A Universal Representation for Face Recognitio
 _RANK1 = {"protocol": "probe_gallery", "figure": "rank1_percent"}
 _LEAVE_ONE_OUT = {"protocol": "leave_one_out", "figure": "rank1_percent"}
 _ACCURACY = {"protocol": "verification", "figure": "accuracy_percent"}
+_OF_BINS = {"protocol": "insightface_accuracy", "figure": "accuracy_flip_percent"}  # as most papers measure these sets
 
 PUBLISHED_FIGURES = (
     PublishedFigure("OE-CNN", "morph2", "MORPH Album 2, 10,000 subjects, rank-1", 98.55, _OE_CNN, **_RANK1),
     PublishedFigure("OE-CNN", "morph2", "MORPH Album 2, 3,000 subjects, rank-1", 98.67, _OE_CNN, **_RANK1),
     PublishedFigure("OE-CNN", "cacd_vs", "CACD-VS, accuracy", 99.2, _OE_CNN, **_ACCURACY),
-    PublishedFigure("OE-CNN", "lfw", "LFW, accuracy", 99.35, _OE_CNN, **_ACCURACY),
+    PublishedFigure("OE-CNN", "lfw", "LFW, accuracy", 99.35, _OE_CNN, **_OF_BINS),
     PublishedFigure("DAL", "fgnet", "FG-NET, leave-one-out, rank-1", 94.5, _DAL, **_LEAVE_ONE_OUT),
     PublishedFigure("DAL", "cacd_vs", "CACD-VS, accuracy", 99.4, _DAL, **_ACCURACY),
-    PublishedFigure("DAL", "lfw", "LFW, accuracy", 99.47, _DAL, **_ACCURACY),
+    PublishedFigure("DAL", "lfw", "LFW, accuracy", 99.47, _DAL, **_OF_BINS),
     PublishedFigure("AIM + CAFR", "morph2", "MORPH Album2, Setting-1, rank-1", 99.65, _AIM, **_RANK1),
     PublishedFigure("AIM + CAFR", "morph2", "MORPH Album2, Setting-2, rank-1", 99.26, _AIM, **_RANK1),
     PublishedFigure("AIM", "fgnet", "FG-NET, leave-one-out, rank-1", 93.20, _AIM, **_LEAVE_ONE_OUT),
     PublishedFigure("AIM + CAFR", "cacd_vs", "CACD-VS, accuracy", 99.76, _AIM, **_ACCURACY),
-    PublishedFigure("MagFace (a general model)", "calfw", "CALFW, accuracy", 96.15, _MAGFACE, **_ACCURACY),
-    PublishedFigure("MagFace (a general model)", "agedb_30", "AgeDB-30, accuracy", 98.17, _MAGFACE, **_ACCURACY),
+    PublishedFigure("MagFace (a general model)", "calfw", "CALFW, accuracy", 96.15, _MAGFACE, **_OF_BINS),
+    PublishedFigure("MagFace (a general model)", "agedb_30", "AgeDB-30, accuracy", 98.17, _MAGFACE, **_OF_BINS),
 )
 
 # ---------------------------------------------------------------------------------- what a figure has to stand on

@@ -31,6 +31,7 @@ from data.check.image_scan import check_shapes
 from data.check.run import check, checked_names
 from data.faces import Faces
 from data.index_cache import open_index
+from data.layout import mark_drawn
 from data.pairs import write_cacd_vs_list
 from data.releases.commands import ALIGN_COMMANDS
 from data.releases.packed_files import Bin, Pack, Unpack, check_has_names
@@ -307,6 +308,7 @@ class Synthetic:
         settings = dataclasses.asdict(self)
         counts = write_all(settings.pop("output"), **settings)
         for folder, count in counts.items():
+            mark_drawn(self.output / folder)
             print(f"{self.output / folder}: {count:,} pictures")
 
 

@@ -85,18 +85,18 @@ class EvalSet:
         return self.spec.benchmark.protocol
 
     @property
+    def drawn(self) -> bool:
+        """Whether faces in it were drawn by program, which no published figure is of."""
+        return any(is_drawn(faces.root) for faces, _ in self.sides)
+
+    @property
     def title(self) -> str:
-        return self.spec.title
+        return f"{self.spec.title} (drawn faces)" if self.drawn else self.spec.title
 
     @property
     def sha256(self) -> str | None:
         """Of a verification set's file."""
         return self.pairs.sha256 if isinstance(self.pairs, VerificationBin) else None
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether all its faces are drawn by program."""
-        return all(is_drawn(faces.root) for faces, _ in self.sides)
 
     def name(self, faces: Faces, i: int) -> str:
         """Picture i of one side, in reports; two sides may have pictures of one name."""
@@ -154,7 +154,7 @@ def specs_of_folders(
 def specs_of_bins(paths: Sequence[Path], beside: Sequence[EvalSpec] = ()) -> list[EvalSpec]:
     """InsightFace verification sets; `beside` them run others. lfw.bin is reported as LFW, lfw_old.bin is not."""
     reported = {f"{figure.benchmark}.bin": figure.benchmark for figure in PUBLISHED_FIGURES
-                if figure.protocol == "verification"}  # fmt: skip
+                if figure.protocol in ("verification", "insightface_accuracy")}  # fmt: skip
     names = short_names(paths, _taken_names(beside))
     return [
         EvalSpec(name, name, OWN_BIN, path=path, published_as=reported.get(path.name))

@@ -1,4 +1,5 @@
-"""How folders of pictures are laid out: which names are pictures, what lies where none is looked for, what is packed.
+"""How folders of pictures are laid out: which names are pictures, what lies where none is looked for, what is packed,
+and which faces were drawn by program.
 
 `prepare.py check` reports all of it; who finds no folder or no picture where some should be says the same.
 """
@@ -12,9 +13,11 @@ from utils.files import Progress, no_progress
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
-
-DRAWN_MARKER = "DRAWN_FACES.txt"  # in a folder of sets whose people do not exist, from `prepare.py synthetic`
-MAX_FOLDERS_ABOVE = 3  # between a set and the marker
+DRAWN_FACES = "DRAWN_FACES.txt"  # marks a set of made-up faces
+DRAWN_WORDS = """These faces were drawn by program (python prepare.py synthetic): none of these people exist.
+Figures measured on them compare models with each other, not with what papers report of photographs.
+test.py names sets that hold this file "drawn faces".
+"""
 
 
 class LayoutFault(NamedTuple):
@@ -24,12 +27,6 @@ class LayoutFault(NamedTuple):
     what: str
     advice: str
     examples: list[str]
-
-
-def is_drawn(path: str | Path) -> bool:
-    """Whether the faces of a folder or file of pictures are drawn by program, by the marker in a folder around them."""
-    path = Path(os.path.abspath(path))
-    return any((folder / DRAWN_MARKER).is_file() for folder in (path, *path.parents[:MAX_FOLDERS_ABOVE]))
 
 
 def is_image_name(name: str) -> bool:
@@ -73,6 +70,24 @@ def layout_faults(
                     "rename those that are pictures", others),
     )  # fmt: skip
     return [fault for fault in faults if fault.examples]
+
+
+def mark_drawn(path: str | Path, drawn: bool = True) -> None:
+    """Marks a set, a folder or one file, as faces drawn by program, or takes the mark of an earlier one away."""
+    if drawn:
+        _drawn_mark(Path(path)).write_text(DRAWN_WORDS)
+    else:
+        _drawn_mark(Path(path)).unlink(missing_ok=True)
+
+
+def is_drawn(path: str | Path) -> bool:
+    """Whether a set is marked as drawn by program: a folder of pictures, the folder around it, or a file."""
+    path = Path(path)
+    return _drawn_mark(path).is_file() or (path.is_dir() and _drawn_mark(path.parent).is_file())
+
+
+def _drawn_mark(path: Path) -> Path:
+    return path / DRAWN_FACES if path.is_dir() else path.with_name(f"{path.name}.{DRAWN_FACES}")
 
 
 def packed(folder: str | Path) -> str | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from data.alignment.template import HOW_TO_ALIGN
 from data.faces import UNKNOWN
 from data.fast_jpeg import decode_aligned
+from data.layout import is_drawn, mark_drawn
 from data.pairs import PairList
 from data.record_format import picture_extension
 from data.transforms import FORMATS, decode_face
@@ -157,7 +158,8 @@ def write_verification_bin(
     """Writes the pairs as a .bin file that InsightFace's tools and `read_verification_bin` read.
 
     The encoded pictures are taken as they are. With `reencode` those that are no JPEG or PNG of 112x112 pixels are
-    decoded and resized as for our networks, and stored as PNG, which loses nothing more.
+    decoded and resized as for our networks, and stored as PNG, which loses nothing more. A mark of faces drawn by
+    program goes along.
 
     Raises:
         UserError: `path` exists and `force` is not given; a picture that can't be decoded; or, without `reencode`,
@@ -182,6 +184,7 @@ def write_verification_bin(
     images = [pictures[i] for pair in zip(pairs.first, pairs.second, strict=True) for i in pair]
     with written_beside(path) as file:
         pickle.dump((images, pairs.genuine.tolist()), file, protocol=PROTOCOL)
+    mark_drawn(path, is_drawn(pairs.images.root))
     return WrittenBin(len(pairs), len(pictures), len(unfit), sha256(path))
 
 

@@ -73,12 +73,12 @@ def run_benchmarks(
                 continue
             if scored is not None:
                 result, comparable = scored
-                metadata = {"title": setting.title, "benchmark": setting.published_as}
-                metadata |= {"drawn": True} if benchmark.is_drawn else {}
+                published_as = None if benchmark.drawn else setting.published_as
+                metadata = {"title": benchmark.title, "benchmark": published_as, "drawn": benchmark.drawn}
                 ran.results[model.name][setting.name] = metadata | result
                 of_models.append((model, comparable))
         if options.analysis and options.with_first:
-            ran.comparisons += _compare_all(setting, of_models, options.seed)
+            ran.comparisons += _compare_all(benchmark, of_models, options.seed)
     return ran
 
 
@@ -106,14 +106,14 @@ def _score(benchmark: EvalSet, model: Model, options: RunOptions, of: str) -> tu
     return score(benchmark, embedding_sets(benchmark, extracted), measured)
 
 
-def _compare_all(setting: EvalSpec, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
+def _compare_all(benchmark: EvalSet, of_models: list[tuple[Model, Comparable]], seed: int) -> list[dict[str, Any]]:
     """Every model that ran against the first one."""
     if not of_models:
         return []
     (first, of_first), *others = of_models
     differences = ((model, compare(of_model, of_first, seed)) for model, of_model in others)
     return [
-        {"setting": setting.name, "title": setting.title, "a": model.name, "b": first.name} | of_model
+        {"setting": benchmark.spec.name, "title": benchmark.title, "a": model.name, "b": first.name} | of_model
         for model, of_model in differences
         if of_model  # nothing is compared where nobody says who the people are
     ]

@@ -154,7 +154,7 @@ def calibrate(result: dict[str, Any]) -> dict[str, Any] | None:
     }
     return {
         "title": result["title"],
-        "drawn": bool(result.get("drawn")),
+        "drawn": result.get("drawn", False),  # by program: what holds for such faces need not hold for photographs
         "num_genuine": counts[0],
         "num_impostor": counts[1],
         "num_genuine_by_age_gap": num_of_gap,

@@ -102,7 +102,10 @@ class Answer:
 
     def _on_gap(self) -> str:
         gap, title = self.gap, self.benchmark.title
-        apart = f"{'about ' if gap.is_guess else ''}{gap.years:g} years apart"
+        apart = f"{gap.years:g} years apart"
+        if gap.is_guess:
+            groups = " and ".join(f"{age.group} (probability {age.probability:.2f})" for age in self.ages)
+            apart = f"about {apart}, which is guessed from the age groups {groups}"
         if gap.tar_percent is None:
             other = f"; --benchmark {gap.other_benchmark} has enough" if gap.other_benchmark else ""
             return (f"The faces are {apart}: {title} has too few genuine pairs {gap.years_bin} years apart "

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 NUM_FOLDS = 10
 FOLD_THRESHOLDS = np.arange(-100, 101) / 100
+DISTANCE_THRESHOLDS = np.arange(400) / 100  # squared Euclidean distances of unit vectors run from 0 to 4
 
 
 # ---------------------------------------------------------------------------------------------- two views, pair scores
@@ -165,16 +166,11 @@ def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
     Source: the published evaluation of CACD-VS and CALFW. `evaluation.verification` has the same pairs' exact figures.
     """
     score_row, is_genuine = scored_pairs(scores, genuine)
-    if len(score_row) < NUM_FOLDS:
-        raise UserError(
-            f"scores holds {len(score_row)} pairs, ten folds need at least {NUM_FOLDS}: pass the whole pair list."
-        )
+    _check_enough_pairs(len(score_row))
     accepted_genuine, num_genuine = _fold_counts(score_row, is_genuine)
     accepted_impostor, num_impostor = _fold_counts(score_row, ~is_genuine)
-
     correct = accepted_genuine + num_impostor - accepted_impostor  # (folds, thresholds)
-    chosen = np.argmax(correct.sum(axis=0) - correct, axis=1)  # (folds,), argmax takes the first best
-    fold_accuracy = correct[np.arange(NUM_FOLDS), chosen] / (num_genuine + num_impostor)[:, 0]
+    fold_accuracy = _fold_accuracy(correct, (num_genuine + num_impostor)[:, 0])
 
     true_positive_rate = _mean_rate_strictest_first(accepted_genuine, num_genuine)
     false_positive_rate = _mean_rate_strictest_first(accepted_impostor, num_impostor)
@@ -183,6 +179,38 @@ def ten_fold_verification(scores: Array, genuine: Array) -> dict[str, float]:
         "auc_percent": 100.0 * area_under_curve(false_positive_rate, true_positive_rate),
         "eer_percent": 100.0 * equal_error_rate(false_positive_rate, true_positive_rate),
     }
+
+
+def insightface_accuracy(
+    original_a: Array, mirror_a: Array, original_b: Array, mirror_b: Array, genuine: Array
+) -> dict[str, float]:
+    """InsightFace's "Accuracy-Flip" of pairs in ten contiguous folds: mean and standard deviation in percent.
+
+    All four are features (N,D) before L2 normalisation, of both views of both pictures of each pair; `genuine` (N,) is
+    bool or 0/1. The views' features are added and then normalised. Thresholds of the squared Euclidean distance are 0,
+    0.01, ..., 3.99, and below one is the same person. Each fold is scored at the first (lowest) threshold that is best
+    on the other nine.
+
+    Raises: UserError for wrong shapes, fewer than ten pairs, no genuine or no impostor pair, values not finite.
+    Source: the verification of InsightFace's .bin sets, by which papers report LFW, CFP-FP, AgeDB-30 and CALFW.
+    """
+    a_views = aligned_embeddings(original_a, mirror_a, "original_a", "mirror_a")
+    b_views = aligned_embeddings(original_b, mirror_b, "original_b", "mirror_b")
+    aligned_embeddings(a_views[0], b_views[0], "original_a", "original_b")
+    distances = np.empty(len(a_views[0]))
+    for rows in blocks(*a_views[0].shape):
+        a, b = (unit_rows(original[rows].astype(np.float64) + mirror[rows]) for original, mirror in (a_views, b_views))
+        distances[rows] = np.square(a - b).sum(axis=1)
+    distances, is_genuine = scored_pairs(distances, genuine)
+    _check_enough_pairs(len(distances))
+    correct, num_pairs = [], []
+    for fold in np.array_split(np.arange(len(distances)), NUM_FOLDS):
+        of_kinds = [np.sort(distances[fold][kind[fold]]) for kind in (is_genuine, ~is_genuine)]
+        genuine_below, impostors_below = (np.searchsorted(of_kind, DISTANCE_THRESHOLDS) for of_kind in of_kinds)
+        correct.append(genuine_below + len(of_kinds[1]) - impostors_below)
+        num_pairs.append(len(fold))
+    accuracy = 100.0 * _fold_accuracy(np.stack(correct), np.array(num_pairs))
+    return {"accuracy_flip_percent": float(accuracy.mean()), "accuracy_flip_std_percent": float(accuracy.std())}
 
 
 # ----------------------------------------------------------------------------------------------------------------- age
@@ -295,6 +323,20 @@ def _fold_counts(scores: np.ndarray, is_counted: np.ndarray) -> tuple[np.ndarray
     folds = [scores[part][is_counted[part]] for part in np.array_split(np.arange(len(scores)), NUM_FOLDS)]
     accepted = np.stack([accepted_counts(fold, FOLD_THRESHOLDS) for fold in folds])
     return accepted, np.array([[len(fold)] for fold in folds])
+
+
+def _fold_accuracy(correct: np.ndarray, num_pairs: np.ndarray) -> np.ndarray:
+    """Each fold's share of right answers at the first threshold that is best on the others: (folds,).
+
+    `correct` (folds, thresholds) counts right answers, `num_pairs` (folds,) all of them.
+    """
+    chosen = np.argmax(correct.sum(axis=0) - correct, axis=1)  # argmax takes the first best
+    return correct[np.arange(NUM_FOLDS), chosen] / num_pairs
+
+
+def _check_enough_pairs(count: int) -> None:
+    if count < NUM_FOLDS:
+        raise UserError(f"scores holds {count} pairs, ten folds need at least {NUM_FOLDS}: pass the whole pair list.")
 
 
 def _mean_rate_strictest_first(accepted: np.ndarray, totals: np.ndarray) -> np.ndarray:

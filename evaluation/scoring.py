@@ -176,7 +176,14 @@ def score_pair_list(
     of_columns = {column: figures(units) for column, units in faces.columns()}
     if with_sum:
         of_columns["sum"] = figures(units_of(faces.extracted.original + faces.extracted.mirror, "embeddings"))
-    result = {"num_pairs": len(genuine), "verification": of_columns | {"chance": VERIFICATION_CHANCE}}
+    result = {
+        "num_pairs": len(genuine),
+        "verification": of_columns | {"chance": VERIFICATION_CHANCE},
+        "insightface_accuracy": {"reason": ONE_VIEW},
+    }
+    if faces.extracted.has_mirror:
+        accuracy = faces.insightface_accuracy(first, second, genuine)
+        result["insightface_accuracy"] = {"sum": accuracy, "chance": {"accuracy_flip_percent": 50.0}}
     scores = faces.embeddings.pair_scores(first, second)
     if options.analysis:
         result["analysis"] = analyse_pairs(scores, genuine, first, second, faces.name, options.seed)
@@ -189,6 +196,7 @@ def score_pictures(faces: EmbeddingSet, options: Options) -> tuple[Result, Compa
     return result | ({"analysis": analyse_pictures(faces, options.seed)} if options.analysis else {}), Comparable()
 
 
+ONE_VIEW = "it adds the features of a picture and its mirror image, and these embeddings are of one view"
 VERIFICATION_CHANCE = {
     "accuracy_percent": 50.0,
     "auc_percent": 50.0,
@@ -236,19 +244,22 @@ LABELS = {
         "eer_percent": "ten-fold EER %",
         "tar_at_far_1e-2_percent": "TAR % at FAR 1e-2, all pairs",
     },
+    "insightface_accuracy": {"accuracy_flip_percent": "InsightFace accuracy %"},
 }
 LOWER_IS_BETTER = {"eer_percent"}  # of these figures; the others are shares of what was found or recognised
 
 
 def missing_figures(results: dict[str, Result]) -> list[str]:
     """Why figures of the table are missing, a sentence each."""
-    return [
-        f"{result['title']}, {words}: {reason}"
+    reasons = [
+        (result, words, result.get("verification", {}).get(ANALYSED_JOIN, {}).get(key.replace("_percent", "_reason")))
         for result in results.values()
         for key, words in LABELS["verification"].items()
-        for reason in [result.get("verification", {}).get(ANALYSED_JOIN, {}).get(key.replace("_percent", "_reason"))]
-        if reason is not None
+    ] + [
+        (result, *LABELS["insightface_accuracy"].values(), result.get("insightface_accuracy", {}).get("reason"))
+        for result in results.values()
     ]
+    return [f"{result['title']}, {words}: {reason}" for result, words, reason in reasons if reason is not None]
 
 
 def make_rows(results: dict[str, Result]) -> list[Row]:

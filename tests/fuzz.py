@@ -51,7 +51,7 @@ from data.record_packing import as_parts, record_content
 from data.records import index_record_file
 from data.releases.agedb import read_agedb_pairs
 from data.releases.calfw import read_calfw_pairs
-from data.releases.morph2 import read_morph2_ages, read_subjects
+from data.releases.morph2 import read_morph2_table, read_subjects
 from data.transforms import decode_face
 from data.verification_bins import read_verification_bin
 from evaluation.calibration import read_calibration
@@ -367,7 +367,7 @@ def read_release_list(content: bytes, folder: Path, name: str) -> None:
     path = folder / f"release_{name}"
     path.write_bytes(content)
     if name == "ages.csv":
-        assert all(0 <= age <= 120 for age in read_morph2_ages(path).values())
+        assert all(0 <= row.age <= 120 for row in read_morph2_table(path).values())
         return
     if name == "subjects.csv":
         names = [name for subject in read_subjects(path, (3000, 10000)) for name in (subject.gallery, subject.probe)]

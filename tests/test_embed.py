@@ -173,7 +173,8 @@ def test_an_answer_says_what_the_gap_means(made_up):
         "Not taken for the same person at FAR 1e-3: the cosine is below 0.500, which at most 50 of 50,000 impostor "
         "pairs of FG-NET reach.",
         "a.jpg looks 0-12 years old (probability 0.91), b.jpg looks 26-35 years old (probability 0.91).",
-        "The faces are about 25 years apart: of 312 genuine pairs 21-30 years apart 38.0 % pass this threshold on "
+        "The faces are about 25 years apart, which is guessed from the age groups 0-12 (probability 0.91) and 26-35 "
+        "(probability 0.91): of 312 genuine pairs 21-30 years apart 38.0 % pass this threshold on "
         "FG-NET, of all its pairs 80.0 %, so 62.0 % of such pairs of one person fail like this one.",
     ]
     far_apart = compare_faces(face_at(0, "a"), face_at(0.3, "b"), calibration, ages=(2, 60))

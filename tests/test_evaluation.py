@@ -15,6 +15,7 @@ from PIL import Image
 from scripts import ROOT, load_script
 from torch.nn import functional as F
 
+from data.layout import mark_drawn
 from data.pairs import read_pair_list
 from data.verification_bins import write_verification_bin
 from evaluation.embeddings.feature_files import write_embeddings
@@ -109,6 +110,27 @@ def test_leave_one_out_is_what_a_plain_loop_over_the_pictures_gives(results, by_
         hits += paths[nearest].parent == path.parent
     measured = results["fgnet"]["leave_one_out"]["concatenate"]["rank1_percent"]
     assert measured == pytest.approx(100 * hits / len(paths))
+
+
+def test_drawn_faces_are_named_so_everywhere_and_have_no_published_figures_beside_them(run_test, faces, tmp_path):
+    """9: a set that prepare.py synthetic marked; one that is not marked stands as it is."""
+    mark_drawn(faces / "CALFW")
+    pairs = read_pair_list(faces / CALFW_LIST, faces / "CALFW" / "processed_CALFW_2")
+    bins = faces / "calfw.bin", faces / "other.bin"
+    for path in bins:
+        write_verification_bin(pairs, path)
+    mark_drawn(bins[1], drawn=False)
+    outcome, model = run_test(faces, "--benchmarks", "fgnet", "calfw", "--bins", *bins)
+    assert outcome.status == 0, outcome.err
+    results = model["results"]
+    assert {name: result["drawn"] for name, result in results.items()} == {
+        "fgnet": False, "calfw": True, "calfw.bin": True, "other.bin": False,
+    }  # fmt: skip
+    assert "| CALFW (drawn faces) " in outcome.out and "| FG-NET " in outcome.out
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "<h1>Face recognition across ages: test report (partly drawn faces)</h1>" in page
+    assert "Here these are CALFW (drawn faces), calfw.bin (drawn faces)." in page
+    assert "FG-NET: measured and published" in page and "CALFW (drawn faces): measured" not in page
 
 
 def test_the_report_shows_pictures_unless_switched_off(run_test, tiny_faces, whole, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from scripts import TINY
 
 from data.faces import index_identity_folders
+from data.layout import DRAWN_FACES
 from data.pairs import find_pair_list, read_pair_list
 from data.transforms import to_network_input
 from meta import AGE_GROUP_MIDDLES, BENCHMARKS, FILENAME_PATTERNS, IMAGE_SIZE, TRAINING_SETS
@@ -35,6 +36,7 @@ def test_synthetic_draws_what_train_and_test_read_and_counts_it(run_main, tmp_pa
     assert again.status == 2 and str(root) in again.err and "not empty" in again.err
     counts = {Path(path).name: int(count) for path, count in re.findall(r"^(\S+): (\d+) pictures$", outcome.out, re.M)}
     assert counts == {folder.name: pictures_in(folder) for folder in root.iterdir()}
+    assert all("none of these people exist" in (folder / DRAWN_FACES).read_text() for folder in root.iterdir())
     training = TRAINING_SETS["ms1mv3"]
     faces = index_identity_folders(root / training.folder, FILENAME_PATTERNS[training.pattern])
     assert (len(faces), faces.num_identities) == (6, 2)

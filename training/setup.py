@@ -12,6 +12,7 @@ from data.ages.tables import read_ages
 from data.benchmarks import EvalSet
 from data.check.image_scan import check_shapes
 from data.faces import UNKNOWN, Faces, with_ages
+from data.filenames import NoAgeInName
 from data.index_cache import find_record_file, index_digests, open_index
 from data.loaders import EpochSampler, training_loader
 from meta import FILENAME_PATTERNS, TRAINING_SETS, UserError
@@ -91,12 +92,13 @@ def read_weights(config: TrainConfig) -> Branch | None:
 
 
 def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
-    """The index of the training set with its ages; a machine's first process makes it, the others find it cached."""
-    if not process.is_first_of_node:
-        barrier(process)
-    index = open_index(
+    """The index of the training set with its ages; a machine's first process makes it, the others find it cached.
+
+    Where nothing needs ages and --names was not given, names without ages leave all ages unknown.
+    """
+    open_with = functools.partial(
+        open_index,
         config.train_data,
-        None if config.ages else FILENAME_PATTERNS.get(config.names),
         min_identities=2,
         what="training images",
         how_to_get=TRAINING_SETS["ms1mv3"].how_to_get,
@@ -104,6 +106,21 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
         report=lambda sentence: print_rank0(process, sentence),
         progress=functools.partial(progress, enabled=process.is_first, silent_below=2.0),
     )
+    needs = needs_ages(config)
+    if not process.is_first_of_node:
+        barrier(process)
+    try:
+        index = open_with(None if config.ages else FILENAME_PATTERNS.get(config.names))
+    except NoAgeInName as error:
+        if needs:
+            raise UserError(
+                f"{needs} needs ages, and {str(error)[:-1]}, or give --ages with a table of them."
+            ) from None
+        if "names" in given(config):
+            raise
+        index = open_with(None)
+        print_rank0(process, f"{str(error).partition(':')[0]}: no age is used, and --disentangle {config.disentangle} "
+                    f"needs none")  # fmt: skip
     if process.is_first_of_node:
         barrier(process)
     if config.scaled_decoding:
@@ -111,9 +128,8 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
     if config.ages is not None:
         index = with_ages(index, read_ages(config.ages, index, columns=config.age_columns))
     if config.stage == "age" and (index.ages is None or (index.ages == UNKNOWN).any()):
-        raise UserError(f"--train-data {config.train_data} has pictures without an age, which --stage age needs: "
+        raise UserError(f"--train-data {config.train_data} has pictures without an age, which {needs} needs: "
                         f"give --ages with a table of them.")  # fmt: skip
-    needs = needs_ages(config)
     if needs and (index.ages is None or (index.ages == UNKNOWN).all()):
         raise UserError(f"--train-data {config.train_data} has no picture with an age, which {needs} needs: give "
                         f"--ages with a table of them.")  # fmt: skip
@@ -121,9 +137,9 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
 
 
 def needs_ages(config: TrainConfig) -> str | None:
-    """The flag of stage identity that needs ages of at least some pictures, None where none does."""
-    if config.stage != "identity":
-        return None
+    """The flag that needs ages, of all pictures in stage age and else of some; None where none does."""
+    if config.stage == "age":
+        return "--stage age"
     if config.age_prior:
         return "--age-prior"
     critic = critic_of(config)

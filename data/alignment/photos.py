@@ -92,8 +92,8 @@ class Aligner:
         where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
         raise UserError(
             f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, and only those of {IMAGE_SIZE} x {IMAGE_SIZE} "
-            f"are taken for aligned: {where}give --detector (an ONNX file) or --landmarks to align it, or --assume-aligned "
-            "if it is aligned and only larger."
+            f"are taken for aligned: {where}give --detector (an ONNX file) or --landmarks to align it, or "
+            "--assume-aligned if it is aligned and only larger."
         )
 
     def _detected(self, picture: Image.Image, size: int, name: str) -> AlignedPicture:

@@ -13,6 +13,14 @@ from data.check.image_scan import ImageScan, equal_groups
 from data.faces import FaceIndex, index_identity_folders
 from data.filenames import parse_age
 from data.layout import layout_faults, packed
+from data.releases.contradictions import (
+    BACKWARDS,
+    CONTRADICTIONS_FILE,
+    described_by_name,
+    find_contradictions,
+    in_words,
+    read_contradictions,
+)
 from meta import FILENAME_PATTERNS, Benchmark, FilenamePattern, TrainingSet, UserError
 
 NUM_NAMED_COPIES = 10  # of one picture
@@ -124,7 +132,7 @@ def _report_ages(
         check.ok(name, f"{where}: ages {min(ages)} to {max(ages)}")
     if is_training and not ages:
         advice = f"rename the files as {pattern.example}, or make a table of ages: python prepare.py ages --help"
-        check.note(name, f"{where}: no file name holds an age, which training needs", advice, without)
+        check.note(name, f"{where}: no file name holds an age, which stage age needs", advice, without)
     elif without:
         what = f"{where}: {num_without:,} of {len(faces):,} file names hold no age, or none from 0 to 120"
         check.wrong(name, what, f"rename them as {pattern.example}, or leave them out", without)
@@ -160,14 +168,15 @@ def _check_sides(
             what = f"{os.path.basename(side.root)}: {len(several):,} subjects have several pictures"
             advice = "leave the oldest among the probes and the youngest in the gallery"
             check.wrong(name, what, advice, (side.identity_names[i] for i in several))
-    _report_subjects(check, name, *sides, pattern)
+    younger = _report_subjects(check, name, *sides, pattern)
+    _report_contradictions(check, name, sides, younger, align_command)
     _report_copies(check, name, _Sides(sides, [check.scan(name, side) for side in sides]))
 
 
 def _report_subjects(
     check: DatasetCheck, name: str, probe: FaceIndex, gallery: FaceIndex, pattern: FilenamePattern
-) -> None:
-    """Each subject on both sides, and not younger as a probe."""
+) -> list[str]:
+    """Each subject on both sides, and not younger as a probe; returns those that are."""
     probes, others = set(probe.identity_names), set(gallery.identity_names)
     if probes - others:
         what = f"{len(probes - others):,} subjects of the probes are not in the gallery"
@@ -182,6 +191,35 @@ def _report_subjects(
     if younger:
         what = f"{len(younger):,} subjects are younger as a probe than in the gallery"
         check.wrong(name, what, "exchange their two pictures", younger)
+    return younger
+
+
+def _report_contradictions(
+    check: DatasetCheck, name: str, sides: list[FaceIndex], younger: list[str], align_command: str
+) -> None:
+    """What the pictures of a subject do not agree on, by their names and by the list that align-morph2 wrote.
+
+    Of subjects that are reported as younger probes nothing more is said of their ages.
+    """
+    names = [os.path.basename(side.name(i)) for side in sides for i in range(len(side))]
+    found = find_contradictions(described for described in map(described_by_name, names) if described)
+    listed = Path(sides[0].root).parent / CONTRADICTIONS_FILE
+    people = {int(person) for side in sides for person in side.identity_names if person.isdecimal()}
+    if listed.is_file():
+        try:
+            known = read_contradictions(listed)
+        except UserError as error:
+            check.wrong(name, str(error))
+            return
+        by_table = {one for one in known if one.subject in people}
+        found = sorted({(one.subject, one.what): one for one in (*found, *by_table)}.values())
+    found = [one for one in found if one.what != BACKWARDS or f"{one.subject:06d}" not in younger]
+    if found:
+        advice = (
+            f"published figures are of the set as it is; `{align_command} --contradictions drop` makes it without "
+            "these subjects"
+        )
+        check.note(name, in_words(found), advice, (f"{one.subject:06d}: {one.what}: {one.pictures}" for one in found))
 
 
 # ---------------------------------------------------------------------------------------------------------- copies

@@ -3,14 +3,23 @@
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from data.alignment.landmarks import csv_columns, csv_rows
 from data.releases.aligned_folders import Face, Plan
+from data.releases.contradictions import (
+    CONTRADICTIONS_FILE,
+    MORPH2_NAME,
+    Described,
+    contradiction_lines,
+    described_by_name,
+    find_contradictions,
+    in_words,
+    parse_date,
+)
 from data.releases.finding import find_pictures
 from data.releases.flags import Align, check_folder_name
 from data.releases.names import (
@@ -25,11 +34,11 @@ from data.releases.training_sets import add_training_faces
 from meta import BENCHMARKS, MAX_AGE, MIN_AGE, UserError
 from utils.cli import Needs, Without, bounded, check_ascending, input_file
 
-MORPH2_NAME = re.compile(r"(\d{1,9})_(\d{1,4})([mf])(\d{1,3})\.(jpe?g)", re.IGNORECASE | re.ASCII)
 MORPH2_FOLDER = BENCHMARKS["morph2"].unpacked_into
 MORPH2_SETTINGS = BENCHMARKS["morph2"].subject_counts  # 3,000 and 10,000 subjects
 SUBJECTS_FILE = "subjects.csv"
 SUBJECT_COLUMNS = ("subject", "gallery", "probe", "setting")
+Contradictions = Literal["error", "keep", "drop"]
 EXPECTED_MORPH2 = "the columns photo and age of morph_2008_nonCommercial.csv are expected"
 EXPECTED_SUBJECTS = f"a first line {','.join(SUBJECT_COLUMNS)} and then a line for each subject are expected"
 
@@ -42,6 +51,16 @@ class Morph2Picture(NamedTuple):
     age: int  # years
     name: str  # base name in the published form, 009055_1M54.JPG
     path: str  # below the release's folder
+
+
+class TableRow(NamedTuple):
+    """What MORPH's CSV says of one picture; "" where it has no such column."""
+
+    age: int  # years
+    dob: str = ""
+    doa: str = ""  # the day of the picture
+    race: str = ""
+    gender: str = ""
 
 
 class Subject(NamedTuple):
@@ -63,6 +82,7 @@ def plan_morph2(
     seed: int = 0,
     subjects: Path | None = None,
     training_folder: str = "",
+    contradictions: Contradictions = "keep",
 ) -> list[Plan]:
     """MORPH album 2 -> ID_processed_morph2_2/{gallery,probe}_{3000,10000}, and perhaps a training set of the others.
 
@@ -71,20 +91,25 @@ def plan_morph2(
     and the first `counts[0]` of them are the small setting, which is thus part of the large one. The folders keep
     their names whatever the counts. `subjects`, a list as it is written beside the pictures, stands for a draw.
     `ages` is MORPH's CSV: its ages then count, not those in the names. The training set has all subjects that are in
-    neither setting.
+    neither setting. `contradictions` says what becomes of subjects whose pictures contradict each other: they are
+    taken as published, left out before the draw, or an error.
     """
     plan = Plan(BENCHMARKS["morph2"].title, MORPH2_FOLDER, True, [raw, landmarks, ages, subjects])
     chosen = read_subjects(subjects, MORPH2_SETTINGS) if subjects else []
-    pictures = _morph2_pictures(plan, raw, ages)
+    table = read_morph2_table(ages) if ages else None
+    pictures = _morph2_pictures(plan, raw, table, ages)
     if subjects and not training_folder:  # then no others are needed, nor their landmarks
         wanted = {subject.number for subject in chosen}
         pictures = [picture for picture in pictures if picture.subject in wanted]
+    dropped = _settle_contradictions(plan, pictures, table, contradictions)
+    pictures = [picture for picture in pictures if picture.subject not in dropped]
+    chosen = [subject for subject in chosen if subject.number not in dropped]
     find_points = point_finder(landmarks, already_aligned, None)
     faces: dict[int, dict[Morph2Picture, Face]] = {}
     for picture in pictures:
         if face := plan.usable(raw / picture.path, picture.path, find_points):
             faces.setdefault(picture.subject, {})[picture] = face
-    chosen = chosen or draw_subjects(faces, counts, seed)
+    chosen = chosen if subjects else draw_subjects(faces, counts, seed)
     _add_subjects(plan, chosen, faces)
     plan.lists[SUBJECTS_FILE] = subject_lines(chosen)
     if not training_folder:
@@ -128,15 +153,17 @@ def youngest_and_oldest(pictures: Collection[Morph2Picture]) -> tuple[Morph2Pict
     return youngest, min(others, key=lambda picture: (-picture.age, picture.number))
 
 
-def _morph2_pictures(plan: Plan, raw: Path, ages: Path | None) -> list[Morph2Picture]:
+def _morph2_pictures(
+    plan: Plan, raw: Path, table: dict[str, TableRow] | None, ages: Path | None
+) -> list[Morph2Picture]:
     """The release's pictures; notes of those whose names, or ages in the table, are not as they should be."""
-    table = read_morph2_ages(ages) if ages else None
     pictures, num_different = [], 0
     for path in find_pictures(raw):
         if not (parts := match_name(plan, MORPH2_NAME, path, "009055_1M54.JPG")):
             continue
         subject, number, sex, age, extension = parts.groups()
-        years = int(age) if table is None else table.get(PurePosixPath(path).name.lower())
+        row = None if table is None else table.get(_base_name(path))
+        years = int(age) if table is None else row and row.age
         if years is None or years > MAX_AGE:
             plan.left_out.append((path, f"no age up to {MAX_AGE}" if table is None else f"not in {str(ages)!r}"))
             continue
@@ -147,6 +174,47 @@ def _morph2_pictures(plan: Plan, raw: Path, ages: Path | None) -> list[Morph2Pic
         plan.notes.append(f"{num_different:,} pictures have another age in the table than in their names; the table's "
                           "counts and stands in the new names")  # fmt: skip
     return pictures
+
+
+def _settle_contradictions(
+    plan: Plan, pictures: list[Morph2Picture], table: dict[str, TableRow] | None, contradictions: Contradictions
+) -> set[int]:
+    """The subjects to leave out; contradictions are noted and listed in CONTRADICTIONS_FILE.
+
+    What the table says counts before what is in a name.
+
+    Raises:
+        UserError: there are some, and they are to be an error.
+    """
+    described: list[Described] = []
+    for picture in pictures:
+        known = described_by_name(picture.name)
+        if table is not None:
+            row = table[_base_name(picture.path)]
+            birth_date = parse_date(row.dob)
+            known = known._replace(
+                birth_date=row.dob if birth_date is None else birth_date.isoformat(), race=row.race,
+                taken=parse_date(row.doa), sex=row.gender[:1].upper() or known.sex,
+            )  # fmt: skip
+        described.append(known)
+    found = find_contradictions(described)
+    if not found:
+        return set()
+    if contradictions == "error":
+        first = found[0]
+        raise UserError(f"{plan.title}: {in_words(found)}, the first is {first.subject:06d}, {first.what}: "
+                        f"{first.pictures}; give --contradictions keep to take them as published, or drop to leave "
+                        "them out.")  # fmt: skip
+    plan.lists[CONTRADICTIONS_FILE] = contradiction_lines(found)
+    listed = f"{in_words(found)}, listed in {plan.folder}/{CONTRADICTIONS_FILE}"
+    if contradictions == "keep":
+        plan.notes.append(f"{listed}; they are taken as published, --contradictions drop leaves them out")
+        return set()
+    dropped = {one.subject for one in found}
+    count = sum(picture.subject in dropped for picture in pictures)
+    plan.notes.append(f"{listed}; they are left out with their {count:,} pictures, so figures are not those of the "
+                      "published set")  # fmt: skip
+    return dropped
 
 
 def _add_subjects(plan: Plan, chosen: list[Subject], faces: dict[int, dict[Morph2Picture, Face]]) -> None:
@@ -162,28 +230,37 @@ def _add_subjects(plan: Plan, chosen: list[Subject], faces: dict[int, dict[Morph
                 plan.faces.append(replace(face, targets=targets))
 
 
-def read_morph2_ages(path: str | Path) -> dict[str, int]:
-    """Ages in years by the lower-case base name of the picture, from MORPH's CSV.
+def _base_name(path: str) -> str:
+    """By which the table knows a picture."""
+    return PurePosixPath(path).name.lower()
+
+
+def read_morph2_table(path: str | Path) -> dict[str, TableRow]:
+    """What MORPH's CSV says of each picture, by its lower-case base name.
 
     Raises:
         UserError: for a file that can't be read, lacks a column, or names a picture with two ages.
     """
-    ages: dict[str, int] = {}
+    rows: dict[str, TableRow] = {}
     places: list[int] = []
+    others: dict[str, int] = {}
     for where, cells in csv_rows(Path(path), "table of ages", EXPECTED_MORPH2):
         if not places:
             places = csv_columns(where, cells, ("photo", "age"), EXPECTED_MORPH2)
+            names = [cell.lower() for cell in cells]
+            others = {name: names.index(name) for name in TableRow._fields[1:] if name in names}
             continue
         photo, age = (cells[place] if place < len(cells) else "" for place in places)
         name = photo.replace("\\", "/").rpartition("/")[2].lower()
         if not name or not is_whole_number(age) or not MIN_AGE <= int(age) <= MAX_AGE:
             raise unexpected_line(where, ",".join(cells), f"{EXPECTED_MORPH2}, an age from {MIN_AGE} to {MAX_AGE}")
-        if ages.setdefault(name, int(age)) != int(age):
+        found = {name: cells[place] for name, place in others.items() if place < len(cells)}
+        if rows.setdefault(name, TableRow(int(age), **found)).age != int(age):
             raise UserError(f"{where}, gives {name[:NUM_CHARACTERS_SHOWN]!r} the age {age}, and a line before "
-                            f"{ages[name]}: keep the right one.")  # fmt: skip
-    if not ages:
+                            f"{rows[name].age}: keep the right one.")  # fmt: skip
+    if not rows:
         raise UserError(f"The table of ages {str(path)!r} holds no pictures: {EXPECTED_MORPH2}.")
-    return ages
+    return rows
 
 
 def subject_lines(subjects: Iterable[Subject]) -> str:
@@ -233,6 +310,9 @@ class AlignMorph2(Align):
     """A subjects.csv that this command wrote: the same subjects and pictures again, nothing drawn."""
     training_folder: str = ""
     """Name of a folder below --output for the pictures of all subjects that are in neither setting."""
+    contradictions: Contradictions = "keep"
+    """Subjects whose pictures differ in birth date, sex or race (by --ages), or whose ages run backwards: keep takes
+    them as published, drop leaves them out, error stops. They are listed in contradictions.csv."""
 
     NEEDS: ClassVar[Needs] = Align.NEEDS | dict.fromkeys(
         ("counts", "seed"), (Without("subjects", why="which says itself who is in which setting"),)
@@ -242,4 +322,5 @@ class AlignMorph2(Align):
         check_ascending("counts", self.counts)
         check_folder_name(self.training_folder)
         return plan_morph2(self.raw, self.landmarks, self.already_aligned, ages=self.ages, counts=self.counts,
-                           seed=self.seed, subjects=self.subjects, training_folder=self.training_folder)  # fmt: skip
+                           seed=self.seed, subjects=self.subjects, training_folder=self.training_folder,
+                           contradictions=self.contradictions)  # fmt: skip

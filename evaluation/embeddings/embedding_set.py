@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.arrays import Units, unit_rows, units_of
-from evaluation.protocols import join_views
+from evaluation.protocols import insightface_accuracy, join_views
 
 if TYPE_CHECKING:
     from evaluation.embeddings.extraction import Extracted
@@ -49,6 +49,11 @@ class EmbeddingSet:
             yield how, self.embeddings if how == ANALYSED_JOIN else self._joined(how)
         if self.extracted.grey_pixels is not None:
             yield "grey_pixels", units_of(self.extracted.grey_pixels, "grey_pixels")
+
+    def insightface_accuracy(self, first: np.ndarray, second: np.ndarray, genuine: np.ndarray) -> dict[str, float]:
+        """InsightFace's accuracy of the pairs `first`, `second` (P,): from the views as they are, not normalised."""
+        original, mirror = self.extracted.original, self.extracted.mirror
+        return insightface_accuracy(original[first], mirror[first], original[second], mirror[second], genuine)
 
     def _joined(self, how: str) -> Units:
         return Units(unit_rows(join_views(*self._views, how)))  # as float32 in between: so galleries keep them

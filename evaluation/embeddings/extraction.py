@@ -36,6 +36,11 @@ class Extracted:
     grey_pixels: np.ndarray | None  # (N, 56 * 56) float32 in [-1, 1], of the original view; None where none were read
     age_features: np.ndarray | None = None  # (N, 512) float32, before L2 normalisation, of the original view
 
+    @property
+    def has_mirror(self) -> bool:
+        """False for another model's embeddings of one view, which then stand for both: one array under two names."""
+        return self.mirror is not self.original
+
 
 @torch.inference_mode()
 def extract(

@@ -75,7 +75,9 @@ def figures_of(results: Mapping[str, Result]) -> dict[Figure, float]:
     """The figures of one model that groups are compared by: the main table's, views concatenated, and BEYOND."""
     found: dict[Figure, float | None] = {}
     for name, result in results.items():
-        found |= {Figure(name, row.benchmark, row.measure): row.concatenate for row in make_rows({name: result})}
+        for row in make_rows({name: result}):
+            value = row.sum if row.concatenate is None else row.concatenate  # InsightFace's accuracy has a sum alone
+            found[Figure(name, row.benchmark, row.measure)] = value
         for measure, (*place, key) in BEYOND.items():
             found[Figure(name, result["title"], measure)] = figure(branch(result, *place), key)
     return {one: value for one, value in found.items() if value is not None}

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from evaluation.report.blocks import Block, Cell, Drawing, Pairs, Table, plain
 from evaluation.report.plots import data_tables, in_words, remarks, svg_of
+from evaluation.report.reading import settings_of
 from evaluation.report.sections import sections_of
 from meta import UserError
 
@@ -28,7 +29,7 @@ SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NO_PICTURES = "Pictures were left out of this report: errors are listed by name only."
 DIGITS = r"[+-]?[\d.,]+(?:e-?\d+)?"
-NUMBER = re.compile(rf"{DIGITS}( to {DIGITS})?( \({DIGITS} to {DIGITS}\))?")
+NUMBER = re.compile(rf"{DIGITS}(( to| \+-) {DIGITS})?( \({DIGITS} to {DIGITS}\))?")
 
 
 def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:
@@ -37,7 +38,7 @@ def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:
     Without `pictures` the errors are listed by name. Equal reports give equal pages.
     """
     page = _template().render(
-        title=TITLE,
+        title=title_of(report),
         policy=Markup(POLICY),
         sections=sections_of(report),
         has_pictures=pictures is not None,
@@ -45,6 +46,12 @@ def report_html(report: dict[str, Any], pictures: Pictures | None) -> str:
         picture_address=lambda setting, name: picture_address(pictures, setting, name),
     )
     return page.lstrip()
+
+
+def title_of(report: dict[str, Any]) -> str:
+    """The page's title, which says where faces were drawn by program."""
+    drawn = [one.drawn for one in settings_of(report)]
+    return TITLE + (" (drawn faces)" if drawn and all(drawn) else " (partly drawn faces)" if any(drawn) else "")
 
 
 @cache

@@ -20,6 +20,7 @@ class Tested:
     title: str
     benchmark: str  # as published figures name it, "" for a set of which there are none
     of_models: Sequence[tuple[str, Tree]]
+    drawn: bool = False  # faces drawn by program
 
 
 def branch(tree: Any, *keys: str) -> Tree:
@@ -78,7 +79,12 @@ def settings_of(report: Tree) -> list[Tested]:
             titles.setdefault(name, words(branch(result).get("title"), name))
             benchmarks.setdefault(name, words(branch(result).get("benchmark"), ""))
             results.setdefault(name, []).append((model, branch(result)))
-    return [Tested(name, titles[name], benchmarks[name], of_models) for name, of_models in results.items()]
+    return [
+        Tested(
+            name, titles[name], benchmarks[name], of_models, any(result.get("drawn") is True for _, result in of_models)
+        )
+        for name, of_models in results.items()
+    ]
 
 
 def reason_of(tree: Any, *keys: str) -> str:

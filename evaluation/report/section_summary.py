@@ -19,7 +19,7 @@ from evaluation.report.reading import (
     words,
 )
 from evaluation.report.section_groups import group_blocks
-from evaluation.report.tables import DIFFERENCES
+from evaluation.report.tables import DIFFERENCES, with_deviation
 from evaluation.scoring import LABELS
 
 CONCATENATE = JOINS[0]
@@ -44,10 +44,18 @@ SUMMARY_WORDS = (
     "floors: a model should be well above them. Intervals hold for concatenate."
 )
 
+DRAWN_WORDS = (
+    "Drawn faces are made by this program, of people who do not exist: figures on them compare models with each other "
+    "and say nothing of photographs, so no published figures stand beside them."
+)
+
 
 def summary(report: Tree, tested: Sequence[Tested]) -> list[Block]:
     """Groups where there are any, what was tested, the main figures, and published ones beside them."""
-    blocks: list[Block] = [*group_blocks(report), SUMMARY_WORDS, *described_models(report)]
+    blocks: list[Block] = [*group_blocks(report), SUMMARY_WORDS]
+    if drawn := [one.title for one in tested if one.drawn]:
+        blocks.append(sentence(f"{DRAWN_WORDS} Here these are {', '.join(drawn)}"))
+    blocks += described_models(report)
     rows, reasons = main_rows(tested)
     if rows:
         used = [0, 1, 2, *(3 + i for i in range(len(COLUMNS) + 1) if any(row[3 + i] is not None for row in rows))]
@@ -78,16 +86,25 @@ def main_rows(tested: Sequence[Tested]) -> tuple[list[list[Cell]], list[str]]:
                 for model, result in one.of_models:
                     place = "intervals" if labels is ALL_PAIRS else INTERVALS.get((protocol, key))
                     sure = branch(result, "analysis", place) if place else {}
-                    cells = [figure(branch(result, protocol, column), key) for column in COLUMNS]
+                    cells = [cell_of(branch(result, protocol, column), key) for column in COLUMNS]
                     reason = sure.get(f"{key}_interval_reason")
                     if isinstance(reason, str) and reason not in reasons:
                         reasons.append(reason)
                     if labels is ALL_PAIRS and cells[0] is None:
                         cells[0] = figure(sure, key)
+                    missing = branch(result, protocol).get("reason")
+                    if isinstance(missing, str) and f"{measure}: {missing}" not in reasons:
+                        reasons.append(f"{measure}: {missing}")
                     if all(cell is None for cell in cells[:-1]):  # chance alone is no result
                         continue
                     rows.append([one.title, model, measure, cells[0], interval(sure, key), *cells[1:]])
     return rows, reasons
+
+
+def cell_of(figures: Tree, key: str) -> Cell:
+    """The figure at this key, with its deviation over folds where there is one."""
+    value, deviation = figure(figures, key), figure(figures, key.replace("_percent", "_std_percent"))
+    return value if value is None or deviation is None else with_deviation(value, deviation)
 
 
 def has_protocol(one: Tested, protocol: str) -> bool:
@@ -140,6 +157,9 @@ def published(report: Tree, tested: Sequence[Tested]) -> Iterator[Block]:
     """Published figures of each benchmark, after what was measured here."""
     yield Heading("Published figures beside measured ones")
     figures = dicts(report, "published")
+    if tested and all(one.drawn for one in tested):
+        yield "All faces here are drawn: published figures are of photographs."
+        return
     if not figures:
         yield "The report holds no published figures."
         return
@@ -170,8 +190,10 @@ def measured_rows(here: Sequence[Tested], figures: Sequence[Tree]) -> Iterator[l
     for one in here:
         for protocol, key in wanted or [(name, next(iter(labels))) for name, labels in LABELS.items()]:
             for model, result in one.of_models:
-                for join in JOINS:
-                    value = figure(branch(result, protocol, join), key)
+                for join in (*JOINS, "sum"):
+                    if join == "sum" and protocol == "verification":  # one of ours, of no paper
+                        continue
+                    value = cell_of(branch(result, protocol, join), key)
                     if value is not None:
                         place = INTERVALS.get((protocol, key)) if join == CONCATENATE else None
                         sure = interval(branch(result, "analysis", place), key) if place else None

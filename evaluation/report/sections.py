@@ -29,6 +29,11 @@ GLOSSARY = (
     ("genuine, impostor", "A pair of pictures of one person, and a pair of two people."),
     ("concatenate, add", "Two ways to join the embeddings of a picture and its mirror image."),
     ("sum", "InsightFace's way for its verification sets: views are added before they are scaled."),
+    (
+        "InsightFace accuracy",
+        "The accuracy that InsightFace's own evaluation prints of a list of pairs: views added, thresholds of the "
+        "distance, mean +- standard deviation over ten folds. Papers report LFW, CFP-FP, AgeDB-30 and CALFW by it.",
+    ),
     ("FAR", "False accept rate: the share of impostor pairs at or above the threshold. 1e-2 is one in a hundred."),
     ("FMR", "False match rate: the FAR of pairs of certain ages, at a threshold that is chosen for all ages together."),
     ("TAR", "True accept rate: the share of genuine pairs at or above the threshold."),

@@ -9,7 +9,10 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure with both joins, and the floors that it should stand above; None where there is none."""
+    """One measured figure with both joins, and the floors that it should stand above; None where there is none.
+
+    `sum` is InsightFace's way for pairs: views are added before they are normalised.
+    """
 
     benchmark: str
     measure: str
@@ -17,6 +20,8 @@ class Row:
     add: float | None
     grey_pixels: float | None = None
     chance: float | None = None
+    sum: float | None = None
+    sum_deviation: float | None = None  # over ten folds
 
 
 DIFFERENCES = {  # key of a comparison -> what it is called
@@ -26,7 +31,7 @@ DIFFERENCES = {  # key of a comparison -> what it is called
     "tar_at_far_1e-2": "TAR % at FAR 1e-2",
     "tar_at_far_1e-3": "TAR % at FAR 1e-3",
 }
-HEADER = ("benchmark", "measure", "concatenate", "add", "grey pixels", "chance")
+COLUMNS = ("concatenate", "add", "sum", "grey_pixels", "chance")  # fields of Row, and keys of results
 NUM_TEXT_COLUMNS = 2
 
 
@@ -35,18 +40,20 @@ def rows_of(title: str, labels: Mapping[str, str], result: Mapping[str, Mapping[
 
     What was not measured has no row: chance alone is no result.
     """
-    columns = HEADER[NUM_TEXT_COLUMNS:]
     rows = [
-        Row(title, words, *(result.get(column.replace(" ", "_"), {}).get(key) for column in columns))
+        Row(title, words, **{column: result.get(column, {}).get(key) for column in COLUMNS},
+            sum_deviation=result.get("sum", {}).get(key.replace("_percent", "_std_percent")))
         for key, words in labels.items()
-    ]
-    return [row for row in rows if (row.concatenate, row.add, row.grey_pixels) != (None, None, None)]
+    ]  # fmt: skip
+    return [row for row in rows if any(getattr(row, column) is not None for column in COLUMNS if column != "chance")]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table whose columns also line up on a terminal."""
-    cells = [(row.benchmark, row.measure, *map(_number, list(vars(row).values())[2:])) for row in rows]
-    return aligned(HEADER, cells, NUM_TEXT_COLUMNS)
+    """The rows as a Markdown table whose columns also line up on a terminal; sums have one where there are any."""
+    columns = [column for column in COLUMNS if column != "sum" or any(row.sum is not None for row in rows)]
+    cells = [(row.benchmark, row.measure, *(_cell(row, column) for column in columns)) for row in rows]
+    header = ("benchmark", "measure", *(column.replace("_", " ") for column in columns))
+    return aligned(header, cells, NUM_TEXT_COLUMNS)
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -69,5 +76,11 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_text_colum
     return tabulate(rows, header, tablefmt="pipe", colalign=sides if rows else None, disable_numparse=True)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def with_deviation(value: float, deviation: float | None) -> str:
+    """Such as "86.08 +- 2.74"."""
+    return f"{value:.2f}" if deviation is None else f"{value:.2f} +- {deviation:.2f}"
+
+
+def _cell(row: Row, column: str) -> str:
+    value = getattr(row, column)
+    return "" if value is None else with_deviation(value, row.sum_deviation if column == "sum" else None)

@@ -64,6 +64,11 @@ def result_of(seed=0, **extra):
     return {"title": "FG-NET", "analysis": analysis} | extra
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_calibration_says_whether_its_faces_were_drawn(drawn):
+    assert calibrate(result_of(drawn=drawn))["drawn"] is drawn
+
+
 @pytest.fixture
 def calibrations(tmp_path):
     """A file with one model and two benchmarks, of which the second has no ages and fewer pairs."""

@@ -14,6 +14,7 @@ from meta import UserError
 
 GOLDEN = ROOT / "tests" / "golden"
 JOINS = ("concatenate", "add")
+INSIGHTFACE_ARGUMENTS = ("a", "a_flipped", "b", "b_flipped", "same")
 GOLDEN_TOLERANCE = 1e-5  # relative: those numbers were computed in float32
 
 
@@ -89,6 +90,28 @@ def test_verification_numbers_are_the_known_good_ones(how):
     result = protocols.ten_fold_verification(protocols.pair_scores(a, b), arrays["same"])
     for key, golden_key in (("auc_percent", "auc"), ("eer_percent", "eer"), ("accuracy_percent", "acc")):
         assert result[key] == pytest.approx(expected[how][golden_key], rel=GOLDEN_TOLERANCE)
+
+
+def test_insightface_accuracy_is_the_known_good_one():
+    arrays, _ = golden("verification")
+    expected = json.loads((GOLDEN / "insightface_accuracy.json").read_text())
+    result = protocols.insightface_accuracy(*(arrays[name] for name in INSIGHTFACE_ARGUMENTS))
+    assert result == pytest.approx({key: expected[key] for key in result}, rel=1e-9, abs=0)
+    assert list(result) == ["accuracy_flip_percent", "accuracy_flip_std_percent"]
+
+
+@pytest.mark.parametrize("num_pairs", [10, 13, 79])
+@pytest.mark.parametrize("block", [2**22, 1], ids=["one-block", "row-by-row"])
+def test_insightface_accuracy_is_the_plain_version(num_pairs, block, monkeypatch):
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", block)
+    draw = np.random.default_rng(num_pairs)
+    genuine = np.arange(num_pairs) % 2 == 0
+    views = draw.normal(size=(4, num_pairs, 6)).astype(np.float32) * draw.uniform(1, 30, (4, num_pairs, 1))
+    views[2:] += genuine[:, None] * 0.6 * views[:2]
+    result = protocols.insightface_accuracy(*views, genuine)
+    assert list(result.values()) == pytest.approx(reference.insightface_accuracy(*views, genuine), rel=1e-10)
+    of_torch = protocols.insightface_accuracy(*map(torch.from_numpy, views), torch.from_numpy(genuine))
+    assert of_torch == result
 
 
 @pytest.mark.parametrize("ties", [True, False])
@@ -325,6 +348,7 @@ def test_every_result_is_a_flat_dict_of_floats():
         protocols.leave_one_out(embeddings, identities), protocols.mates_against_rest(embeddings, identities),
         protocols.probe_gallery(embeddings, identities, embeddings, identities),
         protocols.ten_fold_verification(*random_pairs(0)),
+        protocols.insightface_accuracy(*[embeddings] * 4, identities == 0),
         protocols.age_group_error(softmax(embeddings), softmax(embeddings), np.zeros(24, dtype=int)),
         protocols.leave_one_out_chance(identities), protocols.mates_against_rest_chance(identities),
         protocols.probe_gallery_chance(identities, identities),
@@ -393,6 +417,10 @@ ERRORS = {
     "gallery of another size": (protocols.probe_gallery, (FACES, PEOPLE, FACES[:, :2], PEOPLE), "same join"),
     "nine pairs": (protocols.ten_fold_verification, (SCORES[:9], GENUINE[:9]), "9 pairs"),
     "no impostors": (protocols.ten_fold_verification, (SCORES, np.ones(12)), "no impostor pair among 12"),
+    "nine pairs for InsightFace": (protocols.insightface_accuracy, (*[np.ones((9, 3))] * 4, GENUINE[:9]), "9 pairs"),
+    "sides of two sizes": (protocols.insightface_accuracy, (*[np.ones((12, 3))] * 2, *[np.ones((12, 2))] * 2, GENUINE),
+                           r"original_a has shape \(12, 3\) and original_b \(12, 2\)"),
+    "NaN in a mirror": (protocols.insightface_accuracy, (FACES, NOT_FINITE, FACES, FACES, PEOPLE), "mirror_a .* NaN"),
     "no genuine": (verification.pair_list_figures, (SCORES, np.zeros(12, dtype=bool)), "no genuine pair among 12"),
     "no pairs": (verification.pair_list_figures, ([], []), r"shape \(0,\)"),
     "labels too short": (verification.pair_list_figures, (SCORES, GENUINE[:5]), r"\(12,\) and genuine \(5,\)"),

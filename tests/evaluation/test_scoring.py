@@ -10,13 +10,17 @@ from evaluation.analysis import worst_searches
 from evaluation.calibration import calibrate
 from evaluation.embeddings.embedding_set import EmbeddingSet
 from evaluation.embeddings.extraction import Extracted
+from evaluation.groups.models import Figure
+from evaluation.groups.models import figures_of as figures_of_groups
 from evaluation.identification import leave_one_out_search, probe_gallery_search
 from evaluation.intervals import MIN_DRAWN, paired_share_difference, share_interval
+from evaluation.report.page import report_html
 from evaluation.report.section_summary import main_rows, settings_of
 from evaluation.report.tables import table
 from evaluation.scoring import Comparable, Options, compare, make_rows, missing_figures, score_pair_list
-from meta import MIN_FALSE_ACCEPTS
+from meta import MIN_FALSE_ACCEPTS, PUBLISHED_FIGURES
 from training.validation import figures_of
+from utils.cli import as_plain
 
 NUM_PEOPLE = 30
 
@@ -124,17 +128,42 @@ def test_the_worst_searches_are_those_of_a_sorted_matrix():
         assert ("age_b" in pair) == (pair["name_b"] != "g3")
 
 
-def result_of_pairs(num_impostor: int) -> dict:
+def result_of_pairs(num_impostor: int, with_mirror: bool = True) -> dict:
     """Of 40 genuine pairs and so many impostor pairs of made-up embeddings."""
     draw = np.random.default_rng(num_impostor)
     first, second = np.arange(40 + num_impostor), np.arange(40 + num_impostor) + 40 + num_impostor
     genuine = np.arange(40 + num_impostor) % (40 + num_impostor) < 40
     views = draw.normal(size=(2, 2 * len(genuine), 8)).astype(np.float32)
     views[:, second[genuine]] += views[:, first[genuine]]
-    extracted = Extracted(views[0], views[1], None, None, grey_pixels=views[0])
+    original = views[0]
+    extracted = Extracted(original, views[1] if with_mirror else original, None, None, grey_pixels=views[0])
     order = draw.permutation(len(genuine))
     pairs = first[order], second[order], genuine[order]
     return {"title": "Own"} | score_pair_list(EmbeddingSet(extracted, str), *pairs, Options(), with_sum=True)[0]
+
+
+def test_insightface_accuracy_has_a_row_with_its_deviation_in_table_and_page():
+    """7: of the features as they are, views added before they are normalised."""
+    result, words = result_of_pairs(120), "InsightFace accuracy %"
+    figures = result["insightface_accuracy"]["sum"]
+    cell = f"{figures['accuracy_flip_percent']:.2f} +- {figures['accuracy_flip_std_percent']:.2f}"
+    line = next(line for line in table(make_rows({"own.bin": result})).splitlines() if words in line)
+    assert [each.strip() for each in line.strip("|").split("|")] == ["Own", words, "", "", cell, "", "50.00"]
+    report = {"models": [{"name": "a", "results": {"lfw.bin": result | {"benchmark": "lfw"}}}],
+              "published": [as_plain(figure) for figure in PUBLISHED_FIGURES]}  # fmt: skip
+    page = report_html(report, None)
+    assert f'<td class="n">{cell}</td>' in page
+    assert f'<td>Own, {words}, sum</td><td class="n">{cell}</td>' in page  # beside LFW's published figures
+    assert figures_of_groups({"own.bin": result})[Figure("own.bin", "Own", words)] == figures["accuracy_flip_percent"]
+
+
+def test_embeddings_of_one_view_have_no_insightface_accuracy_and_the_reason_is_said():
+    result = result_of_pairs(120, with_mirror=False)
+    reason = result["insightface_accuracy"]["reason"]
+    assert "one view" in reason and missing_figures({"own": result}) == [f"Own, InsightFace accuracy %: {reason}"]
+    assert "InsightFace" not in table(make_rows({"own": result}))
+    _, reasons = main_rows(settings_of({"models": [{"name": "a", "results": {"own": result}}]}))
+    assert f"InsightFace accuracy %: {reason}" in reasons
 
 
 @pytest.mark.parametrize("num_impostor", [12, 100 * MIN_FALSE_ACCEPTS - 1, 100 * MIN_FALSE_ACCEPTS])

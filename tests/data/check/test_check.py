@@ -20,6 +20,7 @@ from data.check.image_scan import equal_groups, scan_images, shared
 from data.check.run import check
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
+from data.releases.contradictions import Contradiction, contradiction_lines
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError
 from utils.files import no_progress, sha256
@@ -116,7 +117,12 @@ def resize(path):
 def turn(folder):
     """A second picture of the subject."""
     with Image.open(pictures(folder)[0]) as picture:
-        picture.rotate(5).save(folder / f"{folder.name}_9M77.JPG")
+        picture.rotate(5).save(folder / f"{folder.name}_9{sex_of(folder)}77.JPG")
+
+
+def sex_of(folder):
+    """The letter in the names of MORPH2's pictures."""
+    return pictures(folder)[0].stem.split("_")[1][1]
 
 
 def move_all(folder, inner):
@@ -196,12 +202,37 @@ MORPH2_FAULTS = {  # spoils the gallery's and the probe's folder of a subject
     "gallery alone": (lambda gallery, probe: shutil.rmtree(probe), "note",
                       "1 subjects of the gallery have no probe ("),
     "second picture": (lambda gallery, probe: turn(probe), "wrong", "probe_3000: 1 subjects have several pictures ("),
-    "younger probe": (lambda gallery, probe: pictures(probe)[0].rename(probe / f"{probe.name}_1M16.JPG"), "wrong",
+    "younger probe": (lambda gallery, probe: pictures(probe)[0].rename(probe / f"{probe.name}_1{sex_of(probe)}16.JPG"),
+                      "wrong",
                       "1 subjects are younger as a probe than in the gallery ("),
     "same picture": (lambda gallery, probe: shutil.copy(pictures(gallery)[0], pictures(probe)[0]), "wrong",
                      "1 pictures lie several times, byte for byte the same, under one identity ("),
     "one side only": (lambda gallery, probe: shutil.rmtree(gallery.parent), "wrong", "there is no folder "),
 }  # fmt: skip
+
+
+def test_contradictions_of_morph2s_subjects_are_a_note_by_their_names_and_by_the_list_beside_them(root):
+    """8: as published they stay."""
+    probes = sorted((root / MORPH2 / "probe_3000").iterdir())
+    (picture,) = pictures(probes[0])
+    other_sex = {"M": "F", "F": "M"}[sex_of(probes[0])]
+    picture.rename(picture.with_name(picture.name.replace(sex_of(probes[0]), other_sex)))
+    (found,) = worse(check(root, ["morph2"], quick=True))
+    assert (found.name, found.severity) == ("morph2_3000", "note")
+    assert found.what.startswith("1 subjects contradict themselves (sex 1)")
+    assert found.examples[0].startswith(f"{probes[0].name}: sex: ") and "--contradictions drop" in found.advice
+    listed = [
+        Contradiction(int(probes[1].name), "race", "B in a.JPG; W in b.JPG"),
+        Contradiction(7, "race", "not here"),
+    ]
+    (root / MORPH2 / "contradictions.csv").write_text(contradiction_lines(listed))
+    small, large = worse(check(root, ["morph2"], quick=True))
+    assert "2 subjects contradict themselves (sex 1, race 1)" in small.what and len(small.examples) == 2
+    assert "1 subjects contradict themselves (race 1)" in large.what and large.name == "morph2_10000"
+    (root / MORPH2 / "contradictions.csv").write_text("subject,what\n")
+    assert all(
+        "has the column 'pictures' 0 times" in found.what for found in worse(check(root, ["morph2"], quick=True))
+    )
 
 
 @pytest.mark.parametrize("name", MORPH2_FAULTS)

@@ -34,13 +34,19 @@ from data.releases.agedb import plan_agedb, read_agedb_pairs
 from data.releases.aligned_folders import write_plan
 from data.releases.cacd import plan_cacd, plan_cacd_vs
 from data.releases.calfw import plan_calfw, read_calfw_pairs
+from data.releases.contradictions import (
+    described_by_name,
+    find_contradictions,
+    parse_date,
+    read_contradictions,
+)
 from data.releases.fgnet import plan_fgnet
 from data.releases.finding import find_below, find_pictures
 from data.releases.morph2 import (
     Morph2Picture,
     draw_subjects,
     plan_morph2,
-    read_morph2_ages,
+    read_morph2_table,
     read_subjects,
     youngest_and_oldest,
 )
@@ -330,6 +336,76 @@ def test_ages_of_the_table_count_instead_of_those_in_the_names(morph2, tmp_path)
     assert [name for name, _ in plan.left_out] == ["Album2/0/000004_0M33.JPG"]
 
 
+@pytest.fixture
+def contradicting(morph2, tmp_path):
+    """MORPH2's release with a table in which subject 3 has two birth dates and subject 5 two races; the days of the
+    pictures agree with their ages, but for subject 6."""
+    rows = []
+    for name in MORPH2_FILES:
+        subject, age = int(name.split("_")[0]), int(name[:-4].replace("F", "M").split("M")[-1])
+        born = "02/01/1941" if name == "000003_4M50.JPG" else "2/1/40 0:00"
+        race = "W" if name == "000005_1F60.JPG" else "B"
+        day = "" if subject == 3 else f"3/1/{1940 + (99 - age if subject == 6 else age)}"
+        rows.append(f"Album2/{name},{age},{born},{day},{race},{'F' if 'F' in name else 'M'}\n")
+    (tmp_path / "morph.csv").write_text("photo,age,dob,doa,race,gender\n" + "".join(rows))
+    return (*morph2, tmp_path / "morph.csv")
+
+
+def plan_of(contradicting, **settings):
+    raw, landmarks, table = contradicting
+    (plan,) = plan_morph2(raw, landmarks, ages=table, **{"counts": (1, 2)} | settings)
+    return plan
+
+
+def test_contradictions_within_a_subject_are_counted_and_listed_and_kept_as_published(contradicting, tmp_path):
+    plan = plan_of(contradicting, counts=(2, 5))
+    (note,) = plan.notes
+    assert note == (
+        "3 subjects contradict themselves (birth date 1, race 1, age runs backwards 1), listed in "
+        "ID_processed_morph2_2/contradictions.csv; they are taken as published, --contradictions drop leaves them out"
+    )
+    folder = write_plan(plan, tmp_path / "out").folder
+    assert (folder / "contradictions.csv").read_text() == (
+        "subject,what,pictures\n"
+        "000003,birth date,1941-02-01 in 000003_4M50.JPG; 1940-02-01 in 000003_5M50.JPG\n"
+        "000005,race,B in 000005_0F20.JPG; W in 000005_1F60.JPG\n"
+        '000006,age runs backwards,"61 in 000006_1F61.JPG, then 21 in 000006_0F21.JPG, on 1978-03-01 and 2018-03-01"\n'
+    )
+    assert len(read_contradictions(folder / "contradictions.csv")) == 3 and subjects_of(folder / "probe_10000") > {3, 5}
+
+
+def test_subjects_that_contradict_themselves_are_left_out_or_an_error_where_asked(contradicting, tmp_path):
+    plan = plan_of(contradicting, contradictions="drop")
+    assert "left out with their 7 pictures" in plan.notes[0] and not plan.left_out
+    folder = write_plan(plan, tmp_path / "out").folder
+    assert subjects_of(folder / "probe_10000") == {1, 2}
+    refused(lambda: plan_of(contradicting, contradictions="error"), "3 subjects contradict themselves", "000003",
+            "give --contradictions keep")  # fmt: skip
+    refused(lambda: plan_of(contradicting, contradictions="drop", counts=(2, 3)), "2 of 3 subjects have two pictures")
+    kept = write_plan(plan_of(contradicting, counts=(2, 5)), tmp_path / "kept").folder
+    again = plan_of(contradicting, contradictions="drop", subjects=kept / "subjects.csv")
+    assert {target.split("/")[1] for face in again.faces for target in face.targets} == {"000001", "000002"}
+    assert not again.left_out
+
+
+def test_without_a_table_names_alone_contradict_each_other(morph2):
+    (plan,) = plan_morph2(*morph2, counts=(2, 5))
+    (found,) = find_contradictions(described_by_name(name) for name in MORPH2_FILES)
+    assert found == (1, "age runs backwards", "30 in 000001_0M30.JPG, then 22 in 000001_1M22.JPG, by their numbers")
+    assert plan.notes[0].startswith("1 subjects contradict themselves (age runs backwards 1)")
+    of_two = [described_by_name(name) for name in ("000009_0M30.JPG", "000009_1F31.JPG")]
+    assert find_contradictions(of_two) == [(9, "sex", "M in 000009_0M30.JPG; F in 000009_1F31.JPG")]
+    assert described_by_name("009055.JPG") is None
+
+
+@pytest.mark.parametrize("text, day", [
+    ("4/24/1951", "1951-04-24"), ("04/24/51", "1951-04-24"), ("1/2/07 0:00", "2007-01-02"),
+    ("1951-4-24T00:00", "1951-04-24"), ("24/4/1951", "None"), ("NULL", "None"), ("", "None"),
+])  # fmt: skip
+def test_days_of_morphs_table_are_read(text, day):
+    assert str(parse_date(text)) == day
+
+
 @pytest.mark.parametrize("text, words", [
     ("a,b\n1,2\n", "line 1, has the column 'photo' 0 times"),
     ("photo,age\n", "holds no pictures"), ("photo,age\nx.JPG,-1\n", "line 2, reads 'x.JPG,-1'"),
@@ -338,7 +414,7 @@ def test_ages_of_the_table_count_instead_of_those_in_the_names(morph2, tmp_path)
 ])  # fmt: skip
 def test_a_table_of_ages_that_is_wrong_is_refused_with_its_line(tmp_path, text, words):
     (tmp_path / "ages.csv").write_text(text)
-    refused(lambda: read_morph2_ages(tmp_path / "ages.csv"), "ages.csv", words)
+    refused(lambda: read_morph2_table(tmp_path / "ages.csv"), "ages.csv", words)
 
 
 @pytest.mark.parametrize("text, words", [

@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from report_example import HOSTILE, SECTIONS, example_page, example_report, picture
 
-from evaluation.report.page import NO_PICTURES, report_html
+from evaluation.report.page import NO_PICTURES, report_html, title_of
 from evaluation.report.plots import COLOURS, GREY
+from evaluation.report.reading import settings_of
+from evaluation.report.section_summary import summary
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -211,3 +213,15 @@ def test_words_and_curves_stand_out_from_the_paper_in_light_and_dark():
         assert contrast(colours["ink"], colours["shade"]) >= 4.5
     assert all(contrast(colour, "#ffffff") >= 3 for colour in (*COLOURS, GREY))
     assert dark["paper"] != light["paper"]
+
+
+def test_a_page_of_drawn_faces_alone_has_no_published_figure():
+    report = example_report()
+    for model in report["models"]:
+        for result in model["results"].values():
+            result |= {"drawn": True, "benchmark": None}
+    report["comparisons"] = []
+    blocks = [str(block) for block in summary(report, settings_of(report))]
+    assert not any(figure["source"] in block for figure in report["published"] for block in blocks)
+    assert "All faces here are drawn: published figures are of photographs." in blocks
+    assert title_of(report).endswith("(drawn faces)") and "drawn" not in title_of(example_report())

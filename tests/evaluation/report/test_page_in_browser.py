@@ -22,8 +22,22 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
     "--enable-logging=stderr", "--v=0",
 )  # fmt: skip
-# No script runs on the page itself; here one reports to its parent how wide it is.
-REPORT = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(' of '), '*')</script>"
+# No script runs on the page itself; here one reports how wide it is, and which words in header cells break or
+# reach out of their cell.
+REPORT = """<script>
+const spoilt = new Set();
+for (const cell of document.querySelectorAll("thead th")) {
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), limits = cell.getBoundingClientRect();
+  while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/\\S+/g)) {
+    const range = document.createRange();
+    range.setStart(texts.currentNode, word.index);
+    range.setEnd(texts.currentNode, word.index + word[0].length);
+    const { left, right } = range.getBoundingClientRect();
+    if (range.getClientRects().length > 1 || left < limits.left || right > limits.right) spoilt.add(word[0]);
+  }
+}
+parent.postMessage([document.documentElement.scrollWidth, innerWidth, [...spoilt].join(" ")].join("|"), "*");
+</script>"""
 
 
 def browse(page: str, folder: Path, *flags: str) -> tuple[str, str]:
@@ -57,13 +71,17 @@ def test_the_picture_of_the_page_is_not_blank(tmp_path, scheme):
     assert (np.median(grey) > 200) == bool(scheme)
 
 
-def test_a_phone_needs_no_sideways_scrolling(tmp_path):
-    page, width = example_page(), 360
+def test_nothing_scrolls_sideways_but_tables_and_no_word_in_a_header_cell_breaks(tmp_path):
+    """9: from a phone's width on."""
+    page, widths = example_page(), (360, 1280)
     assert POLICY in page
     measured = html.escape(page.replace(POLICY, "").replace("</body>", f"{REPORT}</body>"))
     # A window is 500 wide at least, a frame is as wide as it is set to be.
-    frame = f'<iframe style="border: 0; width: {width}px; height: 3000px" srcdoc="{measured}"></iframe>'
-    listen = "<script>addEventListener('message', event => { document.title = event.data })</script>"
-    dom, _ = browse(listen + frame, tmp_path, "--dump-dom", "--virtual-time-budget=5000")
-    needed, given = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
-    assert needed <= given == width
+    frames = (f'<iframe style="border: 0; width: {width}px; height: 3000px" srcdoc="{measured}"></iframe>'
+              for width in widths)  # fmt: skip
+    listen = "<script>addEventListener('message', event => { document.title += event.data + ';' })</script>"
+    dom, _ = browse(listen + "".join(frames), tmp_path, "--dump-dom", "--virtual-time-budget=5000")
+    found = re.search(r"<title>(.*);</title>", dom)[1].split(";")
+    of_widths = {int(given): (int(needed), spoilt) for needed, given, spoilt in (one.split("|") for one in found)}
+    assert set(of_widths) == set(widths)
+    assert all(needed <= width and spoilt == "" for width, (needed, spoilt) in of_widths.items()), of_widths
