@@ -8,12 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.check.findings import MAX_EXAMPLES, OTHER_COUNT, DatasetCheck
-from data.check.image_scan import ImageScan, equal_groups
-from data.faces import FaceIndex, index_identity_folders
-from data.filenames import parse_age
-from data.layout import layout_faults, packed
-from data.releases.contradictions import (
+from data.check.contradictions import (
     BACKWARDS,
     CONTRADICTIONS_FILE,
     described_by_name,
@@ -21,6 +16,11 @@ from data.releases.contradictions import (
     in_words,
     read_contradictions,
 )
+from data.check.findings import MAX_EXAMPLES, OTHER_COUNT, DatasetCheck
+from data.check.image_scan import ImageScan, equal_groups
+from data.faces import FaceIndex, index_identity_folders
+from data.filenames import parse_age
+from data.layout import layout_faults, packed
 from meta import FILENAME_PATTERNS, Benchmark, FilenamePattern, TrainingSet, UserError
 
 NUM_NAMED_COPIES = 10  # of one picture

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.finding import find_below
 from data.pairs import NUM_FOLDS, Pair
 from data.releases.aligned_folders import Plan
-from data.releases.finding import find_below
 from data.releases.flags import Align, check_folder_name
 from data.releases.mat import MatArray, read_mat_variable
 from data.releases.names import is_inner_path, is_plain_name, unexpected_line

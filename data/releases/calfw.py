@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.alignment.landmarks import read_five_lines
+from data.finding import find_below
 from data.pairs import NUM_FOLDS, Pair
 from data.releases.aligned_folders import Plan
-from data.releases.finding import find_below
 from data.releases.flags import Align
 from data.releases.names import is_inner_path, unexpected_line
 from data.releases.pair_sets import add_pairs, benchmark_places

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.alignment.landmarks import read_pts
+from data.finding import find_below, find_pictures
 from data.releases.aligned_folders import Plan
-from data.releases.finding import find_below, find_pictures
 from data.releases.flags import Align
 from data.releases.names import match_name
 from data.releases.points import landmark_folder, point_finder, points_by_stem

@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
 from data.alignment.landmarks import csv_columns, csv_rows
-from data.releases.aligned_folders import Face, Plan
-from data.releases.contradictions import (
+from data.check.contradictions import (
     CONTRADICTIONS_FILE,
     MORPH2_NAME,
     Described,
@@ -20,7 +19,8 @@ from data.releases.contradictions import (
     in_words,
     parse_date,
 )
-from data.releases.finding import find_pictures
+from data.finding import find_pictures
+from data.releases.aligned_folders import Face, Plan
 from data.releases.flags import Align, check_folder_name
 from data.releases.names import (
     NUM_CHARACTERS_SHOWN,

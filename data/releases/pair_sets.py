@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from data.faces import is_image_name
+from data.finding import find_pictures
 from data.pairs import Pair
 from data.releases.aligned_folders import Plan, PointFinder
-from data.releases.finding import find_pictures
 from meta import Benchmark, UserError
 
 

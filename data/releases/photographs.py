@@ -13,9 +13,9 @@ from data.alignment.choice import FACE_HELP, FaceChoice
 from data.alignment.landmarks import PointTable, landmarks_help, read_point_table
 from data.alignment.photos import Aligner
 from data.alignment.template import check_points
+from data.finding import find_files
 from data.layout import is_photo_name
 from data.releases.aligned_folders import SAVE_OPTIONS, Face, Outcome, Plan, in_processes
-from data.releases.finding import find_files
 from data.releases.writing import note_lines, write_plans
 from meta import IMAGE_SIZE, PHOTO_EXTENSIONS, UserError
 from utils.cli import Needs, With, Without, available_cores, bounded, check_input_files, input_file, output_folder

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.alignment.landmarks import read_point_table, read_pts
+from data.finding import find_below
 from data.releases.aligned_folders import PointFinder
-from data.releases.finding import find_below
 from meta import UserError
 
 

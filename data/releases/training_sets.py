@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from data.finding import find_pictures
 from data.releases.aligned_folders import Face, Plan, PointFinder
-from data.releases.finding import find_pictures
 from data.releases.names import is_plain_name, match_name
 from meta import MAX_AGE, UserError
 

@@ -15,12 +15,12 @@ from refusals import refused
 
 import meta
 from data.check import image_scan
+from data.check.contradictions import Contradiction, contradiction_lines
 from data.check.findings import OTHER_COUNT, Finding, is_wrong, report_lines, write_findings
 from data.check.image_scan import equal_groups, scan_images, shared
 from data.check.run import check
 from data.faces import index_identity_folders
 from data.pairs import find_pair_list, read_pair_list
-from data.releases.contradictions import Contradiction, contradiction_lines
 from data.verification_bins import write_verification_bin
 from meta import BENCHMARKS, TRAINING_SETS, WEIGHT_FILES, UserError
 from utils.files import no_progress, sha256

@@ -27,21 +27,21 @@ from raw_releases import (  # noqa: F401 (fixtures)
 )
 
 from data.alignment.template import TEMPLATE
+from data.check.contradictions import (
+    described_by_name,
+    find_contradictions,
+    parse_date,
+    read_contradictions,
+)
 from data.faces import index_identity_folders
+from data.finding import find_below, find_pictures
 from data.pairs import find_pair_list, read_pair_list
 from data.releases import mat as release_mat
 from data.releases.agedb import plan_agedb, read_agedb_pairs
 from data.releases.aligned_folders import write_plan
 from data.releases.cacd import plan_cacd, plan_cacd_vs
 from data.releases.calfw import plan_calfw, read_calfw_pairs
-from data.releases.contradictions import (
-    described_by_name,
-    find_contradictions,
-    parse_date,
-    read_contradictions,
-)
 from data.releases.fgnet import plan_fgnet
-from data.releases.finding import find_below, find_pictures
 from data.releases.morph2 import (
     Morph2Picture,
     draw_subjects,
