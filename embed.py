@@ -5,8 +5,8 @@
     python embed.py --gallery faces.npz photo.jpg --top 5   the pictures of the gallery most alike
 
 Faces have to be aligned: pictures of 112x112 are taken for that; for others give --landmarks, or --detector (a face
-detector's ONNX file). Views, join and pixels are those of test.py, whose calibration.json says which cosine is enough at which
-false-accept rate (FAR).
+detector's ONNX file). Views, join and pixels are those of test.py, whose calibration.json says which cosine is enough
+at which false-accept rate (FAR).
 
 From Python the same is three functions:
 

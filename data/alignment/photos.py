@@ -29,7 +29,7 @@ from meta import IMAGE_SIZE, UserError, wrong_file
 from utils.worker_processes import started
 
 Source: TypeAlias = str | Path | Image.Image
-# Pixels, root mean square over the five points. YuNet is up to 11 off on 200 drawn faces that are aligned exactly.
+# Pixels, root mean square over the five points. YuNet is up to 10 off on 200 drawn faces that are aligned exactly.
 MAX_MISALIGNMENT = 12.0
 
 
@@ -90,9 +90,9 @@ class Aligner:
             return self._detected(photo.upright(), size, name)
         where = "" if self.landmarks is None else f"{self.landmarks.source} has no points for it; "
         raise UserError(
-            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, and only those of {IMAGE_SIZE} x {IMAGE_SIZE} are "
-            f"taken for aligned: {where}give --detector (an ONNX file) or --landmarks to align it, or --assume-aligned "
-            "if it is aligned and only larger."
+            f"{name!r} has {picture.size[0]} x {picture.size[1]} pixels, and only those of {IMAGE_SIZE} x {IMAGE_SIZE} "
+            f"are taken for aligned: {where}give --detector (an ONNX file) or --landmarks to align it, or "
+            "--assume-aligned if it is aligned and only larger."
         )
 
     def _detected(self, picture: Image.Image, size: int, name: str) -> AlignedPicture:
