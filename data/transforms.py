@@ -107,7 +107,7 @@ def decode_photograph(source: str | Path, name: str = "") -> Photograph:
         UnreadablePicture: as `decode_picture` does, and for a format that needs a package which is not installed.
     """
     can_read_heif = heif_is_read()
-    formats = [name for name in PHOTO_FORMATS if name in Image.OPEN]
+    formats = [kind for kind in PHOTO_FORMATS if kind in Image.OPEN]
     try:
         with Image.open(_checked_source(source), formats=formats) as picture:
             _check_size(picture)

@@ -291,8 +291,8 @@ def test_landmarks_or_a_detector_bring_a_photograph_to_the_embedding_of_its_alig
 ):
     (picture, points), path = photo, all_pictures(folder)[0]
     (tmp_path / "yunet.onnx").touch()
-    detector = FakeDetector((points + 40, 30.0), (points, 90.0), picture_size=(600, 500))
-    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: YuNet(detector))
+    detector = KnownFaces({(600, 500): [(points, 0.9), (points + 40, 0.9)], (112, 112): [(TEMPLATE, 0.9)]})
+    monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     cosines = []
     for how in (("--landmarks", tmp_path / "points.json"), ("--detector", tmp_path / "yunet.onnx")):
@@ -304,7 +304,7 @@ def test_landmarks_or_a_detector_bring_a_photograph_to_the_embedding_of_its_alig
     as_it_is = embed_script.embed(model, [picture, path], Aligner(assume_aligned=True))
     assert cosines[0] > 0.98 > compare_faces(as_it_is[0], as_it_is[1]).cosine
     assert as_it_is.made_by["aligned_by"] == {"as given": 1, "assumed": 1}
-    detector.faces = ()
+    detector.known.clear()
     outcome = run_embed(picture, path, "--detector", tmp_path / "yunet.onnx")
     assert outcome.status == 2 and "no face was found in" in outcome.err and outcome.err.count("\n") == 1
 
@@ -344,8 +344,8 @@ def test_a_detector_that_is_missing_is_a_sentence(run_embed, folder, tmp_path, m
 
 @pytest.mark.parametrize("shift", [0, 11, 13, None])
 def test_a_picture_of_112x112_is_checked_by_a_detector_where_one_is_given(run_embed, folder, monkeypatch, shift):
-    points = [] if shift is None else [(TEMPLATE + (shift, 0), 60.0), (TEMPLATE + 40, 90.0)]
-    detector = YuNet(FakeDetector(*points, picture_size=(112, 112)))
+    points = [] if shift is None else [(TEMPLATE + 40, 0.9), (TEMPLATE + (shift, 0), 0.9)]
+    detector = KnownFaces({(112, 112): points})
     monkeypatch.setattr("data.alignment.detectors.open_detector", lambda path: detector)
     result = run_embed(*all_pictures(folder)[:2], "--detector", "yunet.onnx")
     assert result.status == 0 and result.out

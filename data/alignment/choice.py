@@ -15,7 +15,7 @@ FACE_HELP = (
     "several are an error."
 )
 
-MAX_TURN = 60  # degrees; YuNet finds faces at any angle, but its points get worse
+MAX_TURN = 60  # degrees: more is rarely how a photograph was meant, and may be the detector's mistake
 MIN_SOURCE_SIDE = IMAGE_SIZE / 2  # pixels of the photograph along a side of the aligned face: what has less is enlarged
 MAX_CUT = 0.1  # share of the aligned face that lies beyond the photograph's edge
 GRID = (np.indices((16, 16)).reshape(2, -1).T + 0.5) / 16  # (256, 2) places in the unit square

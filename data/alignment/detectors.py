@@ -174,7 +174,7 @@ class YuNet(Detector):
 
     It finds turned faces, but gives them the points of an upright one: of a face turned by 30 degrees some are off by a
     quarter of the eyes' distance. What follows the turn is the score, which is highest for an upright face. So the
-    surroundings of a face are turned until it is, and searched again.
+    surroundings of a face are turned until it is, and searched again; they have more pixels than the shrunk picture.
     """
 
     MAX_SIDE = 640  # pixels: what is larger is shrunk, for YuNet was trained on faces of some 10 to 300 pixels
@@ -186,7 +186,6 @@ class YuNet(Detector):
     UPRIGHT_SCORE = 0.92  # most upright faces have some 0.92 to 0.95, few others have
     SCORE_OF_HALF_TURN = 0.01  # what an upside-down face must have more, for few are
     SCORE_SCALE = 0.02  # within which scores are alike
-    MIN_TURN = 8  # degrees: what is less is within the scores' precision
 
     def __init__(self, detector: Any):
         self._detector = detector  # OpenCV's FaceDetectorYN
@@ -229,8 +228,6 @@ class YuNet(Detector):
             return self._search(turned.crop((margin, margin, margin + self.CROP_SIDE, margin + self.CROP_SIDE)))
 
         turn = self._turn_to_upright(lambda angle: search(angle).scores.max(initial=0))
-        if abs(turn) < self.MIN_TURN:
-            return points
         found = search(turn).points
         if not len(found):
             return points

@@ -30,7 +30,7 @@ from utils.worker_processes import started
 from utils.wrong_files import wrong_file
 
 Source: TypeAlias = str | Path | Image.Image
-# Pixels, root mean square over the five points. YuNet is up to 11 off on 200 drawn faces that are aligned exactly.
+# Pixels, root mean square over the five points. YuNet is up to 10 off on 200 drawn faces that are aligned exactly.
 MAX_MISALIGNMENT = 12.0
 
 

@@ -179,7 +179,8 @@ def write_plan(
     sheet = _beside(folder, "alignment.png")
     alignment_sheet([partial / target for target in sorted(face.targets[0] for face in written.faces)], sheet)
     noted = _notes_of(written, partial / marker)
-    notes_path = write_notes(noted, _beside(folder, NOTES))
+    rows = [(name, note.kind, note.sentence) for name, note in noted]
+    notes_path = _write_table(_beside(folder, NOTES), ("picture", "kind", "note"), rows)
     _put_in_place(partial, folder)
     num_kept = len(plan.faces) - len(missing)
     return Written(folder, written.counts(), num_kept, left_out, left_out_path, sheet, noted, notes_path)
@@ -233,12 +234,8 @@ def _notes_of(plan: Plan, marker: Path) -> list[tuple[str, Note]]:
     return [(face.shown, note) for face in plan.faces if (found := noted.get(face.targets[0])) for note in found[1]]
 
 
-def write_notes(noted: list[tuple[str, Note]], path: Path) -> Path | None:
-    """A CSV of (picture, note), or none where there are none."""
-    return _write_table(path, ("picture", "kind", "note"), [(name, note.kind, note.sentence) for name, note in noted])
-
-
 def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Path | None:
+    """A CSV, or none where there are no rows; gives its path."""
     if not rows:
         path.unlink(missing_ok=True)  # of an earlier run
         return None
