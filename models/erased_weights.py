@@ -19,8 +19,7 @@ BATCHNORM_EPSILON = 1e-5
 # Singular values of a linear layer, as a share of the largest: those of an erasure are rounding (1e-7 in float32).
 RANK_TOLERANCE = 1e-5
 ONNX_MARK = "age_erasure"  # in a model's metadata
-ONNX_NAMES = ("age_erasure.weight", "age_erasure.bias", "features_before_age_erasure", "age_erasure.float",
-              "age_erasure.rows")  # fmt: skip
+ONNX_NAMES = ("age_erasure.weight", "age_erasure.bias", "features_before_age_erasure")
 MIN_GEMM_OPSET = 7  # before, Gemm spelled broadcasting out
 
 
@@ -87,7 +86,7 @@ def add_erasure_to_onnx(model: Any, erasure: Erasure, output: str, metadata: dic
         UserError: the model is older than Gemm as it is known today.
     """
     onnx, helper = need("onnx", "onnx.helper")
-    graph, (weight_name, bias_name, before, *rows) = model.graph, ONNX_NAMES
+    graph, (weight_name, bias_name, before) = model.graph, ONNX_NAMES
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_GEMM_OPSET:
         raise UserError(f"the ONNX model has opset {opset}, at least {MIN_GEMM_OPSET} is needed: export it anew.")
@@ -99,13 +98,20 @@ def add_erasure_to_onnx(model: Any, erasure: Erasure, output: str, metadata: dic
     arrays = {weight_name: erasure.projection, bias_name: -erasure.projection @ erasure.mean}
     for name, array in arrays.items():
         graph.initializer.append(onnx.numpy_helper.from_array(array.astype("float32"), name))
-    # Of another type where the network is in half precision, or of shape (N, D, 1, 1).
-    graph.node.append(helper.make_node("Cast", [before], [rows[0]], rows[0], to=onnx.TensorProto.FLOAT))
-    graph.node.append(helper.make_node("Flatten", [rows[0]], [rows[1]], rows[1]))
-    graph.node.append(helper.make_node("Gemm", [rows[1], weight_name, bias_name], [output], ONNX_MARK, transB=1))
-    described = next(one for one in graph.output if one.name == output)
-    described.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    del described.type.tensor_type.shape.dim[2:]
+    described = next(one for one in graph.output if one.name == output).type.tensor_type
+    steps: list[tuple[str, dict[str, int]]] = []
+    if described.elem_type != onnx.TensorProto.FLOAT:  # a network in half precision
+        steps.append(("Cast", {"to": onnx.TensorProto.FLOAT}))
+    if len(described.shape.dim) != 2:  # (N, D, 1, 1), or not said
+        steps.append(("Flatten", {}))
+    for kind, how in steps:
+        after = f"{ONNX_MARK}.{kind.lower()}"
+        graph.node.append(helper.make_node(kind, [before], [after], after, **how))
+        before = after
+    graph.node.append(helper.make_node("Gemm", [before, weight_name, bias_name], [output], ONNX_MARK, transB=1))
+    described.elem_type = onnx.TensorProto.FLOAT
+    if described.HasField("shape"):
+        del described.shape.dim[2:]
     kept = [entry for entry in model.metadata_props if entry.key not in metadata]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)

@@ -29,8 +29,8 @@ class TwoBranches(Protocol):
 class Extracted:
     """What the protocols need of N images, in their order, on the CPU."""
 
-    original: np.ndarray  # (N, 512) float32, before L2 normalisation
-    mirror: np.ndarray  # (N, 512) float32, of the mirror images
+    original: np.ndarray  # (N, D) float32, before L2 normalisation
+    mirror: np.ndarray  # (N, D) float32, of the mirror images
     age_probabilities_original: np.ndarray | None  # (N, 8) float32; None without an age branch
     age_probabilities_mirror: np.ndarray | None
     grey_pixels: np.ndarray | None  # (N, 56 * 56) float32 in [-1, 1], of the original view; None where none were read

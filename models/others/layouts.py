@@ -1,11 +1,10 @@
 """Weights of other projects under IEFP's names: AdaFace's and CVLface's IR networks, face.evoLVe's, and MTLFace's.
 
-All are IResNets (models/iresnet.py) under other names. MTLFace has an
-attention before its output. Two things differ: the first block's shortcut takes every
-other pixel where IResNet has a convolution and a BatchNorm, which are set to do that; and AdaFace takes BGR, so that
-the first convolution's weights change places. Source of names and order of layers: net.py of github.com/mk-minchul/
-AdaFace, models/iresnet/model.py of its CVLface, backbone/aifr.py and python_package/mtlface/modules.py of
-github.com/Hzzone/MTLFace.
+All are IResNets (models/iresnet.py) under other names, MTLFace's with an attention before its output. Two things
+differ: the first block's shortcut takes every other pixel where IResNet has a convolution and a BatchNorm, which are
+set to do that; and AdaFace takes BGR, so that the first convolution's weights change places.
+Source of names and order of layers: net.py of github.com/mk-minchul/AdaFace, models/iresnet/model.py of its CVLface,
+backbone/aifr.py and python_package/mtlface/modules.py of github.com/Hzzone/MTLFace.
 """
 
 import re

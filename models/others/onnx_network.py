@@ -47,7 +47,8 @@ class PictureInput:
 
     def text(self) -> str:
         """As --onnx-input takes it."""
-        numbers = (f"{name}={','.join(f'{number:g}' for number in getattr(self, name))}" for name in ("mean", "scale"))
+        numbers = (f"{name}={','.join(repr(number).removesuffix('.0') for number in getattr(self, name))}"
+                   for name in ("mean", "scale"))  # fmt: skip
         words = [self.colours.lower(), f"{self.height}x{self.width}", *numbers]
         words += ["nhwc"] * (self.layout == "NHWC") + ([f"output={self.output}"] if self.output else [])
         return " ".join(words)
@@ -228,6 +229,7 @@ class OnnxNetwork:
         return found.reshape(len(found), -1)[:count].astype(np.float32, copy=False)
 
     def pixels(self, images: Tensor) -> np.ndarray:
+        """images (N, 3, 112, 112) in [-1, 1] -> what the model takes."""
         taken = self.taken
         if taken == replace(PictureInput(), said_by=taken.said_by, output=taken.output) and self.dtype == np.float32:
             return np.ascontiguousarray(images.cpu().numpy())  # as they come
@@ -294,12 +296,13 @@ class OnnxNetwork:
 
 def _of_pictures(outputs: tuple[np.ndarray, ...], num_pictures: int) -> list[int]:
     """Which outputs hold a row of floats a picture, (N, D) or (N, D, 1, 1)."""
-    return [
-        i
-        for i, array in enumerate(outputs)
-        if np.ndim(array) in (2, 4) and array.shape[0] == num_pictures and array.shape[1] > 1
-        and array.size == array.shape[0] * array.shape[1] and array.dtype.kind == "f"
-    ]  # fmt: skip
+
+    def is_one(array: Any) -> bool:
+        if not isinstance(array, np.ndarray) or array.ndim not in (2, 4) or array.dtype.kind != "f":
+            return False
+        return len(array) == num_pictures and array.shape[1] > 1 and array.size == num_pictures * array.shape[1]
+
+    return [i for i, array in enumerate(outputs) if is_one(array)]
 
 
 def _fitted(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from golden_weights import fill
 
 from meta import UserError
-from models.erased_weights import add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
+from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
 from models.erasure import ErasureFitter
 from models.export import Embedder, example_images
 from models.export_files import run_embedder
@@ -146,7 +146,7 @@ def test_an_onnx_model_gets_a_gemm_at_its_end(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     erasure = erasure_of(6)
     assert not is_erased_onnx(model)
-    add_erasure_to_onnx(model, erasure, "{}")
+    add_erasure_to_onnx(model, erasure, "features", {ONNX_MARK: "{}"})
     onnx.checker.check_model(model, full_check=True)
     assert is_erased_onnx(model)
     x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
@@ -156,4 +156,4 @@ def test_an_onnx_model_gets_a_gemm_at_its_end(tmp_path):
     np.testing.assert_array_equal(other, -np.maximum(x, 0))
     model.opset_import[0].version = 6
     with pytest.raises(UserError, match="opset 6, at least 7"):
-        add_erasure_to_onnx(model, erasure, "{}")
+        add_erasure_to_onnx(model, erasure, "features", {ONNX_MARK: "{}"})
