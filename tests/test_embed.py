@@ -16,6 +16,7 @@ from data.alignment.detectors import YuNet
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.index_cache import CACHE_FOLDER
+from data.layout import DRAWN_MARKER
 from evaluation.calibration import FILE_NAME, Calibration, read_calibration
 from evaluation.comparison import Face, compare_faces, cosines, nearest
 from evaluation.embeddings.feature_files import read_features
@@ -402,10 +403,10 @@ def test_a_bad_picture_is_one_sentence_or_is_left_out_and_listed(run_embed, fold
 @pytest.mark.parametrize(("line", "words"), [
     ("", "no pictures are given"), ("A", "1 pictures are given: give two"), ("A B C", "3 pictures are given: give two"),
     ("A A", "are the same file"), ("nowhere.jpg A", "does not exist"), ("EMPTY -o OUT/f.npz", "holds no picture"),
-    ("A -o OUT/none/f.npz", "folder that does not exist"), ("A -o OUT/f.txt", "ends in neither .npz nor .parquet"),
+    ("A -o OUT/none/f.npz", "folder that does not exist"), ("A -o OUT/f.txt", "ends in none of .npz, .parquet, .csv"),
     ("A -o OUT/there.npz", "exists: give another name, or --force"),
     ("A -o OUT/f.npz --gallery OUT/there.npz", "give one of the two"),
-    ("A -o OUT/f.npz --benchmark fgnet", "--benchmark does nothing with --output"),
+    ("A -o OUT/f.npz --benchmark fgnet", "--benchmark does nothing without --group"),
     ("A B --assume-aligned --detector OUT/yunet.onnx", "give one of the two"),
     ("A --gallery OUT/there.npz", "has no end, the download stopped early"),
     ("A B --calibration OUT/none.json", "none.json is no file"),
@@ -427,3 +428,37 @@ def test_weights_without_an_age_branch_leave_ages_out(run_embed, folder, weights
     assert outcome.status == 0 and "holds no age branch" in outcome.err and "age_groups" not in json.loads(outcome.out)
     assert run_embed(folder / "001", "-o", tmp_path / "f.npz", of=tmp_path / "id.pth").status == 0
     assert read_features(tmp_path / "f.npz").age_probabilities is None
+
+
+def test_people_are_grouped_by_a_cosine_or_by_a_calibrated_rate(run_embed, calibration, folder, model, tmp_path):
+    """And a folder searched in its own gallery finds others only."""
+    scores = cosines(*[embed_script.embed(model, all_pictures(folder)).embeddings] * 2)
+    threshold = float(np.median(scores))
+    outcome = run_embed(
+        folder, "--group", f"{threshold:.4f}", "-o", tmp_path / "people", "--linkage", "average", "--json"
+    )
+    assert outcome.status == 0, outcome.err
+    plain, links = json.loads(outcome.out), sorted((tmp_path / "people").glob("person_*/*"))
+    assert plain["num_people"] == len({link.parent for link in links}) and plain["num_pictures"] == len(links)
+    assert sorted(link.resolve() for link in links) == [path.resolve() for path in all_pictures(folder)]
+    outcome = run_embed(folder, "--group", "1e-1", "-o", tmp_path / "people.csv", "--calibration", calibration)
+    assert outcome.status == 0 and "At FAR 1e-1 the threshold is " in outcome.out, outcome.err
+    assert (tmp_path / "people.csv").read_text().startswith("name,person,num_pictures\n001/001A")
+    run_embed(folder, "-o", tmp_path / "faces.npz")
+    found = json.loads(run_embed("--gallery", tmp_path / "faces.npz", folder, "--top", 3, "--json").out)
+    assert found["num_in_gallery"] == len(links)
+    assert not [one for one in found["searches"] if one["name"] in [match["name"] for match in one["matches"]]]
+
+
+def test_an_answer_by_drawn_faces_says_so(run_main, run_embed, tiny_faces, folder, weights, tmp_path, monkeypatch):
+    """The marker of the set's folder, by way of results.json and calibration.json."""
+    monkeypatch.setattr("evaluation.report.page.svg_of", lambda plot: b"")
+    (tmp_path / "photos").rename(tmp_path / "ID_processed_FGNET")
+    (tmp_path / DRAWN_MARKER).touch()
+    outcome = run_main("test", "--weights", weights, "--face-dataset", tmp_path, "--benchmarks", "fgnet", "--workers", 0,
+                       "--output", tmp_path / "results", "--device", "cpu", "--no-pictures")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["models"][0]["results"]["fgnet"]["drawn"]
+    pair = all_pictures(tmp_path / "ID_processed_FGNET")[:2]
+    outcome = run_embed(*pair, "--calibration", tmp_path / "results" / FILE_NAME, "--far", 0.1)
+    assert "That threshold was measured on the drawn faces of FG-NET" in outcome.out
