@@ -16,7 +16,6 @@ from data.alignment.detectors import YuNet
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.index_cache import CACHE_FOLDER
-from data.layout import DRAWN_MARKER
 from evaluation.calibration import FILE_NAME, Calibration, read_calibration
 from evaluation.comparison import Face, compare_faces, cosines, nearest
 from evaluation.embeddings.feature_files import read_features
@@ -430,35 +429,18 @@ def test_weights_without_an_age_branch_leave_ages_out(run_embed, folder, weights
     assert read_features(tmp_path / "f.npz").age_probabilities is None
 
 
-def test_people_are_grouped_by_a_cosine_or_by_a_calibrated_rate(run_embed, calibration, folder, model, tmp_path):
-    """And a folder searched in its own gallery finds others only."""
-    scores = cosines(*[embed_script.embed(model, all_pictures(folder)).embeddings] * 2)
-    threshold = float(np.median(scores))
-    outcome = run_embed(
-        folder, "--group", f"{threshold:.4f}", "-o", tmp_path / "people", "--linkage", "average", "--json"
-    )
+def test_people_are_grouped_by_a_cosine_or_by_a_calibrated_rate(run_embed, calibration, folder, tmp_path):
+    """Folders of links, and a table; the threshold of the rate says that it was measured on drawn faces."""
+    outcome = run_embed(folder, "--group", "0.8", "--linkage", "average", "-o", tmp_path / "people", "--json")
     assert outcome.status == 0, outcome.err
     plain, links = json.loads(outcome.out), sorted((tmp_path / "people").glob("person_*/*"))
     assert plain["num_people"] == len({link.parent for link in links}) and plain["num_pictures"] == len(links)
     assert sorted(link.resolve() for link in links) == [path.resolve() for path in all_pictures(folder)]
-    outcome = run_embed(folder, "--group", "1e-1", "-o", tmp_path / "people.csv", "--calibration", calibration)
+    content = json.loads(calibration.read_text())
+    content["models"][0]["benchmarks"]["fgnet"]["drawn"] = True
+    (tmp_path / "drawn.json").write_text(json.dumps(content))
+    flags = ("--group", "1e-1", "-o", tmp_path / "people.csv", "--calibration", tmp_path / "drawn.json")
+    outcome = run_embed(folder, *flags)
     assert outcome.status == 0 and "At FAR 1e-1 the threshold is " in outcome.out, outcome.err
-    assert (tmp_path / "people.csv").read_text().startswith("name,person,num_pictures\n001/001A")
-    run_embed(folder, "-o", tmp_path / "faces.npz")
-    found = json.loads(run_embed("--gallery", tmp_path / "faces.npz", folder, "--top", 3, "--json").out)
-    assert found["num_in_gallery"] == len(links)
-    assert not [one for one in found["searches"] if one["name"] in [match["name"] for match in one["matches"]]]
-
-
-def test_an_answer_by_drawn_faces_says_so(run_main, run_embed, tiny_faces, folder, weights, tmp_path, monkeypatch):
-    """The marker of the set's folder, by way of results.json and calibration.json."""
-    monkeypatch.setattr("evaluation.report.page.svg_of", lambda plot: b"")
-    (tmp_path / "photos").rename(tmp_path / "ID_processed_FGNET")
-    (tmp_path / DRAWN_MARKER).touch()
-    outcome = run_main("test", "--weights", weights, "--face-dataset", tmp_path, "--benchmarks", "fgnet", "--workers", 0,
-                       "--output", tmp_path / "results", "--device", "cpu", "--no-pictures")  # fmt: skip
-    assert outcome.status == 0, outcome.err
-    assert json.loads((tmp_path / "results" / "results.json").read_text())["models"][0]["results"]["fgnet"]["drawn"]
-    pair = all_pictures(tmp_path / "ID_processed_FGNET")[:2]
-    outcome = run_embed(*pair, "--calibration", tmp_path / "results" / FILE_NAME, "--far", 0.1)
     assert "That threshold was measured on the drawn faces of FG-NET" in outcome.out
+    assert (tmp_path / "people.csv").read_text().startswith("name,person,num_pictures\n001/001A")
