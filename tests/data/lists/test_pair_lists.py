@@ -140,8 +140,8 @@ def test_a_mistake_is_one_sentence(write, faces, mistake):
     assert "\n" not in str(caught.value)
 
 
-WORDS = st.sampled_from(["a", "p00", "1", "0", "-1", "17", "9" * 5000, "same", "fold", "name_a", "b", '"', ",", ";", "\t",
-                         " ", "\n", "\0", "/", "..", picture(0), picture(1, 2)])  # fmt: skip
+WORDS = st.sampled_from(["a", "p00", "1", "0", "-1", "17", "9" * 5000, "same", "fold", "name_a", "b", '"', ",", ";",
+                         "\t", " ", "\n", "\0", "/", "..", picture(0), picture(1, 2)])  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
