@@ -127,7 +127,7 @@ def threshold_warnings(benchmark: BenchmarkCalibration, point: OperatingPoint) -
     if point.impostors_allowed < FEW_IMPOSTORS:
         count = point.impostors_allowed
         alike = f"{count} impostor pairs" if count > 1 else "one impostor pair"
-        warnings.append(f"That threshold hangs on the {alike} most alike: take it with care, or give a larger --far.")
+        warnings.append(f"That threshold hangs on the {alike} most alike: take it with care, or ask for a larger FAR.")
     if benchmark.is_drawn:
         warnings.append(f"That threshold was measured on the drawn faces of {benchmark.title}: of photographs of "
                         "people it says nothing.")  # fmt: skip

@@ -398,10 +398,10 @@ def test_a_bad_picture_is_one_sentence_or_is_left_out_and_listed(run_embed, fold
 @pytest.mark.parametrize(("line", "words"), [
     ("", "no pictures are given"), ("A", "1 pictures are given: give two"), ("A B C", "3 pictures are given: give two"),
     ("A A", "are the same file"), ("nowhere.jpg A", "does not exist"), ("EMPTY -o OUT/f.npz", "holds no picture"),
-    ("A -o OUT/none/f.npz", "folder that does not exist"), ("A -o OUT/f.txt", "ends in neither .npz nor .parquet"),
+    ("A -o OUT/none/f.npz", "folder that does not exist"), ("A -o OUT/f.txt", "ends in none of .npz, .parquet, .csv"),
     ("A -o OUT/there.npz", "exists: give another name, or --force"),
     ("A -o OUT/f.npz --gallery OUT/there.npz", "give one of the two"),
-    ("A -o OUT/f.npz --benchmark fgnet", "--benchmark does nothing with --output"),
+    ("A -o OUT/f.npz --benchmark fgnet", "--benchmark does nothing without --group"),
     ("A B --assume-aligned --detector OUT/yunet.onnx", "give one of the two"),
     ("A --gallery OUT/there.npz", "has no end, the download stopped early"),
     ("A B --calibration OUT/none.json", "none.json is no file"),
@@ -423,3 +423,20 @@ def test_weights_without_an_age_branch_leave_ages_out(run_embed, folder, weights
     assert outcome.status == 0 and "holds no age branch" in outcome.err and "age_groups" not in json.loads(outcome.out)
     assert run_embed(folder / "001", "-o", tmp_path / "f.npz", of=tmp_path / "id.pth").status == 0
     assert read_features(tmp_path / "f.npz").age_probabilities is None
+
+
+def test_people_are_grouped_by_a_cosine_or_by_a_calibrated_rate(run_embed, calibration, folder, tmp_path):
+    """Folders of links, and a table; the threshold of the rate says that it was measured on drawn faces."""
+    outcome = run_embed(folder, "--group", "0.8", "--linkage", "average", "-o", tmp_path / "people", "--json")
+    assert outcome.status == 0, outcome.err
+    plain, links = json.loads(outcome.out), sorted((tmp_path / "people").glob("person_*/*"))
+    assert plain["num_people"] == len({link.parent for link in links}) and plain["num_pictures"] == len(links)
+    assert sorted(link.resolve() for link in links) == [path.resolve() for path in all_pictures(folder)]
+    content = json.loads(calibration.read_text())
+    content["models"][0]["benchmarks"]["fgnet"]["drawn"] = True
+    (tmp_path / "drawn.json").write_text(json.dumps(content))
+    flags = ("--group", "1e-1", "-o", tmp_path / "people.csv", "--calibration", tmp_path / "drawn.json")
+    outcome = run_embed(folder, *flags)
+    assert outcome.status == 0 and "At FAR 1e-1 the threshold is " in outcome.out, outcome.err
+    assert "That threshold was measured on the drawn faces of FG-NET" in outcome.out
+    assert (tmp_path / "people.csv").read_text().startswith("name,person,num_pictures\n001/001A")

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 from scripts import load_script
 
 from data.alignment import detectors
+from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
+from data.benchmarks import open_eval_set, specs_of_pair_lists
+from data.layout import DRAWN_MARKER
 from data.pairs import find_pair_list
 from data.verification_bins import read_verification_bin
 from evaluation.embeddings.feature_files import write_embeddings
@@ -96,9 +100,9 @@ def test_photographs_are_aligned_and_give_the_figures_of_aligned_faces(run_pairs
     assert of_photos["num_aligned_detector"] == 40
     first = pairs.read_text().split()[0].replace(".jpg", ".png")
     Image.new("RGB", (200, 200), (0, 0, 255)).save(photos / first)
-    outcome, results = run_pairs(pairs, photos, "--detector", "yunet.onnx")
-    assert outcome.status == 2 and outcome.err.count("\n") == 1
-    assert f"1 of the 40 pictures can't be aligned, the first: no face was found in '{first}'" in outcome.err
+    (spec,) = specs_of_pair_lists((pairs,), photos, Aligner(detector_path="yunet.onnx"), workers=0)
+    words = f"1 of the 40 pictures can't be aligned, the first: no face was found in '{first}'"
+    assert refused(open_eval_set, spec, str).startswith(words)
     outcome, results = run_pairs(pairs, photos, "--detector", "yunet.onnx", "--allow-missing")
     assert outcome.status == 0 and next(iter(results.values()))["num_pairs_dropped"] == 1
     assert "1 pairs left out, 1 images missing" in outcome.out
@@ -124,8 +128,10 @@ def test_an_unpacked_set_is_a_list_that_test_py_reads_back(run_main, run_pairs, 
     faces = read_verification_bin(path).images
     assert [one.name for one in pictures] == sorted(one.name for one in pictures) and len(pictures) == 40
     assert [one.read_bytes() for one in pictures] == [faces.read(i) for i in range(40)]
+    (tmp_path / "un" / DRAWN_MARKER).touch()
     outcome, results = run_pairs(tmp_path / "un" / "pairs.csv", tmp_path / "un" / "images", "--bins", path)
     assert outcome.status == 0, outcome.err
+    assert results["pairs.csv"].pop("drawn") is True and "drawn" not in results["a.bin"]
     of_bin, of_list = results["a.bin"]["verification"], results["pairs.csv"]["verification"]
     assert {how: of_bin[how] for how in of_list} == of_list
     again = run_main("prepare", "unpack", path, "--output", tmp_path / "un")

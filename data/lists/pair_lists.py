@@ -119,13 +119,17 @@ def _lfw_row(line: str, where: str) -> _Row:
     """`Aaron_Peirsol 1 2`, or `AJ_Cook 1 Marsha_Thomason 1`: Aaron_Peirsol/Aaron_Peirsol_0001, ..."""
     fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
     numbers = fields[1::2] if len(fields) == 4 else fields[1:]
-    if len(fields) not in (3, 4) or not all(number.strip().isdecimal() for number in numbers):
+    if len(fields) not in (3, 4) or not all(map(_is_number, numbers)):
         raise UserError(f"{where} reads {shown(line)}: 'name 1 2' or 'name 1 other_name 1' is expected, as in LFW's "
                         "pairs.txt.")  # fmt: skip
     people = (fields[0], fields[0] if len(fields) == 3 else fields[2])
     names = [checked_name(f"{person.strip()}/{person.strip()}_{int(number):04d}", where)
              for person, number in zip(people, numbers, strict=True)]  # fmt: skip
     return _Row(Pair(*names, genuine=len(fields) == 3), None)
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal() and len(text) < 10
 
 
 # ------------------------------------------------------------------------------------------------------------ columns

@@ -1,7 +1,11 @@
 """data/lists/pair_lists.py: pair lists of every spelling read the same, and each mistake in one is a sentence."""
 
+import contextlib
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.lists.pair_lists import read_any_pair_list
 from meta import UserError
@@ -134,6 +138,19 @@ def test_a_mistake_is_one_sentence(write, faces, mistake):
     with pytest.raises(UserError, match=words) as caught:
         read_any_pair_list(write(text), faces)
     assert "\n" not in str(caught.value)
+
+
+WORDS = st.sampled_from(["a", "p00", "1", "0", "-1", "17", "9" * 5000, "same", "fold", "name_a", "b", '"', ",", ";",
+                         "\t", " ", "\n", "\0", "/", "..", picture(0), picture(1, 2)])  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=40).map("".join)))
+def test_any_text_is_a_list_or_refused_in_a_sentence(tmp_path_factory, faces, text):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with contextlib.suppress(UserError):
+        read_any_pair_list(path, faces, allow_missing=True)
 
 
 def test_pairs_without_pictures_are_left_out_where_asked_and_the_folds_stay(write, faces):
