@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.alignment.landmarks import csv_columns, csv_rows
+from data.releases.names import is_whole_number, unexpected_line
 
 MORPH2_NAME = re.compile(r"(\d{1,9})_(\d{1,4})([mf])(\d{1,3})\.(jpe?g)", re.IGNORECASE | re.ASCII)
 CONTRADICTIONS_FILE = "contradictions.csv"
@@ -142,10 +143,10 @@ def contradiction_lines(found: Iterable[Contradiction]) -> str:
 
 
 def read_contradictions(path: Path) -> list[Contradiction]:
-    """Those of such a CSV; lines of another form are left out.
+    """Those of such a CSV.
 
     Raises:
-        UserError: for a file that can't be read or lacks a column.
+        UserError: for a file that can't be read, lacks a column, or has a line of another form.
     """
     found: list[Contradiction] = []
     places: list[int] = []
@@ -154,6 +155,7 @@ def read_contradictions(path: Path) -> list[Contradiction]:
             places = csv_columns(where, cells, COLUMNS, EXPECTED)
             continue
         subject, what, pictures = (cells[place] if place < len(cells) else "" for place in places)
-        if subject.isdecimal() and len(subject) <= 9 and what in KINDS:
-            found.append(Contradiction(int(subject), what, pictures))
+        if not is_whole_number(subject) or what not in KINDS:
+            raise unexpected_line(where, ",".join(cells), f"{EXPECTED}, what is one of {', '.join(KINDS)}")
+        found.append(Contradiction(int(subject), what, pictures))
     return found

@@ -254,7 +254,7 @@ def read_morph2_table(path: str | Path) -> dict[str, TableRow]:
         name = photo.replace("\\", "/").rpartition("/")[2].lower()
         if not name or not is_whole_number(age) or not MIN_AGE <= int(age) <= MAX_AGE:
             raise unexpected_line(where, ",".join(cells), f"{EXPECTED_MORPH2}, an age from {MIN_AGE} to {MAX_AGE}")
-        found = {name: cells[place] for name, place in others.items() if place < len(cells)}
+        found = {name: cells[place] for name, place in others.items() if place < len(cells) and cells[place] != "NULL"}
         if rows.setdefault(name, TableRow(int(age), **found)).age != int(age):
             raise UserError(f"{where}, gives {name[:NUM_CHARACTERS_SHOWN]!r} the age {age}, and a line before "
                             f"{rows[name].age}: keep the right one.")  # fmt: skip

@@ -221,18 +221,16 @@ def test_contradictions_of_morph2s_subjects_are_a_note_by_their_names_and_by_the
     assert (found.name, found.severity) == ("morph2_3000", "note")
     assert found.what.startswith("1 subjects contradict themselves (sex 1)")
     assert found.examples[0].startswith(f"{probes[0].name}: sex: ") and "--contradictions drop" in found.advice
-    listed = [
-        Contradiction(int(probes[1].name), "race", "B in a.JPG; W in b.JPG"),
-        Contradiction(7, "race", "not here"),
-    ]
+    listed = [Contradiction(int(probes[1].name), "race", "B in a.JPG; W in b.JPG"), Contradiction(7, "race", "B; W")]
     (root / MORPH2 / "contradictions.csv").write_text(contradiction_lines(listed))
     small, large = worse(check(root, ["morph2"], quick=True))
     assert "2 subjects contradict themselves (sex 1, race 1)" in small.what and len(small.examples) == 2
     assert "1 subjects contradict themselves (race 1)" in large.what and large.name == "morph2_10000"
-    (root / MORPH2 / "contradictions.csv").write_text("subject,what\n")
-    assert all(
-        "has the column 'pictures' 0 times" in found.what for found in worse(check(root, ["morph2"], quick=True))
-    )
+    for text, words in (("subject,what\n", "has the column 'pictures' 0 times"),
+                        ("subject,what,pictures\n7,age,x\n", "line 2, reads '7,age,x'")):  # fmt: skip
+        (root / MORPH2 / "contradictions.csv").write_text(text)
+        found, _ = worse(check(root, ["morph2"], quick=True))
+        assert found.severity == "wrong" and words in found.what
 
 
 @pytest.mark.parametrize("name", MORPH2_FAULTS)
