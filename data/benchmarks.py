@@ -345,6 +345,8 @@ def _read_own_pairs(spec: EvalSpec, report: Report, allow_missing: bool) -> tupl
     if aligned.failures and not allow_missing:
         raise UserError(f"{len(aligned.failures):,} of the {len(pairs.images):,} pictures can't be aligned, the first: "
                         f"{next(iter(aligned.failures.values()))} --allow-missing leaves their pairs out.")  # fmt: skip
+    for reason in aligned.failures.values():
+        report(f"{spec.title}: left out: {reason}")
     counts = {f"num_aligned_{how.replace(' ', '_')}": count for how, count in sorted(aligned.aligned_by.items())}
     return with_aligned(pairs, aligned), counts
 

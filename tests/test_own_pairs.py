@@ -105,7 +105,10 @@ def test_photographs_are_aligned_and_give_the_figures_of_aligned_faces(run_pairs
     assert refused(open_eval_set, spec, str).startswith(words)
     outcome, results = run_pairs(pairs, photos, "--detector", "yunet.onnx", "--allow-missing")
     assert outcome.status == 0 and next(iter(results.values()))["num_pairs_dropped"] == 1
-    assert "1 pairs left out, 1 images missing" in outcome.out
+    assert (
+        "1 pairs left out, 1 images missing" in outcome.out
+        and f"left out: no face was found in '{first}'" in outcome.out
+    )
 
 
 @pytest.fixture
