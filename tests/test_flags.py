@@ -555,17 +555,19 @@ def test_the_identity_branch_is_the_same_with_and_without_age_weights_and_a_run_
 def test_pictures_without_ages_in_their_names_can_be_trained_on_where_no_age_is_needed(
     run_main, photographs, age_weights, tmp_path
 ):
-    """10: with IEFP too, whose age features come from the frozen branch. Methods that need ages say so."""
+    """10: with IEFP too, by --names none: its age features come from the frozen branch. What needs ages says so."""
     common = ("--train-data", photographs, *SMALL, "--epochs", 1, "--age-weights", age_weights)
-    for method in ("none", "iefp"):
+    for method, names in (("none", ()), ("iefp", ("--names", "none"))):
         folder = tmp_path / method
-        outcome = run_main("train", *common, "--disentangle", method, "--run-folder", folder)
+        outcome = run_main("train", *common, *names, "--disentangle", method, "--run-folder", folder)
         assert outcome.status == 0, outcome.err
-        assert f"has no age in its name: no age is used, and --disentangle {method} needs none" in outcome.out
+        said = "has no age in its name: no age is used, and --disentangle none needs none"
+        assert (said in outcome.out) == (method == "none")
         assert (folder / "iefp.pth").is_file()
     outcome = run_main("train", *common, "--names", "none", "--disentangle", "grl", "--run-folder", tmp_path / "grl")
     assert outcome.status == 2 and "which --disentangle grl needs: give --ages" in outcome.err
-    for flags, words in ((("--names", "ms1mv3"), "has no age in its name"),
+    for flags, words in ((("--names", "ms1mv3", "--disentangle", "none"), "or leave it out.\n"),
+                         ((), "or leave it out; --names none trains without ages."),
                          (("--age-prior", 1), "--age-prior needs ages, and "),
                          (("--disentangle", "orthogonal"), "or give --ages with a table of them.")):  # fmt: skip
         outcome = run_main("train", *common, *flags, "--run-folder", tmp_path / "refused")

@@ -87,8 +87,8 @@ class TrainConfig:
     """CSV of picture (path below --train-data, or record key) and age, for pictures whose names don't hold it."""
     age_columns: AgeColumns = None
     names: Literal[(*FILENAME_PATTERNS, "none")] = "ms1mv3"
-    """How the file names hold the age; none: not at all, and no age is known. Names without ages need no flag where no
-    age is needed."""
+    """How the file names hold the age; none: not at all, and no age is known (of use where none is needed). With
+    --disentangle none names without ages need no flag."""
     assume_aligned: bool = False
     """All pictures are aligned, also those that are not 112x112; they are only resized."""
     run_folder: Path = output_folder(Path("runs/iefp"))

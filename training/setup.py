@@ -94,7 +94,7 @@ def read_weights(config: TrainConfig) -> Branch | None:
 def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
     """The index of the training set with its ages; a machine's first process makes it, the others find it cached.
 
-    Where nothing needs ages and --names was not given, names without ages leave all ages unknown.
+    Where nothing uses ages and --names was not given, names without ages leave all ages unknown.
     """
     open_with = functools.partial(
         open_index,
@@ -116,6 +116,8 @@ def open_pictures(config: TrainConfig, process: DistInfo) -> Faces:
             raise UserError(
                 f"{needs} needs ages, and {str(error)[:-1]}, or give --ages with a table of them."
             ) from None
+        if critic_of(config) is not None:  # its age loss is logged
+            raise UserError(f"{str(error)[:-1]}; --names none trains without ages.") from None
         if "names" in given(config):
             raise
         index = open_with(None)
