@@ -411,6 +411,7 @@ BEFORE_WORK = [
     ("test --group a WEIGHTS --group b none.npz", "--group none.npz does not exist", "script_test.open_models"),
     ("test --group a WEIGHTS --group b none.pth PEOPLE", "they are paired by order", "script_test.open_models"),
     ("test --weights WEIGHTS --morph2-subjects 20 20", "is asked for twice", "script_test.open_models"),
+    ("test --weights WEIGHTS --onnx-input bgr", "--onnx-input does nothing, for none", "script_test.open_models"),
     ("purify --weights none.pth --data PEOPLE -o x.pth", "none.pth does not exist", "script_purify.open_source"),
     ("purify --weights WEIGHTS --data nowhere -o x.pth", "--data nowhere does not exist", "script_purify.open_source"),
     ("purify --weights WEIGHTS --data PEOPLE -o x.onnx", "-o x.onnx does not end in", "script_purify.open_source"),

@@ -212,6 +212,16 @@ def detector(path):
     return save(path, nodes, {"x": (FLOAT, [1, 3, 640, 640])}, outputs, shapes)
 
 
+def detector_of_any_size(path):
+    """As YuNet is: of sides that 32 divides."""
+    shapes = {f"{what}{k}": np.array([1, -1, 32]) for k in (0, 1) for what in ("score", "box")}
+    nodes = [("Reshape", ["x", name], [f"out_{name}"]) for name in shapes] + [("Add", ["x", "places"], ["late"])]
+    outputs = {f"out_{name}": (FLOAT, None) for name in shapes} | {"late": (FLOAT, None)}
+    return save(
+        path, nodes, {"x": (FLOAT, [1, 3, "h", "w"])}, outputs, shapes | {"places": np.zeros((1, 3, 128, 128), "f")}
+    )
+
+
 def with_scale(path, value):
     nodes = [*LINEAR[:2], ("MatMul", ["flat", "w"], ["y"]), ("Mul", ["y", "k"], ["features"])]
     weights = {"w": matrix(), "k": np.float32(value)}
@@ -239,6 +249,7 @@ def cut_short(path):
 
 REFUSED = {
     "a detector": (detector, "gives no features.*face detectors have them; those go to --detector"),
+    "a detector of any size": (detector_of_any_size, "can't run on a face of 112x112 and has 5 outputs, as face det"),
     "an opset to come": (lambda path: linear(path, opset=99), "onnxruntime .* can't run .*update onnxruntime"),
     "zeros": (lambda path: with_scale(path, 0), "features of a face that are all zero"),
     "not finite": (lambda path: with_scale(path, np.nan), "hold NaN or infinity"),

@@ -30,6 +30,8 @@ INPUT_KEY = "picture_input"  # of the metadata that purify.py writes, a text as 
 GRAMMAR = '"bgr 160x160 mean=127.5 scale=128 output=NAME", height before width; rgb, nchw, nhwc and three numbers ' \
           "a mean (mean=104,117,123) are known too"  # fmt: skip
 IMAGENET_CLASSES = (1000, 1001)
+FEWEST_OF_DETECTORS = 3  # outputs: scores, boxes and points, often for several sizes of faces
+LIKE_A_DETECTOR = ", as face detectors have them; those go to --detector of embed.py"
 
 
 @dataclass(frozen=True)
@@ -250,8 +252,11 @@ class OnnxNetwork:
             try:
                 found = self._run({self.name: np.repeat(pixels[:1], batch, axis=0) if batch else pixels}, None)
             except UserError:
-                if batch:
+                if batch and len(self.outputs) < FEWEST_OF_DETECTORS:
                     raise
+                if batch:
+                    raise UserError(f"{self.path} can't run on a face of {self.taken.height}x{self.taken.width} and "
+                                    f"has {len(self.outputs)} outputs{LIKE_A_DETECTOR}.") from None  # fmt: skip
                 continue
             fitting = [self.outputs[i] for i in _of_pictures(found, batch or len(pixels))]
             if fitting:
@@ -266,7 +271,7 @@ class OnnxNetwork:
         if fitting:
             raise UserError(f"{self.path} has {len(fitting)} outputs of shape (N, D), among {shapes}: give the name of "
                             f"the features by --onnx-input 'output={fitting[0]}'.")  # fmt: skip
-        more = "" if len(found) < 3 else ", as face detectors have them; those go to --detector of embed.py"
+        more = LIKE_A_DETECTOR if len(found) >= FEWEST_OF_DETECTORS else ""
         raise UserError(f"{self.path} gives no features (N, D) of a picture but {shapes}{more}: give a model that "
                         "embeds faces.")  # fmt: skip
 
