@@ -1,0 +1,143 @@
+"""docs/BRING_YOUR_OWN.md: its commands run in their order, from stand-ins for what users bring to the reports."""
+
+import itertools
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from golden_weights import fill
+from photographs import KnownFaces, drawn, empty_scene, place
+from scripts import ROOT, TINY, load_script
+from test_onnx_models import linear
+
+from data.pairs import find_pair_list
+from evaluation.embeddings.feature_files import write_embeddings
+from meta import BENCHMARKS, WEIGHT_FILES
+from models.iefp import IEFP
+from models.weights import age_file_tensors, iefp_file_tensors
+
+sys.path.append(str(ROOT / "tests" / "models"))
+from test_layouts_of_others import CASES, lively  # noqa: E402
+
+PAGE = ROOT / "docs" / "BRING_YOUR_OWN.md"
+PEOPLE = {"train": ("anna", "bob", "carl"), "test": ("dora", "emil")}
+NUMBERS = (1, 2, 7, 8, 9)  # of each person's photographs
+HERE = ("--device", "cpu", "--workers", "0")
+# What makes the page's commands small; later flags win. The rate of false accepts suits a set of ten impostor pairs.
+SMALLER = [
+    ({"train.py"}, (*SMALL, "--epochs", "1", "--warmup-steps", "1")),
+    ({"test.py", "--weights"}, HERE),
+    ({"test.py", "--embeddings"}, ("--device", "cpu")),
+    ({"purify.py"}, HERE),
+    ({"embed.py"}, HERE),
+    ({"embed.py", "--far"}, ("--far", "1e-1")),
+    ({"embed.py", "--group"}, ("--group", "1e-1")),
+    ({"prepare.py", "align"}, ("--workers", "1")),
+    ({"prepare.py", "ages", "--weights"}, HERE),
+]
+
+
+def commands() -> list[list[str]]:
+    """The words of each line of the page's bash blocks, in their order."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def take_photographs(folder: Path) -> dict:
+    """People in scenes; what KnownFaces knows of them."""
+    known, sizes = {}, itertools.count(230)
+    for number, (part, person) in enumerate((part, person) for part in PEOPLE for person in PEOPLE[part]):
+        (folder / part / person).mkdir(parents=True)
+        for k in NUMBERS:
+            scene = empty_scene((next(sizes), 220), seed=k)
+            known[scene.size] = [(place(scene, drawn(number, 6 * k), (115, 110), 5 * k), 0.9)]
+            scene.save(folder / part / person / f"IMG_{k}.jpg", quality=95)
+    known[(112, 112)] = [(np.zeros((5, 2)), 0.9)]
+    return known
+
+
+def write_lists(folder: Path, faces: Path) -> None:
+    """my_pairs.csv, LFW's pairs.txt with its photographs, and labels.csv about `faces`."""
+    names = {person: [f"{person}/IMG_{k}.jpg" for k in NUMBERS] for person in PEOPLE["test"]}
+    genuine = [(*pair, 1) for some in names.values() for pair in itertools.combinations(some, 2)]
+    impostor = [(*pair, 0) for pair in itertools.product(*names.values())][: len(genuine)]
+    lines = [f"{a},{b},{same}" for pairs in zip(genuine, impostor, strict=True) for a, b, same in pairs]
+    (folder / "my_pairs.csv").write_text("\n".join(["image1,image2,same", *lines]) + "\n")
+    lines = [f"{len(genuine)}"]
+    for a, b, same in genuine + impostor:
+        (name_a, a), (name_b, b) = (re.fullmatch(r"(\w+)/IMG_(\d)\.jpg", path).groups() for path in (a, b))
+        lines.append("\t".join((name_a, a, b) if same else (name_a, a, name_b, b)))
+    for person, k in itertools.product(names, NUMBERS):
+        place = folder / "lfw" / "images" / person / f"{person}_{k:04d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.hardlink_to(folder / "photos" / "test" / person / f"IMG_{k}.jpg")
+    (folder / "lfw" / "pairs.txt").write_text("\n".join(lines) + "\n")
+    rows = [f"{path.relative_to(faces).as_posix()};D70;{int(path.stem[4:6])}" for path in sorted(faces.rglob("*.JPG"))]
+    (folder / "labels.csv").write_text("\n".join(["file;camera;years", *rows]) + "\n")
+
+
+def write_models(folder: Path) -> None:
+    """Published files, other people's, and embeddings of the pictures of my_pairs.csv."""
+    torch.manual_seed(3)
+    for key, tensors in (("iefp", iefp_file_tensors), ("age", age_file_tensors)):
+        path = folder / WEIGHT_FILES[key].path
+        path.parent.mkdir()
+        torch.save(tensors(IEFP(TINY, 1, 6)), path)
+    torch.save(fill(IEFP(TINY, 0, None)).backbone_id.state_dict(), folder / "backbone.pth")
+    for name, case in (("adaface_ir50_ms1mv2.ckpt", "AdaFace, of Lightning"), ("backbone-36000", "MTLFace")):
+        build, content, _ = CASES[case]
+        torch.save(content(lively(build())), folder / name)
+    linear(folder / "w600k_r50.onnx")
+    linear(folder / "mobilefacenet.onnx", (1, 3, 112, 96), 20)
+    names = [f"{person}/IMG_{k}.jpg" for person in PEOPLE["test"] for k in NUMBERS]
+    write_embeddings(folder / "others.npz", names, np.random.default_rng(0).normal(size=(len(names), 8)))
+
+
+@pytest.fixture
+def known(run_main, tiny_faces, tmp_path, monkeypatch):
+    """A working folder with all that the page says its reader has; gives what a detector knows of the photographs."""
+    known = take_photographs(tmp_path / "photos")
+    faces, of_pairs = tmp_path / "faces", tiny_faces / BENCHMARKS["calfw"].folders[0]
+    for path in (tiny_faces / "ID_processed_FGNET").rglob("*.JPG"):
+        (faces / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (faces / path.parent.name / path.name).hardlink_to(path)
+    write_lists(tmp_path, faces)
+    write_models(tmp_path)
+    made = run_main("prepare", "bin", "--pairs", find_pair_list(tiny_faces, BENCHMARKS["calfw"]), "--images", of_pairs,
+                    "--output", tmp_path / "agedb_30.bin", "--reencode")  # fmt: skip
+    assert made.status == 0, made.err
+    (tmp_path / "face_detection_yunet_2023mar.onnx").write_bytes(b"a model")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return known
+
+
+def test_the_commands_of_the_page_lead_from_what_people_have_to_reports(run_main, known, monkeypatch):
+    detector = KnownFaces(known)
+    for module in (sys.modules["data.alignment.detectors"], load_script("test")):
+        monkeypatch.setattr(module, "open_detector", lambda path: detector)
+    monkeypatch.setattr("evaluation.report.page.svg_of", lambda plot: b"")
+    results = []
+    for python, script, *flags in commands():
+        assert python == "python"
+        more = [word for words, of_these in SMALLER if words <= {script, *flags} for word in of_these]
+        t0 = time.process_time()
+        outcome = run_main(script.removesuffix(".py"), *flags, *more)
+        assert outcome.status == 0, (script, *flags, outcome.err)
+        print(f"{time.process_time() - t0:.2f}", script, *flags[:6], file=open("/tmp/times.txt", "a"))
+        for flag, value in itertools.pairwise(flags):
+            if flag in ("-o", "--output", "--link"):
+                assert Path(value).exists(), value
+                results += [Path(value)] if script == "test.py" else []
+    assert len(results) >= 9 and detector.num_searched > 60
+    for folder in results:
+        models = json.loads((folder / "results.json").read_text())["models"]
+        assert all(model["results"] and not model["did_not_run"] for model in models)
+        assert (folder / "report.html").is_file() and (folder / "calibration.json").is_file()
