@@ -15,15 +15,13 @@ from conftest import SMALL
 from golden_weights import fill
 from photographs import KnownFaces, drawn, empty_scene, place
 from scripts import ROOT, TINY, load_script
+from test_layouts_of_others import CASES, lively
 from test_onnx_models import linear
 
 from data.pairs import find_pair_list
 from evaluation.embeddings.feature_files import write_embeddings
 from meta import BENCHMARKS, WEIGHT_FILES
 from models.iefp import IEFP
-
-sys.path.append(str(ROOT / "tests" / "models"))
-from test_layouts_of_others import CASES, lively  # noqa: E402
 
 PAGE = ROOT / "docs" / "BRING_YOUR_OWN.md"
 PEOPLE = {"train": ("anna", "bob", "carl"), "test": ("dora", "emil")}
@@ -50,15 +48,15 @@ def commands() -> list[list[str]]:
 
 
 def take_photographs(folder: Path) -> dict:
-    """People in scenes; what KnownFaces knows of them."""
+    """People in scenes, one folder each; gives what KnownFaces knows of them."""
     known, sizes = {}, itertools.count(230)
-    for number, (part, person) in enumerate((part, person) for part in PEOPLE for person in PEOPLE[part]):
+    people = [(part, person) for part, names in PEOPLE.items() for person in names]
+    for number, (part, person) in enumerate(people):
         (folder / part / person).mkdir(parents=True)
         for k in NUMBERS:
             scene = empty_scene((next(sizes), 220), seed=k)
             known[scene.size] = [(place(scene, drawn(number, 6 * k), (115, 110), 5 * k), 0.9)]
             scene.save(folder / part / person / f"IMG_{k}.jpg", quality=95)
-    known[(112, 112)] = [(np.zeros((5, 2)), 0.9)]
     return known
 
 
@@ -74,10 +72,11 @@ def write_lists(folder: Path, faces: Path) -> None:
         (name_a, a), (name_b, b) = (re.fullmatch(r"(\w+)/IMG_(\d)\.jpg", path).groups() for path in (a, b))
         lines.append("\t".join((name_a, a, b) if same else (name_a, a, name_b, b)))
     for person, k in itertools.product(names, NUMBERS):
-        place = folder / "lfw" / "images" / person / f"{person}_{k:04d}.jpg"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.hardlink_to(folder / "photos" / "test" / person / f"IMG_{k}.jpg")
+        photograph = folder / "lfw" / "images" / person / f"{person}_{k:04d}.jpg"
+        photograph.parent.mkdir(parents=True, exist_ok=True)
+        photograph.hardlink_to(folder / "photos" / "test" / person / f"IMG_{k}.jpg")
     (folder / "lfw" / "pairs.txt").write_text("\n".join(lines) + "\n")
+    # FG-NET's names hold the ages: 001A03.JPG.
     rows = [f"{path.relative_to(faces).as_posix()};D70;{int(path.stem[4:6])}" for path in sorted(faces.rglob("*.JPG"))]
     (folder / "labels.csv").write_text("\n".join(["file;camera;years", *rows]) + "\n")
 
