@@ -81,7 +81,8 @@ def write_cache(store: FeatureStore, pictures: AgedPictures, direction: np.ndarr
 
 def measure(num_pictures: int, size: int, folder: Path) -> dict:
     process, extraction = DistInfo(0, 1, torch.device("cpu")), Extraction(64, 0, folder)
-    source = SimpleNamespace(size=size, model=None, path=Path("made up"), of_model={"model": "made up"})
+    network = SimpleNamespace(size=size, model=None, path=Path("made up"), of_model={"model": "made up"})
+    source = SimpleNamespace(network=network)
     pictures, direction = made_up(num_pictures, size)
     write_cache(FeatureStore(source, pictures.faces, False, extraction, process), pictures, direction)
     with PeakMemory() as memory:

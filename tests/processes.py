@@ -7,6 +7,7 @@ tests/training/test_survival.py.
 import multiprocessing.connection
 import os
 import runpy
+import shutil
 import socket
 import sys
 import tempfile
@@ -44,7 +45,8 @@ def in_processes(count: int, work: Callable, *given: object) -> Ended:
 def run(count: int, work: Callable, given: tuple) -> Ended:
     """What `in_processes` returns, in the process that forks them."""
     context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
+    folder = tempfile.mkdtemp()  # and no TemporaryDirectory, which the forked ones would remove at their exit
+    try:
         reply = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         processes = [
             context.Process(target=_enter, args=(reply | {"RANK": rank, "LOCAL_RANK": rank}, folder, work, given))
@@ -61,7 +63,9 @@ def run(count: int, work: Callable, given: tuple) -> Ended:
         texts = [
             "".join(path.read_text() for path in sorted(Path(folder).glob(f"{name}_*"))) for name in ("out", "err")
         ]
-        return Ended([process.exitcode for process in processes], *texts)
+    finally:
+        shutil.rmtree(folder)
+    return Ended([process.exitcode for process in processes], *texts)
 
 
 def run_program(name: str, count: int, *flags: object) -> Ended:

@@ -336,7 +336,7 @@ def test_a_detector_that_is_missing_is_a_sentence(run_embed, folder, tmp_path, m
     path = tmp_path / "yunet.onnx"
     outcome = run_embed(*all_pictures(folder)[:2], "--detector", path)
     assert outcome.status == 2 and "yunet.onnx does not exist" in outcome.err and "opencv_zoo" in outcome.err
-    path.write_bytes(b"a model")
+    path.write_bytes(b"\x08\x00a model")
     monkeypatch.setitem(sys.modules, "cv2", None)
     outcome = run_embed(*all_pictures(folder)[:2], "--detector", path)
     assert outcome.status == 2 and "pip install opencv-python-headless" in outcome.err

@@ -283,7 +283,7 @@ def test_where_branches_are_needed_an_onnx_model_is_refused(run_main, tiny_faces
                    tmp_path / "a.csv"),
                   ("export", "--weights", path, "-o", tmp_path / "y.safetensors"),
                   ("embed", tmp_path, "--onnx-input", "bgr", "--weights", tmp_path / "x.pth")):  # fmt: skip
-        (tmp_path / "x.pth").write_bytes(b"x" * 100)
+        (tmp_path / "x.pth").write_bytes(b"\x80\x00" * 50)
         outcome = run_main(*flags)
         assert outcome.status == 2 and outcome.err.count("\n") == 1, outcome
         assert "ONNX model, which has no branches" in outcome.err or "none of the --weights ends in" in outcome.err

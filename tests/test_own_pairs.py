@@ -12,7 +12,7 @@ from data.alignment import detectors
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.benchmarks import open_eval_set, specs_of_pair_lists
-from data.layout import DRAWN_MARKER
+from data.layout import DRAWN_FACES
 from data.pairs import find_pair_list
 from data.verification_bins import read_verification_bin
 from evaluation.embeddings.feature_files import write_embeddings
@@ -131,10 +131,10 @@ def test_an_unpacked_set_is_a_list_that_test_py_reads_back(run_main, run_pairs, 
     faces = read_verification_bin(path).images
     assert [one.name for one in pictures] == sorted(one.name for one in pictures) and len(pictures) == 40
     assert [one.read_bytes() for one in pictures] == [faces.read(i) for i in range(40)]
-    (tmp_path / "un" / DRAWN_MARKER).touch()
+    (tmp_path / "un" / DRAWN_FACES).touch()
     outcome, results = run_pairs(tmp_path / "un" / "pairs.csv", tmp_path / "un" / "images", "--bins", path)
     assert outcome.status == 0, outcome.err
-    assert results["pairs.csv"].pop("drawn") is True and "drawn" not in results["a.bin"]
+    assert results["pairs.csv"]["drawn"] is True and results["a.bin"]["drawn"] is False
     of_bin, of_list = results["a.bin"]["verification"], results["pairs.csv"]["verification"]
     assert {how: of_bin[how] for how in of_list} == of_list
     again = run_main("prepare", "unpack", path, "--output", tmp_path / "un")

@@ -331,7 +331,7 @@ def test_a_path_is_opened_as_what_it_is(tmp_path, root, packed):
 @pytest.mark.parametrize("cache", [True, False])
 def test_what_is_neither_is_refused_in_one_sentence(tmp_path, root, cache):
     (tmp_path / "notes.txt").touch()
-    (tmp_path / "bad.rec").write_text("x" * 100)
+    (tmp_path / "bad.rec").write_bytes(b"\x01\x00" * 50)
     add(tmp_path / "flat", "1_age_3.jpg")
     cases = {"notes.txt": "is no folder of faces and no record file", "gone": "does not exist", "bad.rec": "is damaged",
              "gone.rec": "No such file", "flat": "holds no images", "nul\0": "does not exist"}  # fmt: skip

@@ -249,7 +249,7 @@ class Scrfd:
 @pytest.fixture
 def insightface(monkeypatch, tmp_path):
     """The package stands for a module that gives this model, and a file for one that YuNet's reader refuses."""
-    path = make(tmp_path / "det_10g.onnx", b"a model")
+    path = make(tmp_path / "det_10g.onnx", b"\x08\x00a model")
 
     def install(model):
         zoo = types.ModuleType("insightface.model_zoo")

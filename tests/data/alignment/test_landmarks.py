@@ -63,7 +63,7 @@ GOOD = pts_text(np.ones((68, 2)))
     (GOOD.replace("1 1\n", "1 1e9\n", 1), "line 4"), (GOOD.replace("1 1\n", "1_0 1\n", 1), "line 4"),
     (GOOD.replace("1 1\n", "\u0661 1\n", 1), "line 4"),
     (GOOD.replace("1 1\n", "a \x1b[31m\n", 1), r"line 4, reads 'a \x1b[31m'"),
-    ("", "ends after 0 points"), ("68\n", "line 1, reads '68'"), (b"\xff\xd8\xff\xe0" * 30, "line 1"),
+    ("", "ends after 0 points"), ("68\n", "line 1, reads '68'"), (b"\xff\xd8\xff\xe0" * 30, "is a JPEG picture"),
 ])  # fmt: skip
 def test_a_file_that_is_no_68_points_is_refused_with_its_line(tmp_path, text, words):
     path = write(tmp_path, text, "001a02.pts")

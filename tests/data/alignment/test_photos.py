@@ -155,7 +155,8 @@ def test_bin_does_not_squash_photographs(run_main, tmp_path):
     """15: prepare.py bin --reencode refuses photographs unless insisted; without --reencode the flag is an error."""
     folder = write(tmp_path / "photos", PHOTOGRAPHS)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
-    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b} 1\n" for a, b in zip(names[::2], names[1::2], strict=True)))
+    pairs = list(zip(names[::2], names[1::2], strict=True))
+    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b} 1\n{a} {a} 0\n" for a, b in pairs * 4))
     flags = ("bin", "--pairs", tmp_path / "pairs.txt", "--images", folder, "--output", tmp_path / "mine.bin")
     refused = run_main("prepare", *flags, "--reencode")
     assert refused.status == 2 and "are photographs" in refused.err and not (tmp_path / "mine.bin").exists()
