@@ -217,6 +217,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of data, runs and figures; goes on in it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "iefp", "prior"])
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FLAGS", help="further variants, train.py's flags")
+    parser.add_argument("--baseline", default=PLAIN, help="the variant that the table's differences are to")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of data and training together")
     parser.add_argument("--people", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=12, help="a person")
@@ -248,7 +249,7 @@ def main() -> None:
     settings = check_settings(flags)
     by_seed = {seed: run_seed(flags, variants, seed) for seed in flags.seeds}
     runs = {name: {seed: by_seed[seed][name] for seed in flags.seeds} for name in by_seed[flags.seeds[0]]}
-    summary = summarise(runs, PLAIN, list(ALL_FIGURES))
+    summary = summarise(runs, flags.baseline, list(ALL_FIGURES))
     print(tables(summary, ALL_FIGURES))
     if flags.plot and PLAIN in runs and len(runs) > 1:
         plot(runs, flags.plot)
