@@ -23,7 +23,7 @@ from models.iresnet import BACKBONES
 from models.others import layouts
 from models.others.age_attention import AgeAttention
 from models.purification import formula, parse_purification
-from models.weight_archives import MAX_DESCRIPTION, read_archive, read_safetensors, reason, shown
+from models.weight_archives import MAX_DESCRIPTION, is_torch_archive, read_archive, read_safetensors, reason, shown
 from utils.wrong_files import wrong_file
 
 ACCEPTED = (
@@ -240,7 +240,8 @@ def check_weight_file(path: Path, or_onnx: bool = False) -> None:
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         why = "is a device or a pipe, no file" if os.path.exists(path) else "does not exist"
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
-    if wrong := wrong_file(path, "weight file", ("ZIP archive",)):
+    may_be = ("ZIP archive",) if is_torch_archive(path) else ()
+    if wrong := wrong_file(path, "weight file", may_be):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
     if not or_onnx and os.path.splitext(path)[1].lower() == ONNX:
         raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: here a "

@@ -125,16 +125,16 @@ def two_bins(run_main, tiny_faces, tmp_path):
 
 def test_an_unpacked_set_is_a_list_that_test_py_reads_back(run_main, run_pairs, two_bins, tmp_path):
     path, _ = two_bins
+    path.with_name(f"{path.name}.{DRAWN_MARKER}").touch()
     outcome = run_main("prepare", "unpack", path, "--output", tmp_path / "un")
     assert outcome.status == 0, outcome.err
     pictures = sorted((tmp_path / "un" / "images").iterdir())
     faces = read_verification_bin(path).images
     assert [one.name for one in pictures] == sorted(one.name for one in pictures) and len(pictures) == 40
     assert [one.read_bytes() for one in pictures] == [faces.read(i) for i in range(40)]
-    (tmp_path / "un" / DRAWN_MARKER).touch()
     outcome, results = run_pairs(tmp_path / "un" / "pairs.csv", tmp_path / "un" / "images", "--bins", path)
     assert outcome.status == 0, outcome.err
-    assert results["pairs.csv"].pop("drawn") is True and "drawn" not in results["a.bin"]
+    assert results["pairs.csv"]["drawn"] is True and results["a.bin"]["drawn"] is True
     of_bin, of_list = results["a.bin"]["verification"], results["pairs.csv"]["verification"]
     assert {how: of_bin[how] for how in of_list} == of_list
     again = run_main("prepare", "unpack", path, "--output", tmp_path / "un")
