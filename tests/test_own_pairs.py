@@ -12,7 +12,7 @@ from data.alignment import detectors
 from data.alignment.photos import Aligner
 from data.alignment.template import TEMPLATE
 from data.benchmarks import open_eval_set, specs_of_pair_lists
-from data.layout import DRAWN_MARKER
+from data.layout import DRAWN_FACES
 from data.pairs import find_pair_list
 from data.verification_bins import read_verification_bin
 from evaluation.embeddings.feature_files import write_embeddings
@@ -69,14 +69,21 @@ def test_what_is_wrong_is_said_before_anything_is_embedded(run_pairs, tiny_faces
     assert outcome.status == 2 and "none.txt does not exist" in outcome.err
 
 
-class Finder:
+class Finder(detectors.Detector):
     """Stands in for a detector: finds the face that was put at (60, 30), none in blue pictures."""
 
-    def find_faces(self, picture: Image.Image) -> np.ndarray:
+    SURE_SCORE = 0.8
+
+    @classmethod
+    def open(cls, path):
+        raise NotImplementedError
+
+    def find_faces(self, picture: Image.Image) -> detectors.FoundFaces:
         if picture.size == (112, 112):
-            return TEMPLATE[None]
+            return detectors.FoundFaces(TEMPLATE[None], np.ones(1))
         is_blue = picture.getpixel((80, 80)) == (0, 0, 255)
-        return np.zeros((0, 5, 2)) if is_blue else (TEMPLATE + (60, 30))[None]
+        points = np.zeros((0, 5, 2)) if is_blue else (TEMPLATE + (60, 30))[None]
+        return detectors.FoundFaces(points, np.ones(len(points)))
 
 
 def test_photographs_are_aligned_and_give_the_figures_of_aligned_faces(run_pairs, tiny_faces, tmp_path, monkeypatch):
@@ -125,7 +132,7 @@ def two_bins(run_main, tiny_faces, tmp_path):
 
 def test_an_unpacked_set_is_a_list_that_test_py_reads_back(run_main, run_pairs, two_bins, tmp_path):
     path, _ = two_bins
-    path.with_name(f"{path.name}.{DRAWN_MARKER}").touch()
+    path.with_name(f"{path.name}.{DRAWN_FACES}").touch()
     outcome = run_main("prepare", "unpack", path, "--output", tmp_path / "un")
     assert outcome.status == 0, outcome.err
     pictures = sorted((tmp_path / "un" / "images").iterdir())
