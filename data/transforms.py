@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from meta import IMAGE_SIZE, PIXEL_MEAN, PIXEL_SCALE, UserError
+from utils.wrong_files import wrong_file
 
 # The formats of meta.IMAGE_EXTENSIONS, whatever a file's extension says: each further decoder is one more that a file
 # from anybody can attack, and of a GIF nobody knows which of its pictures is meant.
@@ -118,7 +119,7 @@ def decode_photograph(source: str | Path, name: str = "") -> Photograph:
     except Exception as error:
         reason = _reason(error, PHOTO_FORMATS)
         if isinstance(error, UnidentifiedImageError):
-            reason = _missing_decoder(source, can_read_heif) or reason
+            reason = _missing_decoder(source, can_read_heif) or _other_file(source) or reason
         raise UnreadablePicture(name or os.fspath(source), reason) from error
 
 
@@ -153,6 +154,12 @@ def _missing_decoder(source: str | Path, can_read_heif: bool) -> str:
     if start[8:12].startswith(HEIF_BRANDS) and not can_read_heif:
         return "it is HEIC, which only the package pillow-heif reads: pip install pillow-heif"
     return ""
+
+
+def _other_file(source: str | Path) -> str:
+    """What a download that went wrong is, and what to do; empty where the file is none."""
+    wrong = wrong_file(source, "picture", ("text", "picture"))
+    return f"it {wrong[0]} ({wrong[1]})" if wrong else ""
 
 
 def picture_size(source: str | Path | bytes) -> tuple[int, int]:

@@ -215,6 +215,7 @@ def unpack_verification_bin(path: str | Path, folder: str | Path, progress: Prog
         rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.genuine.tolist(), strict=True)
         lines = ["name_a,name_b,label", *(f"{names[a]},{names[b]},{int(genuine)}" for a, b, genuine in rows)]
         write_text(place / PAIRS, "\n".join(lines) + "\n")
+        mark_drawn(place, is_drawn(path))
     return UnpackedBin(len(pairs), len(names))
 
 

@@ -144,9 +144,11 @@ def read_onnx(path: Path) -> Any:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # protobuf raises its own kinds
-        raise UserError(f"{path} can't be read as an ONNX file ({type(error).__name__}): export it again.") from None
+        raise UserError(f"{path} can't be read as an ONNX file ({type(error).__name__}), it is damaged or not whole: "
+                        "get it or export it again.") from None  # fmt: skip
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise UserError(f"{path} keeps weights in other files: export it again as one file.")
+        one = f"python -c \"import onnx; onnx.save(onnx.load({str(path)!r}), 'one.onnx')\""
+        raise UserError(f"{path} keeps weights in other files: make one file of them ({one}) and give that.")
     return model
 
 

@@ -41,6 +41,15 @@ def read_archive(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive and BELIEVES_LENGTHS)
 
 
+def is_torch_archive(path: str | Path) -> bool:
+    """Whether an archive holds what torch.save writes, and isn't one around a weight file; also if it can't be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except Exception:  # zipfile raises half a dozen kinds for a damaged one; opening it will say why
+        return True
+
+
 def read_safetensors(path: Path) -> dict[str, Any]:
     try:
         from safetensors import safe_open

@@ -23,13 +23,13 @@ from models.iresnet import BACKBONES
 from models.others import layouts
 from models.others.age_attention import AgeAttention
 from models.purification import formula, parse_purification
-from models.weight_archives import MAX_DESCRIPTION, read_archive, read_safetensors, reason, shown
+from models.weight_archives import MAX_DESCRIPTION, is_torch_archive, read_archive, read_safetensors, reason, shown
 from utils.wrong_files import wrong_file
 
 ACCEPTED = (
     "Accepted are: the released IEFP file, the released age file, an InsightFace iresnet backbone.pth, AdaFace's and "
     "MTLFace's IR networks, iefp.pth, age.pth and checkpoints written by train.py, and .safetensors files written by "
-    "export.py."
+    "export.py; test.py, embed.py and purify.py take ONNX models (.onnx) too."
 )
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 ERASURE, ATTENTION = "backbone_id.erasure.", "backbone_id.attention."
@@ -240,11 +240,12 @@ def check_weight_file(path: Path, or_onnx: bool = False) -> None:
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         why = "is a device or a pipe, no file" if os.path.exists(path) else "does not exist"
         raise UserError(f"weight file {path} {why}. {_where_to_get(path)}")
-    if wrong := wrong_file(path, "weight file", ("ZIP archive",)):
+    may_be = ("ZIP archive",) if is_torch_archive(path) else ()
+    if wrong := wrong_file(path, "weight file", may_be):
         raise UserError(f"{path} {wrong[0]}: {wrong[1]}. {_where_to_get(path)}")
     if not or_onnx and os.path.splitext(path)[1].lower() == ONNX:
-        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: test.py, embed.py and "
-                        f"purify.py take it, here a weight file is needed. {ACCEPTED}")  # fmt: skip
+        raise UserError(f"{path} is an ONNX model, which has no branches and can't be trained: here a "
+                        f"weight file is needed. {ACCEPTED}")  # fmt: skip
 
 
 def _read_content(path: Path) -> dict[str, Any]:

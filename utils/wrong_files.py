@@ -3,6 +3,7 @@
 Every reader of files from elsewhere asks here first, so that a download that went wrong gets a sentence of its own.
 """
 
+import codecs
 import os
 import stat
 import zipfile
@@ -82,11 +83,20 @@ def _other(start: bytes, wanted: str, may_be: Collection[Kind]) -> tuple[str, st
         picture = "WebP"
     if picture and "picture" not in may_be:
         return f"is a {picture} picture, no {wanted}", f"give the {wanted} itself"
-    text = None if "text" in may_be or NO_TEXT.intersection(start) else _as_text(start)
+    if "text" in may_be:
+        return _text_in_utf16(start)
+    text = None if NO_TEXT.intersection(start) else _as_text(start)
     if text is None:
         return None
     first = text.strip().split("\n")[0][:NUM_CHARACTERS_SHOWN]
     return f"is a text that begins {first!r}, no {wanted}", f"give the {wanted} itself, or get it again"
+
+
+def _text_in_utf16(start: bytes) -> tuple[str, str] | None:
+    """Of a kind of text that is read as UTF-8."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "is in UTF-16", "save it as UTF-8"
+    return None
 
 
 def _as_text(start: bytes) -> str | None:

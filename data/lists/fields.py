@@ -29,9 +29,13 @@ def split_line(line: str, separator: str | None, where: str, expected: str) -> l
 
 
 def find_column(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """Where the first of the known names stands among a header's, which are compared in lower case; None if nowhere."""
-    lower = [name.strip().lower() for name in names]
-    return next((lower.index(name) for name in known if name in lower), None)
+    """Where the first of the known names stands among a header's, None if nowhere; "Image 1" and "image_1" are one."""
+    there = [_plain(name) for name in names]
+    return next((there.index(name) for name in map(_plain, known) if name in there), None)
+
+
+def _plain(name: str) -> str:
+    return "_".join(name.lower().split())
 
 
 def shown(text: str) -> str:

@@ -5,6 +5,7 @@ The pairs come out in the order of the ten folds, which are tenths of the list a
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ _PICTURES = ("name", "image", "img", "file", "filename", "file_name", "path", "i
 
 def _spelled(*signs: str) -> tuple[str, ...]:
     return tuple(name.strip("_") for what in _PICTURES for sign in signs
-                 for name in (f"{what}_{sign}", f"{what}{sign}", f"{sign}_{what}"))  # fmt: skip
+                 for name in (f"{what}_{sign}", f"{what}{sign}", f"{sign}_{what}", f"{what}{sign}_path"))  # fmt: skip
 
 
 # Names of columns, in lower case; of several in one header the one that stands first here counts.
@@ -81,13 +82,13 @@ def read_any_pair_list(list_path: str | Path, images_folder: str | Path, allow_m
         raise UserError(f"The pair list {str(list_path)!r} holds no pairs: {EXPECTED}.")
     rows, fold_name = _read_lfw(lines, list_path), ""
     if rows is None:
-        rows, fold_name = _read_columns(lines, list_path)
+        rows, fold_name = _read_columns(lines, list_path, folder)
     order, how = _in_folds(rows, fold_name, list_path)
     pairs, num_renamed = _as_on_disk([rows[i].pair for i in order], folder)
     notes = [f"{list_path}: {len(rows):,} pairs, {how}"]
     if num_renamed:
-        notes.append(f"{list_path}: {num_renamed:,} pictures are found in {folder!r} under another ending or without "
-                     "the name of the folder")  # fmt: skip
+        notes.append(f"{list_path}: {num_renamed:,} pictures are found in {folder!r} under another ending, without "
+                     "the name of the folder or with letters and slashes encoded otherwise")  # fmt: skip
     return ListedPairs(locate_pairs(pairs, folder, allow_missing), tuple(notes))
 
 
@@ -135,11 +136,12 @@ def _is_number(text: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------ columns
 
 
-def _read_columns(lines: Sequence[tuple[int, str]], path: str | Path) -> tuple[list[_Row], str]:
+def _read_columns(lines: Sequence[tuple[int, str]], path: str | Path, folder: str) -> tuple[list[_Row], str]:
     """The rows of a list with a pair a line, and what its column of folds is called ("" without one)."""
     number, line = lines[0]
     columns, has_header = _find_columns(line, f"{str(path)!r}, line {number},")
-    rows = [_row(line, columns, f"{str(path)!r}, line {number},") for number, line in lines[has_header:]]
+    above = os.path.join(os.path.abspath(folder), "")
+    rows = [_row(line, columns, above, f"{str(path)!r}, line {number},") for number, line in lines[has_header:]]
     if not rows:
         raise UserError(f"The pair list {str(path)!r} holds no pairs below its header: {EXPECTED}.")
     return rows, columns.fold_name
@@ -186,7 +188,8 @@ def _fields(line: str, separator: str | None, where: str) -> list[str]:
     return split_line(line, separator, where, EXPECTED)
 
 
-def _row(line: str, columns: _Columns, where: str) -> _Row:
+def _row(line: str, columns: _Columns, above: str, where: str) -> _Row:
+    """`above`: the folder of images as whole paths begin with it."""
     fields = _fields(line, columns.separator, where)
     if len(fields) != columns.num_fields:
         raise UserError(
@@ -197,7 +200,7 @@ def _row(line: str, columns: _Columns, where: str) -> _Row:
     if genuine is None:
         raise UserError(f"{where} has {shown(fields[columns.label])} where 1 (same person) or 0 should stand: "
                         f"{EXPECTED}.")  # fmt: skip
-    names = [checked_name(fields[place].strip(), where) for place in (columns.a, columns.b)]
+    names = [checked_name(fields[place].strip().removeprefix(above), where) for place in (columns.a, columns.b)]
     return _Row(Pair(*names, genuine), None if columns.fold is None else fields[columns.fold].strip())
 
 
@@ -275,9 +278,13 @@ def _as_on_disk(pairs: Sequence[Pair], folder: str) -> tuple[list[Pair], int]:
 def _on_disk(name: str, folder: str) -> str:
     """The name of the file below the folder that a name of the list means; the name itself where there is none."""
     inner = name.removeprefix(os.path.basename(os.path.abspath(folder)) + os.sep)
-    for one in dict.fromkeys((name, inner)):
+    spelled = [name, inner, *(unicodedata.normalize(form, inner) for form in ("NFC", "NFD"))]  # macOS has the second
+    with_slashes = inner.replace("\\", "/")  # Windows has the others
+    if not os.path.isabs(with_slashes) and os.pardir not in with_slashes.split("/"):
+        spelled.append(with_slashes)
+    for one in dict.fromkeys(spelled):
         stem = os.path.splitext(one)[0] if one.lower().endswith(IMAGE_EXTENSIONS) else one
-        endings = [spelled for ending in IMAGE_EXTENSIONS for spelled in (ending, ending.upper())]
+        endings = [cased for ending in IMAGE_EXTENSIONS for cased in (ending, ending.upper())]
         for candidate in (one, *(stem + ending for ending in endings)):
             if os.path.isfile(os.path.join(folder, candidate)):
                 return candidate

@@ -17,6 +17,7 @@ from data.finding import find_files
 from data.layout import is_photo_name
 from data.releases.aligned_folders import SAVE_OPTIONS, Face, Outcome, Plan, in_processes
 from data.releases.writing import note_lines, write_plans
+from data.transforms import UnreadablePicture
 from meta import IMAGE_SIZE, PHOTO_EXTENSIONS, UserError
 from utils.cli import Needs, With, Without, available_cores, bounded, check_input_files, input_file, output_folder
 from utils.files import sha256
@@ -144,5 +145,7 @@ def look(face: Face, aligner: Aligner) -> Outcome:
         return Outcome(None, aligner.aligned(face.source, face.name, face.points).notes)
     except detection.DetectorError:
         raise
+    except UnreadablePicture as error:
+        return Outcome(error.reason)
     except UserError as error:
         return Outcome(str(error))

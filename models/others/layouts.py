@@ -41,8 +41,8 @@ def how_to_export(path: object, name: str) -> UserError:
     """For a file of a network that is known and isn't built here."""
     return UserError(
         f"{path} holds {name}, which is not built here: make ONNX of it with its own code, torch.onnx.export(model."
-        "eval(), torch.zeros(1, 3, 112, 112), 'model.onnx'), and give --weights model.onnx; AdaFace's and CVLface's "
-        "take --onnx-input bgr, FaceNet's --onnx-input 160x160."
+        "eval(), torch.zeros(1, 3, 112, 112), 'model.onnx', external_data=False), and give --weights model.onnx; "
+        "AdaFace's and CVLface's take --onnx-input bgr, FaceNet's --onnx-input 160x160."
     )
 
 

@@ -308,3 +308,5 @@ def test_heic_names_the_package_that_reads_it(tmp_path, monkeypatch):
     assert opened == [True]
     path.write_bytes(b"hello")
     refused(decode_photograph, path, match=r"it is not an image \(JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF, HEIF\)")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(decode_photograph, path, match=r"it is a pointer of Git LFS, no picture \(run `git lfs pull` ")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -18,6 +19,7 @@ from models.purification import PURIFICATION_VARIANTS
 from models.weights import (
     Branch,
     age_file_tensors,
+    check_weight_file,
     describe_branches,
     iefp_file_tensors,
     load_age_branch,
@@ -403,6 +405,16 @@ def test_a_pickled_model_is_refused_without_advice_to_trust_it(source, tmp_path)
     with pytest.raises(UserError, match=r"it asks for models\.iefp\.IEFP\)") as raised:
         load_for_embedding(path)
     assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["iefp.zip", "iefp.pth", "iefp.onnx"])
+def test_an_archive_around_weights_is_named(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr("runs/iefp.pth", b"PK")
+    with pytest.raises(
+        UserError, match=rf"{name} is a ZIP archive, no weight file: unpack it and give the weight file"
+    ):
+        check_weight_file(tmp_path / name, or_onnx=True)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -55,6 +55,8 @@ def test_sound_files_are_left_alone(tmp_path):
         assert wrong_file(path, "file") is None
     path.write_bytes(b"path,x1,y1\n")
     assert wrong_file(path, "file", ("text",)) is None
+    path.write_text("path,x1,y1\n", encoding="utf-16")
+    assert wrong_file(path, "file", ("text",)) == ("is in UTF-16", "save it as UTF-8")
     np.save(tmp_path / "a.npy", np.zeros(3))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert wrong_file(tmp_path / "a.npy", "file") is None

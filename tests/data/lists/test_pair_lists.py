@@ -1,6 +1,7 @@
 """data/lists/pair_lists.py: pair lists of every spelling read the same, and each mistake in one is a sentence."""
 
 import contextlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -65,8 +66,11 @@ SPELLINGS = {
     "a header in another order": lines("{no};{same};{b};x;{a}", header="id;is_same;img2;note;img1\n"),
     "words": lines('"{a}"\t"{b}"\t{same}', header="file1\tfile2\tmatch\n").replace("\t1\n", "\tTrue\n")
     .replace("\t0\n", "\tfalse\n"),
+    "a header with blanks": lines("{a}\t{b}\t{same}", header="First image\tSecond image\tSame person\n"),
+    "paths of pictures": lines("{a},{b},{same}", header="img1_path,img2_path,label\n"),
     "Windows": "\ufeff" + lines("{a},{b},{same}", header="Path_A,Path_B,Same\n").replace("\n", "\r\n"),
     "no endings": lines("{a},{b},{same}").replace(".jpg", ""),
+    "backslashes": lines("{a},{b},{same}").replace("/", "\\"),
     "another ending": lines("{a},{b},{same}").replace(".jpg", ".png"),
     "the folder's name": lines("my faces/{a},my faces/{b},{same}"),
     "LFW's counts": "10\t1\n" + "".join(f"{PEOPLE[k]}\t1\t2\n{PEOPLE[k]}\t1\t{PEOPLE[k + 20]}\t1\n" for k in range(10)),
@@ -82,7 +86,7 @@ def test_every_spelling_reads_the_same(write, faces, spelling):
     assert pairs_of(pairs) == PAIRS
     how = "by the column 'fold'" if spelling == "a column of folds" else "by the order of the list"
     assert f"20 pairs, folds {how}" in notes[0]
-    renamed = spelling.startswith(("no ", "another", "the folder", "LFW"))
+    renamed = spelling.startswith(("no ", "back", "another", "the folder", "LFW"))
     assert len(notes) == 1 + renamed and all("30 pictures are found" in note for note in notes[1:])
 
 
@@ -91,6 +95,14 @@ def test_names_with_blanks_and_commas(write, faces, form):
     odd = [("An na/a b.jpg", "Smith, J.PNG", 0), ("Smith, J.PNG", "An na/a b.jpg", 1)]
     pairs, _ = read_any_pair_list(write(lines(form, odd + PAIRS)), faces)
     assert sorted(pairs_of(pairs)) == sorted(odd + PAIRS)
+
+
+def test_whole_paths_and_letters_in_two_parts(write, faces):
+    name = "Zoë.jpg"
+    (faces / unicodedata.normalize("NFC", name)).touch()
+    odd = [(str(faces.absolute() / picture(0)), unicodedata.normalize("NFD", name), 0)]
+    pairs, _ = read_any_pair_list(write(lines("{a},{b},{same}", odd + PAIRS)), faces)
+    assert (picture(0), unicodedata.normalize("NFC", name), 0) in pairs_of(pairs)
 
 
 @pytest.mark.parametrize(("num_genuine", "num_impostor"), [(10, 10), (15, 10), (11, 19), (20, 10), (19, 20)])
