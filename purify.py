@@ -22,10 +22,11 @@ import tyro
 from data.ages.tables import AgeColumns
 from data.check.image_scan import check_shapes
 from data.index_cache import CACHE_FOLDER
+from evaluation.embeddings.erasures import facts_path
 from evaluation.embeddings.networks import check_onnx_input
 from evaluation.erasure.fitting import fit_erasure
 from evaluation.erasure.pictures import AgedPictures, check_enough, choose, open_aged_pictures
-from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, facts_path, open_source
+from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, open_source
 from evaluation.models_under_test import Extraction, in_step
 from meta import FILENAME_PATTERNS, UserError
 from models.erasure import BASES, CHILDHOOD_KNOTS, Basis

@@ -51,6 +51,7 @@ from evaluation.report.page import report_html
 from evaluation.report.pictures import picture_reader
 from evaluation.report.section_false_matches import false_match_table
 from evaluation.report.section_groups import group_text
+from evaluation.report.section_summary import erasure_in_words
 from evaluation.report.tables import comparison_table, table
 from evaluation.scoring import make_rows, missing_figures
 from meta import (
@@ -289,7 +290,9 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
     texts = []
     for model in models:
         if rows := make_rows(ran.results[model.name]):
-            heading = f"{model.name}\n\n" if len(models) > 1 else ""
+            erased = erasure_in_words(model.description)
+            name = f"{model.name} (age erased: {erased})" if erased else model.name
+            heading = f"{name}\n\n" if len(models) > 1 or erased else ""
             texts.append(heading + table(rows))
             texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
     if config.group:

@@ -180,6 +180,10 @@ def test_the_new_file_is_embedded_and_tested_as_any_other_and_not_purified_again
     tested = run_main("test", "--weights", purified.after, "--face-dataset", tiny_faces, "--benchmarks", "fgnet",
                       "--no-analysis", "--no-keep-embeddings", "--output", tmp_path, *SMALL)  # fmt: skip
     assert tested.status == 0 and "leave-one-out rank-1" in tested.out
+    in_words = f"5 directions, fitted to {NUM_PICTURES} pictures of {ages_of(few).min():.0f} to "
+    assert f"(age erased: {in_words}" in tested.out and in_words in (tmp_path / "report.html").read_text()
+    (model,) = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert model["erasure"] == facts_of(purified.after.with_suffix(".json"))
     in_one_sentence(purify(run_main, purified.after, few, tmp_path / "twice.pth"), "purified already")
     in_one_sentence(purify(run_main, purified.before, few, purified.after), "exists: give another name, or --force")
 
@@ -197,6 +201,8 @@ def test_an_onnx_model_keeps_its_names_and_loses_the_age(bytes_inside, few, netw
     fitter = ErasureFitter(6)
     fitter.add(cached_features(tmp_path, 6).reshape(-1, 6), np.repeat(years, 2))
     np.testing.assert_allclose(new, fitter.solve()(old), atol=1e-5)
+    described = open_network(after, PROCESS).described["erasure"]
+    assert described["rank"] == 5 and described["num_pictures"] == NUM_PICTURES
     in_one_sentence(purify(run_main, after, few, tmp_path / "twice.onnx"), "purified already")
 
 
