@@ -287,12 +287,11 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         "comparisons": ran.comparisons,
         "published": [as_plain(figure) for figure in PUBLISHED_FIGURES],
     }  # fmt: skip
-    texts = []
+    erased = {model.name: erasure_in_words(model.description) for model in models}
+    texts = [f"{name}: age erased by purify.py, {what}" for name, what in erased.items() if what]
     for model in models:
         if rows := make_rows(ran.results[model.name]):
-            erased = erasure_in_words(model.description)
-            name = f"{model.name} (age erased: {erased})" if erased else model.name
-            heading = f"{name}\n\n" if len(models) > 1 or erased else ""
+            heading = f"{model.name}\n\n" if len(models) > 1 else ""
             texts.append(heading + table(rows))
             texts += [f"left out: {sentence}" for sentence in missing_figures(ran.results[model.name])]
     if config.group:
