@@ -394,7 +394,7 @@ def keep(count: int):
 
 MISTAKES = {
     "too few pictures": (keep(5), "there are 5 pictures whose age is known in", ()),
-    "too small a sample": (lambda folder: None, "--max-images 5 takes fewer pictures than the 6", ("--max-images", 5)),
+    "too small a sample": (lambda folder: None, "a sample of 5 pictures is smaller than the 6", ("--max-images", 5)),
     "one age": (lambda folder: of_age(folder, lambda k: 30), "are of the age 30 by the file names (ms1mv3)", ()),
     "one age to the basis": (lambda folder: of_age(folder, lambda k: 80 + k % 9), "are all the same to the", ()),
     "no ages": (lambda folder: of_age(folder, lambda k: "old"), "has no age branch; give --ages with a table", ()),

@@ -108,7 +108,7 @@ def check_enough(pictures: AgedPictures, chosen: np.ndarray, size: int, max_imag
     """Raises UserError for fewer pictures than `size`, the numbers in a feature, or ages that are all one."""
     of_age = "" if pictures.ages is None else " whose age is known"
     if max_images is not None and max_images < size:
-        raise UserError(f"--max-images {max_images} takes fewer pictures than the {size} numbers in a feature: give "
+        raise UserError(f"a sample of {max_images} pictures is smaller than the {size} numbers in a feature: take "
                         f"{size} or more.")  # fmt: skip
     if len(chosen) < size:
         raise UserError(f"there are {len(chosen):,} pictures{of_age} in {pictures.faces.root!r}, fewer than the {size} "
