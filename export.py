@@ -24,8 +24,10 @@ from data.alignment.template import POINT_NAMES, TEMPLATE
 from data.check.image_scan import check_shapes
 from data.faces import index_pictures
 from data.loaders import batches, evaluation_loader
+from evaluation.embeddings.erasures import describe_erasure
 from evaluation.export_check import Comparison, Figure, check_cosines, check_outputs, measure_figure, open_figure
 from meta import BENCHMARKS, FACE_DATASET_FOLDER, IMAGE_SIZE, WEIGHT_FILES, UserError
+from models.erased_weights import ONNX_MARK
 from models.export import Embedder, example_images
 from models.export_files import (
     INPUT_DTYPES,
@@ -145,6 +147,9 @@ def write(config: ExportConfig, model: IEFP, images: np.ndarray | None, figures:
     usage = Usage(config.input, config.precision, num_views, config.with_age)
     metadata = describe(model, usage, suffix, ALIGNMENT)
     metadata |= {"weights": config.weights.name, "weights_sha256": sha256(config.weights)}
+    erasure = describe_erasure(model, config.weights)
+    if erasure is not None:
+        metadata[ONNX_MARK if suffix == ".onnx" else "erasure"] = erasure
     embedder = Embedder(model, usage.num_views, usage.with_age)
     with same_name_beside(config.output) as path:
         run = write_file(config, embedder, path, metadata, images)

@@ -58,7 +58,7 @@ FILENAME_PATTERNS = MappingProxyType(
             FilenamePattern("ms1mv3", r"_|\.", 2, "05179510_age_39.jpg"),
             FilenamePattern("fgnet", r"A|\.|a|b", 1, "001A02.JPG or 001A43a.JPG"),
             FilenamePattern("morph2", r"M|F|\.", 1, "009055_1M54.JPG"),
-            FilenamePattern("utkface", r"_", 0, "34_1_0_20170109004755204.jpg.chip.jpg"),
+            FilenamePattern("utkface", r"_(?=\d_)", 0, "34_1_0_20170109004755204.jpg.chip.jpg"),
         )
     }
 )

@@ -22,10 +22,11 @@ import tyro
 from data.ages.tables import AgeColumns
 from data.check.image_scan import check_shapes
 from data.index_cache import CACHE_FOLDER
+from evaluation.embeddings.erasures import facts_path
 from evaluation.embeddings.networks import check_onnx_input
 from evaluation.erasure.fitting import fit_erasure
 from evaluation.erasure.pictures import AgedPictures, check_enough, choose, open_aged_pictures
-from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, facts_path, open_source
+from evaluation.erasure.sources import NUM_CHECKED, Source, check_suffixes, open_source
 from evaluation.models_under_test import Extraction, in_step
 from meta import FILENAME_PATTERNS, UserError
 from models.erasure import BASES, CHILDHOOD_KNOTS, Basis
@@ -112,7 +113,7 @@ def purify(config: PurifyConfig) -> None:
         print_rank0(process, sentence)
     pictures = open_pictures(config, source, process)
     chosen = choose(pictures, config.max_images, config.seed)
-    check_enough(pictures, chosen, source.network.size)
+    check_enough(pictures, chosen, source.network.size, config.max_images)
     fitted = fit_erasure(
         source, pictures, chosen, basis_of(config), seed=config.seed, extraction=extraction_of(config), process=process
     )
@@ -195,7 +196,7 @@ def describe(config: PurifyConfig, source: Source, pictures: AgedPictures) -> di
 def summary(facts: dict[str, Any], size: int) -> list[str]:
     """What was fitted, in sentences."""
     years, people = facts["years"], facts["num_people"]
-    before, after = ("-" if value is None else f"{value:.2f}" for value in
+    before, after = ("-" if value is None else f"{round(value, 2) + 0.0:.2f}" for value in
                      (facts["age_r2_before"], facts["age_r2_after"]))  # fmt: skip
     return [
         f"fitted to {facts['num_pictures']:,} pictures of people of {years['min']:.0f} to {years['max']:.0f} years"

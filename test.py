@@ -51,6 +51,7 @@ from evaluation.report.page import report_html
 from evaluation.report.pictures import picture_reader
 from evaluation.report.section_false_matches import false_match_table
 from evaluation.report.section_groups import group_text
+from evaluation.report.section_summary import erasure_in_words
 from evaluation.report.tables import comparison_table, table
 from evaluation.scoring import make_rows, missing_figures
 from meta import (
@@ -286,7 +287,8 @@ def write_report(config: TestConfig, models: list[Model], ran: Ran) -> None:
         "comparisons": ran.comparisons,
         "published": [as_plain(figure) for figure in PUBLISHED_FIGURES],
     }  # fmt: skip
-    texts = []
+    erased = {model.name: erasure_in_words(model.description) for model in models}
+    texts = [f"{name}: age erased by purify.py, {what}" for name, what in erased.items() if what]
     for model in models:
         if rows := make_rows(ran.results[model.name]):
             heading = f"{model.name}\n\n" if len(models) > 1 else ""

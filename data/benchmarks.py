@@ -12,7 +12,6 @@ import numpy as np
 from data.alignment.aligned_faces import align_index, with_aligned
 from data.alignment.photos import Aligner
 from data.faces import (
-    UNKNOWN,
     FaceIndex,
     Faces,
     age_groups_of,
@@ -21,7 +20,7 @@ from data.faces import (
     index_pictures,
     with_ages,
 )
-from data.filenames import parse_age
+from data.filenames import find_age
 from data.layout import is_drawn, no_such_folder
 from data.lists.pair_lists import read_any_pair_list
 from data.pairs import PairList, check_folds, find_pair_list, make_pairs, read_answers, read_pair_list
@@ -33,7 +32,6 @@ from meta import (
     FILENAME_PATTERNS,
     PUBLISHED_FIGURES,
     Benchmark,
-    FilenamePattern,
     UserError,
 )
 from utils.files import sha256
@@ -357,7 +355,8 @@ def _open_pictures(spec: EvalSpec, report: Report, seed: int, allow_missing: boo
     if not folder.is_dir():
         raise UserError(no_such_folder(folder, spec.benchmark.title, "check its path"))
     found = index_pictures(folder, spec.benchmark.title)
-    known = {name: age for name, age in _ages_by_name(found, pattern) if age != UNKNOWN}
+    names = map(found.name, range(len(found)))
+    known = {name: age for name in names if (age := find_age(name, pattern)) is not None}
     digests: dict[str, str] = {}  # of each file the first name
     for name in known:
         digests.setdefault(sha256(folder / name), name)
@@ -369,14 +368,6 @@ def _open_pictures(spec: EvalSpec, report: Report, seed: int, allow_missing: boo
            f"{left_out['num_duplicates_left_out']:,} exact duplicates; every pair counts as two people")  # fmt: skip
     faces = with_ages(index_names(folder, digests.values()), ages)
     return EvalSet(spec, ((faces, spec.title),), left_out=left_out)
-
-
-def _ages_by_name(faces: FaceIndex, pattern: FilenamePattern) -> Iterable[tuple[str, int]]:
-    for i in range(len(faces)):
-        try:
-            yield faces.name(i), parse_age(faces.name(i), pattern)
-        except UserError:
-            yield faces.name(i), UNKNOWN
 
 
 def _check_ages(ages: np.ndarray, spec: EvalSpec, example: str) -> None:

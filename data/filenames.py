@@ -32,5 +32,13 @@ def parse_age(file_name: str, pattern: FilenamePattern) -> int:
     return age
 
 
+def find_age(file_name: str, pattern: FilenamePattern) -> int | None:
+    """What `parse_age` returns, None where the name holds no age."""
+    try:
+        return parse_age(file_name, pattern)
+    except NoAgeInName:
+        return None
+
+
 def _what_to_do(pattern: FilenamePattern) -> str:
     return f"rename it as the pattern {pattern.name!r} says, for example {pattern.example}, or leave it out"

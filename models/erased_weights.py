@@ -4,6 +4,7 @@ Without a purification unit the erasure is folded into the linear layer before t
 form; with one it is a linear layer of its own behind it. An ONNX model gets a Gemm at its end.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,19 +25,25 @@ MIN_GEMM_OPSET = 7  # before, Gemm spelled broadcasting out
 
 
 def is_erased(weights: WeightFile) -> bool:
-    """Whether the identity branch has an erasure already, as a layer of its own or folded into its linear layer.
+    """Whether the identity branch has an erasure already."""
+    return ERASURE + "weight" in weights.tensors or erased_rank(weights.tensors) > 0
 
-    A folded one shows in what it leaves: a BatchNorm that does nothing behind a linear layer without full rank.
+
+def erased_rank(tensors: Mapping[str, Tensor]) -> int:
+    """How many directions an erasure has taken from the identity branch, 0 without one; tensors under IEFP's names.
+
+    One that is folded into the linear layer shows in what it leaves: a BatchNorm that does nothing behind a layer
+    without full rank.
     """
-    tensors = weights.tensors
-    if ERASURE + "weight" in tensors:
-        return True
     idle = {"running_mean": 0, "running_var": 1, "weight": 1, "bias": 0}
-    if not all((tensors[NORM + name] == value).all() for name, value in idle.items()):
-        return False
-    rows = tensors[FC + "weight"].double()
+    rows = tensors.get(ERASURE + "weight")
+    if rows is None and all((tensors[NORM + name] == value).all() for name, value in idle.items()):
+        rows = tensors[FC + "weight"]
+    if rows is None or not rows.isfinite().all():
+        return 0
+    rows = rows.double()
     squares = torch.linalg.eigvalsh(rows @ rows.T)  # of the singular values, ascending
-    return bool(squares[0] < RANK_TOLERANCE**2 * squares[-1])
+    return int((squares < RANK_TOLERANCE**2 * squares[-1]).sum())
 
 
 def erased_tensors(weights: WeightFile, erasure: Erasure) -> dict[str, Tensor]:
@@ -72,11 +79,6 @@ def _folded(tensors: dict[str, Tensor], projection: Tensor, mean: Tensor) -> dic
 
 
 # ---------------------------------------------------------------------------------------------------------- ONNX
-
-
-def is_erased_onnx(model: Any) -> bool:
-    """Whether an ONNX model (onnx.ModelProto) has an erasure already."""
-    return any(entry.key == ONNX_MARK for entry in model.metadata_props)
 
 
 def add_erasure_to_onnx(model: Any, erasure: Erasure, output: str, metadata: dict[str, str]) -> None:

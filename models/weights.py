@@ -171,7 +171,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
     content = _read_content(path)
     found = _find_tensors(path, content)
     config, inside = content.get("config"), content.get("branches")
-    described = inside if isinstance(inside, dict) else _read_description(path)
+    described = inside if isinstance(inside, dict) else read_description(path, path.with_suffix(".json"))
     tensors, layout = _rename(path, found, described)
     method = config if isinstance(config, dict) else described
     branches = {}
@@ -331,8 +331,12 @@ def _colours(path: Path, described: dict) -> str | None:
     return said if said in ("RGB", "BGR") else None
 
 
-def _read_description(path: Path) -> dict[str, dict]:
-    beside = path.with_suffix(".json")
+def read_description(path: Path, beside: Path) -> dict[str, Any]:
+    """What the JSON file `beside` says of a weight file; empty where there is none.
+
+    Raises:
+        UserError: it is no JSON.
+    """
     if not os.path.isfile(beside):
         return {}
     try:

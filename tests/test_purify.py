@@ -180,6 +180,13 @@ def test_the_new_file_is_embedded_and_tested_as_any_other_and_not_purified_again
     tested = run_main("test", "--weights", purified.after, "--face-dataset", tiny_faces, "--benchmarks", "fgnet",
                       "--no-analysis", "--no-keep-embeddings", "--output", tmp_path, *SMALL)  # fmt: skip
     assert tested.status == 0 and "leave-one-out rank-1" in tested.out
+    in_words = f"5 directions, fitted to {NUM_PICTURES} pictures of {ages_of(few).min():.0f} to "
+    assert (
+        f"{purified.after.name}: age erased by purify.py, {in_words}" in tested.out
+        and in_words in (tmp_path / "report.html").read_text()
+    )
+    (model,) = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert model["erasure"] == facts_of(purified.after.with_suffix(".json"))
     in_one_sentence(purify(run_main, purified.after, few, tmp_path / "twice.pth"), "purified already")
     in_one_sentence(purify(run_main, purified.before, few, purified.after), "exists: give another name, or --force")
 
@@ -197,6 +204,8 @@ def test_an_onnx_model_keeps_its_names_and_loses_the_age(bytes_inside, few, netw
     fitter = ErasureFitter(6)
     fitter.add(cached_features(tmp_path, 6).reshape(-1, 6), np.repeat(years, 2))
     np.testing.assert_allclose(new, fitter.solve()(old), atol=1e-5)
+    described = open_network(after, PROCESS).described["erasure"]
+    assert described["rank"] == 5 and described["num_pictures"] == NUM_PICTURES
     in_one_sentence(purify(run_main, after, few, tmp_path / "twice.onnx"), "purified already")
 
 
@@ -362,6 +371,15 @@ def test_two_processes_share_the_pictures(few, network, run_main, tmp_path):
             for key, value in one.items()} == two  # fmt: skip
 
 
+def test_names_without_an_age_are_left_out_where_the_pattern_is_given(few, network, run_main, tmp_path):
+    data = shutil.copytree(few, tmp_path / "pictures")
+    first = min(data.iterdir())
+    first.rename(data / "holiday.jpg")
+    outcome = purify(run_main, network, data, tmp_path / "new.onnx", "--names", "ms1mv3")
+    assert outcome.status == 0
+    assert f"fitted to {NUM_PICTURES - 1} pictures" in outcome.out and "1 without an age left out" in outcome.out
+
+
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -376,6 +394,7 @@ def keep(count: int):
 
 MISTAKES = {
     "too few pictures": (keep(5), "there are 5 pictures whose age is known in", ()),
+    "too small a sample": (lambda folder: None, "a sample of 5 pictures is smaller than the 6", ("--max-images", 5)),
     "one age": (lambda folder: of_age(folder, lambda k: 30), "are of the age 30 by the file names (ms1mv3)", ()),
     "one age to the basis": (lambda folder: of_age(folder, lambda k: 80 + k % 9), "are all the same to the", ()),
     "no ages": (lambda folder: of_age(folder, lambda k: "old"), "has no age branch; give --ages with a table", ()),

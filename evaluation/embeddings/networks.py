@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.alignment.template import TEMPLATE
+from evaluation.embeddings.erasures import describe_erasure, erasure_in_onnx
 from evaluation.embeddings.extraction import TwoBranches
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, PREPROCESSING, UserError
 from models.export_files import need, read_onnx
@@ -70,11 +71,13 @@ def _open_weights(path: Path, process: DistInfo) -> Network:
     model, has_age_branch = load_for_embedding(path)
     digest, layout = sha256(path), model.backbone_id.layout
     runs_by = {"device": process.device.type, "torch": torch.__version__}
+    erasure = describe_erasure(model, path)
     model.to(process.device)
     return Network(
         path, digest, model_fingerprint(digest, model), process, model, EMBEDDING_SIZE, has_age_branch,
         described={"backbone": model.backbone_id.backbone, "purification": model.backbone_id.purification}
-        | ({"layout": layout} if layout else {}),
+        | ({"layout": layout} if layout else {})
+        | ({} if erasure is None else {"erasure": erasure}),
         remarks=(f"{path}: {model.backbone_id.backbone} in {layout}",) if layout else (), runs_by=runs_by,
     )  # fmt: skip
 
@@ -84,7 +87,7 @@ def _open_onnx(path: Path, process: DistInfo, onnx_input: str | None) -> Network
     proto = read_onnx(path)
     taken = read_picture_input(str(path), proto, _read_beside(path), onnx_input)
     model = OnnxNetwork(str(path), proto, taken, template_picture(), process.device)
-    digest = sha256(path)
+    digest, erasure = sha256(path), erasure_in_onnx(proto)
     how = {key: value for key, value in asdict(taken).items() if key != "said_by"} | {"output": model.output}
     fingerprint = hashlib.sha256(
         json.dumps({"onnx": digest, "input": how, "pixels": PREPROCESSING}, sort_keys=True).encode()
@@ -92,7 +95,8 @@ def _open_onnx(path: Path, process: DistInfo, onnx_input: str | None) -> Network
     return Network(
         path, digest, fingerprint, process, model, model.size, has_age_branch=False,
         described={"onnx_input": how | {"text": taken.text(), "said_by": list(taken.said_by)},
-                   "embedding_size": model.size, "provider": model.provider},
+                   "embedding_size": model.size, "provider": model.provider}
+        | ({} if erasure is None else {"erasure": erasure}),
         remarks=tuple(model.sentences()),
         runs_by={"device": model.provider, "torch": torch.__version__, "onnxruntime": ort.__version__},
     )  # fmt: skip

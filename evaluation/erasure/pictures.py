@@ -1,6 +1,5 @@
 """The pictures that an erasure is fitted to, with the ages that are known of them."""
 
-import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 
 from data.ages.tables import Columns, read_ages
 from data.faces import UNKNOWN, Faces, index_pictures
-from data.filenames import parse_age
+from data.filenames import find_age, parse_age
 from data.index_cache import find_record_file, open_index
 from data.layout import is_image_name
 from meta import FILENAME_PATTERNS, FilenamePattern, UserError
@@ -40,11 +39,12 @@ def open_aged_pictures(
     """The pictures of a record file, of a folder with one folder a person, or directly in a folder or deeper.
 
     Ages come from `table` (from its `columns`, where they are named), else from the labels of the record file, or from
-    the file names: by the pattern `names`, or without it by the one that fits every name.
+    the file names: by the pattern `names`, or without it by the one that fits every name. A name that holds none by
+    `names` has the age -1.
 
     Raises:
-        UserError: no pictures, names or a table that do not give the ages they should, or names that several patterns
-            fit.
+        UserError: no pictures, no name with an age by the pattern asked for, a table that lacks some, or names that
+            several patterns fit.
     """
     records = find_record_file(data)
     if records is not None and names is not None:
@@ -71,11 +71,14 @@ def _known_ages(faces: Faces, names: str | None, is_record_file: bool) -> tuple[
         return faces.ages, "the labels of the record file"
     if names is not None:
         pattern = FILENAME_PATTERNS.get(names)  # None for "none"
-        return (None, "") if pattern is None else (_ages_of_names(faces, pattern), f"the file names ({names})")
-    fitting = {}
-    for pattern in FILENAME_PATTERNS.values():
-        with contextlib.suppress(UserError):
-            fitting[pattern.name] = _ages_of_names(faces, pattern)
+        if pattern is None:
+            return None, ""
+        ages = _ages_of_names(faces, pattern)
+        if (ages == UNKNOWN).all():
+            parse_age(faces.name(0), pattern)  # raises
+        return ages, f"the file names ({names})"
+    fitting = {name: ages for name, pattern in FILENAME_PATTERNS.items()
+               if (ages := _ages_of_names(faces, pattern)).min() != UNKNOWN}  # fmt: skip
     if len(fitting) > 1:
         listed = " or ".join(f"--names {name}" for name in fitting)
         raise UserError(f"names such as {faces.name(0)!r} in {faces.root!r} hold an age in more than one way: give "
@@ -84,7 +87,9 @@ def _known_ages(faces: Faces, names: str | None, is_record_file: bool) -> tuple[
 
 
 def _ages_of_names(faces: Faces, pattern: FilenamePattern) -> np.ndarray:
-    return np.fromiter((parse_age(faces.name(i), pattern) for i in range(len(faces))), np.int16, len(faces))
+    """(N,), -1 where a name holds none."""
+    found = (find_age(faces.name(i), pattern) for i in range(len(faces)))
+    return np.fromiter((UNKNOWN if age is None else age for age in found), np.int16, len(faces))
 
 
 def choose(pictures: AgedPictures, max_images: int | None, seed: int) -> np.ndarray:
@@ -99,9 +104,12 @@ def choose(pictures: AgedPictures, max_images: int | None, seed: int) -> np.ndar
     return np.random.default_rng(seed).permutation(usable)[:max_images]
 
 
-def check_enough(pictures: AgedPictures, chosen: np.ndarray, size: int) -> None:
+def check_enough(pictures: AgedPictures, chosen: np.ndarray, size: int, max_images: int | None = None) -> None:
     """Raises UserError for fewer pictures than `size`, the numbers in a feature, or ages that are all one."""
     of_age = "" if pictures.ages is None else " whose age is known"
+    if max_images is not None and max_images < size:
+        raise UserError(f"a sample of {max_images} pictures is smaller than the {size} numbers in a feature: take "
+                        f"{size} or more.")  # fmt: skip
     if len(chosen) < size:
         raise UserError(f"there are {len(chosen):,} pictures{of_age} in {pictures.faces.root!r}, fewer than the {size} "
                         f"numbers in a feature: give more.")  # fmt: skip

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from data.transforms import to_network_input
+from evaluation.embeddings.erasures import erasure_in_onnx, facts_path
 from evaluation.embeddings.networks import Network, is_onnx, open_network
 from meta import UserError
-from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
+from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased
 from models.erasure import Erasure
 from models.export_files import need, read_onnx, save_safetensors
 from models.others.onnx_network import INPUT_KEY, OnnxNetwork
@@ -76,7 +77,7 @@ class OnnxSource:
     def __init__(self, network: Network):
         self.network, path = network, network.path
         proto = read_onnx(path)
-        if is_erased_onnx(proto):
+        if erasure_in_onnx(proto) is not None:
             raise UserError(purified_already(path))
         if any(entry.key == "made_by" and entry.value.startswith("export.py") for entry in proto.metadata_props):
             raise UserError(f"{path} was written by export.py: purify the weights it was made of, and export those.")
@@ -85,7 +86,7 @@ class OnnxSource:
         model: OnnxNetwork = self.network.model
         proto, taken = read_onnx(self.network.path), model.taken.text()
         before = erasure(features_of(model, images))
-        add_erasure_to_onnx(proto, erasure, model.output, {INPUT_KEY: taken, ONNX_MARK: json.dumps(facts)})
+        add_erasure_to_onnx(proto, erasure, model.output, {INPUT_KEY: taken, ONNX_MARK: json.dumps(facts["erasure"])})
         with same_name_beside(output) as path:
             path.write_bytes(proto.SerializeToString(deterministic=True))
             check_same(output, features_of(open_network(path, self.network.process, taken).model, images), before,
@@ -112,11 +113,6 @@ def check_suffixes(weights: Path, output: Path) -> None:
         raise UserError(f"-o {output} does not end in {' or '.join(allowed)}, as what {weights} becomes does: give it "
                         f"such a name.")  # fmt: skip
     need(*PACKAGES.get(of_output, ()))
-
-
-def facts_path(output: Path) -> Path:
-    """The JSON file beside, where models.weights looks for the description that a .pth file lacks."""
-    return output.with_suffix(".json") if output.suffix in (".pth", ".pt") else Path(f"{output}.json")
 
 
 def purified_already(path: Path) -> str:

@@ -117,20 +117,37 @@ def described_models(report: Tree) -> Iterator[Block]:
     if not models:
         yield "There is no model in this report."
         return
+    is_any_erased = any(map(erasure_in_words, (entry for _, entry in models)))
     rows = [
         [
             name,
             words(entry.get("weights") or entry.get("embeddings"), "not stated"),
             words(entry.get("backbone"), "not stated"),
             words(str(entry.get("purification", "")), "not stated"),
+            *([erasure_in_words(entry) or "no"] if is_any_erased else []),
             words(entry.get("sha256"), "not stated"),
         ]
         for name, entry in models
     ]
-    yield Table("Models", ["model", "file", "backbone", "purification", "SHA-256"], rows)
+    erased = ["age erased by purify.py"] if is_any_erased else []
+    yield Table("Models", ["model", "file", "backbone", "purification", *erased, "SHA-256"], rows)
     software = ", ".join(f"{name} {version}" for name, version in branch(report, "software").items())
     date = words(report.get("date"), "")
     yield f"Tested{f' on {date}' if date else ''}{f' with {software}' if software else ''}."
+
+
+def erasure_in_words(entry: Tree) -> str:
+    """What purify.py erased from a model, and what it was fitted to where that is known; "" where nothing is erased."""
+    facts = branch(entry, "erasure")
+    if "erasure" not in entry:
+        return ""
+    rank, num_pictures = figure(facts, "rank"), figure(facts, "num_pictures")
+    youngest, oldest = (figure(branch(facts, "years"), end) for end in ("min", "max"))
+    parts = ["directions not stated" if rank is None else f"{rank} directions"]
+    if num_pictures is not None:
+        of_ages = "" if youngest is None or oldest is None else f" of {youngest:.0f} to {oldest:.0f} years"
+        parts.append(f"fitted to {num_pictures:,} pictures{of_ages}")
+    return ", ".join(parts)
 
 
 def age_errors(tested: Sequence[Tested]) -> Iterator[Table]:

@@ -28,7 +28,7 @@ NO_AGE = {
                "folder_age_39/plain.jpg"],
     "fgnet": ["001B02.JPG", "002.JPG"],
     "morph2": ["009055_1X54.JPG", ""],
-    "utkface": ["34.jpg", "_34_1_0_2017.jpg"],
+    "utkface": ["34.jpg", "_34_1_0_2017.jpg", "34_age_56.jpg", "34_MariaCallas_35_f.jpg"],
 }  # fmt: skip
 
 

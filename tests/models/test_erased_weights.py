@@ -5,8 +5,9 @@ import pytest
 import torch
 from golden_weights import fill
 
+from evaluation.embeddings.erasures import describe_erasure, erasure_in_onnx
 from meta import UserError
-from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased, is_erased_onnx
+from models.erased_weights import ONNX_MARK, add_erasure_to_onnx, erased_tensors, is_erased
 from models.erasure import ErasureFitter
 from models.export import Embedder, example_images
 from models.export_files import run_embedder
@@ -88,9 +89,11 @@ def test_the_erased_file_gives_the_erased_features(files, erasure):
     np.testing.assert_array_equal(features_of(into), features_of(model))
 
 
-def test_only_the_erased_file_is_one(files):
+def test_only_the_erased_file_is_one_and_its_rank_is_read_from_it(files, erasure):
     _, before, after = files
     assert is_erased(read_weight_file(after)) and not is_erased(read_weight_file(before))
+    assert describe_erasure(load_for_embedding(before)[0], before) is None
+    assert describe_erasure(load_for_embedding(after)[0], after) == {"rank": erasure.rank}
 
 
 def test_the_file_keeps_its_form_where_there_is_no_unit(files):
@@ -145,10 +148,10 @@ def test_an_onnx_model_gets_a_gemm_at_its_end(tmp_path):
     graph = helper.make_graph(nodes, "two outputs", [values["x"]], [values["features"], values["other"]])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     erasure = erasure_of(6)
-    assert not is_erased_onnx(model)
+    assert erasure_in_onnx(model) is None
     add_erasure_to_onnx(model, erasure, "features", {ONNX_MARK: "{}"})
     onnx.checker.check_model(model, full_check=True)
-    assert is_erased_onnx(model)
+    assert erasure_in_onnx(model) == {}
     x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     features, other = session.run(["features", "other"], {"x": x})
