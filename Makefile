@@ -29,7 +29,7 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	@touch $@
 
 $(DEMO)/face_dataset: | $(VENV)/installed
-	$(RUN) prepare.py synthetic --output $@
+	$(RUN) prepare.py synthetic --years-per-person 12 --output $@
 
 # Each step goes on where it was stopped, and is done at once when it is finished.
 demo: $(VENV)/installed | $(DEMO)/face_dataset

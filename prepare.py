@@ -292,6 +292,9 @@ class Synthetic:
     num_people: int = bounded(100, low=2)
     """People of the training set."""
     pictures_per_person: int = bounded(16, low=2)
+    years_per_person: int | None = bounded(None, low=1)
+    """Years of a training person's life within which all pictures of that person lie, as with photographs collected
+    from the web; unless given, all of life."""
     fgnet_people: int = bounded(40, low=2)
     fgnet_pictures_per_person: int = bounded(10, low=2)
     morph2_subjects: tuple[int, int] = bounded((60, 150), low=2)

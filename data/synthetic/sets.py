@@ -294,6 +294,7 @@ def write_all(
     morph2_subjects: tuple[int, int] = (60, 150),
     cacd_vs_pairs: int = 200,
     calfw_pairs: int = 300,
+    years_per_person: int | None = None,
     nuisance: float = 1.0,
     progress: bool = True,
 ) -> dict[str, int]:
@@ -306,8 +307,9 @@ def write_all(
     with new_folder(root) as partial:
         return {
             "ms1mv3_256times256_with_age": write_training_set(
-                partial / "ms1mv3_256times256_with_age", num_people, pictures_per_person, **common
-            ),
+                partial / "ms1mv3_256times256_with_age", num_people, pictures_per_person,
+                years_per_person=years_per_person, **common,
+            ),  # fmt: skip
             "ID_processed_FGNET": write_fgnet(
                 partial / "ID_processed_FGNET", fgnet_people, fgnet_pictures_per_person, **common
             ),
