@@ -307,8 +307,11 @@ def write_all(
     with new_folder(root) as partial:
         return {
             "ms1mv3_256times256_with_age": write_training_set(
-                partial / "ms1mv3_256times256_with_age", num_people, pictures_per_person,
-                years_per_person=years_per_person, **common,
+                partial / "ms1mv3_256times256_with_age",
+                num_people,
+                pictures_per_person,
+                years_per_person=years_per_person,
+                **common,
             ),  # fmt: skip
             "ID_processed_FGNET": write_fgnet(
                 partial / "ID_processed_FGNET", fgnet_people, fgnet_pictures_per_person, **common
