@@ -27,6 +27,8 @@ CHECK_SECONDS = 1.0  # a worker looks so often whether its parent is still there
 def started(loader: DataLoader) -> Iterator:
     """An iterator over the loader's batches, its worker processes (if it has any) running."""
     loader.worker_init_fn = outlive_signals
+    if loader.num_workers and multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start, which else comes with the first worker's, unblocks signals
     with signals_held():
         return iter(loader)
 
@@ -35,7 +37,7 @@ def started(loader: DataLoader) -> Iterator:
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of so many processes, which start when work is submitted: to be done with `signals_held`."""
     context = multiprocessing.get_context("spawn")  # safe beside threads and CUDA, and the same on every system
-    resource_tracker.ensure_running()  # its start, which else comes with the first worker's, unblocks signals
+    resource_tracker.ensure_running()  # as above
     with ProcessPoolExecutor(workers, mp_context=context, initializer=outlive_signals) as pool:
         yield pool
 

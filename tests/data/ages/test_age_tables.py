@@ -171,7 +171,7 @@ def test_a_malformed_line_is_refused_with_its_number(table, line, says):
     ("0_0/1.jpg\n0_0/2.jpg\n", "line 1, has 1 fields and names no columns"),
     ("0,0_0/1.jpg,3\n", "line 1, has 3 fields and names no columns that are known: give --age-columns .*'path,age'"),
     ("path,face\n0_0/1.jpg,3\n", "line 1, has 'face' where an age"), ("path,age\n", "no age for 4 of the 4"),
-    (bytes(range(128, 256)) * 40, "line 1"), ("key,age\n0_0/1.jpg,3\n".encode("utf-16"), "line 1"),
+    (bytes(range(128, 256)) * 40, "line 1"), ("key,age\n0_0/1.jpg,3\n".encode("utf-16"), "UTF-16"),
     ("x" * 20_000, "line 1, has more than 10,000 characters"),
 ], ids=range(9))  # fmt: skip
 def test_a_file_that_is_no_table_of_ages_is_refused_in_a_short_message(table, content, says):
