@@ -35,6 +35,7 @@ def signal_group(number: int) -> None:
 def leader(name: str, flags: list, number: int, method: str = "fork") -> None:
     """A script as the leader of a group, signalled when the second batch, or after a pool's first result, is due."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     multiprocessing.set_start_method(method, force=True)
     next_batch, map_in_pool, asked = dataloader._BaseDataLoaderIter.__next__, ProcessPoolExecutor.map, []
 
