@@ -74,7 +74,6 @@ def bases_and_shrinkages(run: Run):
         "linear in age": BASES["linear"](),
         "8 age groups": BASES["groups"](),
         "knots 8 16 30 50 80": spline((8, 16, 30, 50, 80)),
-        "knots 0 8 16 30 50 80": spline(),
     }
     for name, basis in bases.items():
         yield name, lambda basis=basis: through(fit_erasure(run.train, basis=basis), run.held_out)
