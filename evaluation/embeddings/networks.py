@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from evaluation.embeddings.extraction import TwoBranches
 from meta import EMBEDDING_SIZE, IMAGE_SIZE, PREPROCESSING, UserError
 from models.export_files import need, read_onnx
 from models.others.onnx_network import OnnxNetwork, read_picture_input
-from models.weights import ONNX, load_for_embedding, model_fingerprint
+from models.weights import ONNX, load_for_embedding, model_fingerprint, read_description
 from utils.distributed import DistInfo
 from utils.files import sha256
 
 FACE, BACKGROUND = 170, 90  # grey values of the probe
-MAX_DESCRIPTION = 1_000_000  # characters of the JSON file beside an ONNX model
 POINT = 3  # pixels from the middle of a point to its edge
 
 
@@ -85,7 +83,7 @@ def _open_weights(path: Path, process: DistInfo) -> Network:
 def _open_onnx(path: Path, process: DistInfo, onnx_input: str | None) -> Network:
     (ort,) = need("onnxruntime")
     proto = read_onnx(path)
-    taken = read_picture_input(str(path), proto, _read_beside(path), onnx_input)
+    taken = read_picture_input(str(path), proto, read_description(path, Path(f"{path}.json")), onnx_input)
     model = OnnxNetwork(str(path), proto, taken, template_picture(), process.device)
     digest, erasure = sha256(path), erasure_in_onnx(proto)
     how = {key: value for key, value in asdict(taken).items() if key != "said_by"} | {"output": model.output}
@@ -100,24 +98,6 @@ def _open_onnx(path: Path, process: DistInfo, onnx_input: str | None) -> Network
         remarks=tuple(model.sentences()),
         runs_by={"device": model.provider, "torch": torch.__version__, "onnxruntime": ort.__version__},
     )  # fmt: skip
-
-
-def _read_beside(path: Path) -> dict[str, Any]:
-    beside = Path(f"{path}.json")
-    if not os.path.isfile(beside):
-        return {}
-    try:
-        with open(beside, encoding="utf-8") as file:
-            text = file.read(MAX_DESCRIPTION + 1)
-        if len(text) > MAX_DESCRIPTION:
-            raise ValueError(f"more than {MAX_DESCRIPTION} characters")
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-        return content
-    except (ValueError, OSError, RecursionError):
-        raise UserError(f"{beside}, which describes {path.name}, can't be read as a JSON object: restore or remove it, "
-                        'or write {"input": "bgr 112x112 mean=127.5 scale=128"}.') from None  # fmt: skip
 
 
 def template_picture() -> Tensor:
