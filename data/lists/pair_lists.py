@@ -40,7 +40,7 @@ SAME = ("1", "1.0", "true", "t", "yes", "y", "same", "genuine", "match", "positi
 DIFFERENT = ("0", "0.0", "-1", "false", "f", "no", "n", "different", "diff", "impostor", "imposter", "mismatch",
              "nonmatch", "negative")  # fmt: skip
 _ENDINGS = "|".join(map(re.escape, IMAGE_EXTENSIONS))
-# Two names with blanks in them, as far as their endings tell them apart, the answer and perhaps the fold.
+# Two names with blanks in them, as far as their endings separate them, the answer and perhaps the fold.
 _SPACED = re.compile(rf"\s*(.+?(?:{_ENDINGS}))\s+(.+(?:{_ENDINGS}))\s+(\S+)(?:\s+(\S+))?\s*", re.IGNORECASE)
 
 
@@ -219,7 +219,7 @@ def _in_folds(rows: Sequence[_Row], fold_name: str, path: str | Path) -> tuple[n
     if not (num_genuine and num_impostor):
         kind = "genuine" if num_genuine else "impostor"
         raise UserError(
-            f"The pair list {str(path)!r} holds {kind} pairs only, {len(rows):,} of them: how well people are told "
+            f"The pair list {str(path)!r} holds {kind} pairs only, {len(rows):,} of them: how well people are distinguished "
             "apart needs pairs of both kinds, add the others."
         )
     if min(num_genuine, num_impostor) < NUM_FOLDS:
