@@ -219,8 +219,8 @@ def _in_folds(rows: Sequence[_Row], fold_name: str, path: str | Path) -> tuple[n
     if not (num_genuine and num_impostor):
         kind = "genuine" if num_genuine else "impostor"
         raise UserError(
-            f"The pair list {str(path)!r} holds {kind} pairs only, {len(rows):,} of them: how well people are distinguished "
-            "apart needs pairs of both kinds, add the others."
+            f"The pair list {str(path)!r} holds {kind} pairs only, {len(rows):,} of them: accuracy needs "
+            "pairs of both kinds, add the others."
         )
     if min(num_genuine, num_impostor) < NUM_FOLDS:
         raise UserError(
