@@ -1,6 +1,6 @@
 """Inter-Prototype: the margin head's weight vectors of people known as children are kept apart.
 
-Pairs of a child and an adult are judged badly because children look alike, so it is children of different people that
+Pairs of a child and an adult get wrong answers because children look alike, so it is children of different people that
 have to be distinguished; neither more pictures nor more parameters are needed for that.
 Source: Lee, Yun, Park, Kim, Choo, "Improving Face Recognition with Large Age Gaps by Learning to Distinguish Children",
 BMVC 2021 (arXiv 2110.11630); details after the authors' program (github leebebeto/Inter-Prototype).

@@ -54,7 +54,7 @@ def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, mo
         return SimpleNamespace(returncode=train.train(parse_config(train.TrainConfig, command[2:])))
 
     def run(*flags):
-        words = ["--output", tmp_path / "out", "--variants", "plain", "--seeds", "0", "--people", "5",
+        words = ["--output", tmp_path / "out", "--variants", "plain", "iefp", "--seeds", "0", "--people", "5",
                  "--pictures", "4", "--held-out", "8", "--held-out-pictures", "4", "--epochs", "1", "--age-epochs", "1",
                  "--batch", "8", "--backbone", TINY, "--club-steps", "3", "--device", "cpu",
                  "--plot", tmp_path / "plot.png", *flags]  # fmt: skip
@@ -64,10 +64,12 @@ def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, mo
 
     monkeypatch.setattr(purification.subprocess, "run", train_here)
     reply = run()
-    assert set(reply["runs"]) == {"plain", "plain+erasure", "plain+erasure-others"}
+    assert set(reply["runs"]) == {
+        name + how for name in ("plain", "iefp") for how in ("", "+erasure", "+erasure-others")
+    }
     assert all(0 <= of_seeds["0"]["rank1_percent"] <= 100 for of_seeds in reply["runs"].values())
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    weights = tmp_path / "out/seed0/plain/iefp.pth"
+    weights = tmp_path / "out/seed0/iefp/iefp.pth"
     written = weights.stat().st_mtime_ns
     assert run() == reply
     assert weights.stat().st_mtime_ns == written
