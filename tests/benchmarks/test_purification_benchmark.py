@@ -45,7 +45,7 @@ def test_variants_differ_in_purification_alone():
     for flags in purification.VARIANTS.values():
         assert {word for word in flags.split() if word.startswith("--")} <= {
             "--purification", "--mutual-information-weight", "--disentangle", "--disentangle-weight", "--club-steps",
-            "--mutual-information-warmup", "--age-prior", "--child-pictures"}  # fmt: skip
+            "--mutual-information-warmup", "--age-prior", "--child-pictures", *purification.TRIED}  # fmt: skip
 
 
 def test_a_tiny_run_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatch, capsys):
