@@ -42,7 +42,7 @@ demo: $(VENV)/installed | $(DEMO)/face_dataset
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
 
 fuzz: $(VENV)/installed-dev
 	$(RUN) tests/fuzz.py $(FUZZ)

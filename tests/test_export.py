@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from refusals import refused
 from safetensors.torch import load_file, save
-from scripts import TINY, load_script
+from scripts import SLIM, load_script
 from torch import nn
 
 from data.faces import index_identity_folders
@@ -45,7 +45,7 @@ BATCHES = (1, 2, 5, 7)
 def lively(purification=1, seed=0) -> IEFP:
     """A model whose BatchNorm layers do something: untrained ones are nearly the identity."""
     torch.manual_seed(seed)
-    model = IEFP(TINY, purification, None)
+    model = IEFP(SLIM, purification, None)
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.weight.data.uniform_(0.5, 1.5)
@@ -154,7 +154,7 @@ def test_an_onnx_file_gives_what_pytorch_gives(tmp_path, run_main, lively_weight
     assert metadata["output"] == sizes and metadata["embedding_size"] == 1024
     assert (metadata["views"], metadata["join"]) == (2, "concatenate")
     assert metadata["alignment"]["points"][2] == [56.0252, 71.7366] and "nose" in metadata["alignment"]["order"]
-    assert (metadata["backbone"], metadata["purification"], metadata["opset"]) == (TINY, 1, 18)
+    assert (metadata["backbone"], metadata["purification"], metadata["opset"]) == (SLIM, 1, 18)
     assert set(metadata["software"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
     assert [output.name for output in session.get_outputs()] == list(sizes)
     beside = json.loads((tmp_path / "iefp.onnx.json").read_text())

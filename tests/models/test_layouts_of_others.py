@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 from refusals import refused
-from scripts import TINY
+from scripts import SLIM
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from models.weights import load_for_embedding, model_fingerprint, read_weight_fi
 from utils.distributed import DistInfo
 
 PROCESS = DistInfo(0, 1, torch.device("cpu"))
-WIDTH, BLOCKS = BACKBONES[TINY].width, BACKBONES[TINY].blocks
+WIDTH, BLOCKS = BACKBONES[SLIM].width, BACKBONES[SLIM].blocks
 
 
 class Block(nn.Module):
@@ -137,10 +137,10 @@ def test_weights_of_others_give_what_their_own_networks_give(case, tmp_path):
     pixels = to_network_input(images)
     expected = model(pixels.flip(1) if "BGR" in layout else pixels)
     loaded, has_age_branch = load_for_embedding(path)
-    assert not has_age_branch and loaded.backbone_id.layout == layout and loaded.backbone_id.backbone == TINY
+    assert not has_age_branch and loaded.backbone_id.layout == layout and loaded.backbone_id.backbone == SLIM
     torch.testing.assert_close(loaded.identity_features(pixels), expected, rtol=1e-5, atol=1e-5)
     network = open_network(path, PROCESS)
-    assert network.remarks[0] == f"{path}: {TINY} in {layout}" and network.described["layout"] == layout
+    assert network.remarks[0] == f"{path}: {SLIM} in {layout}" and network.described["layout"] == layout
     # Exported and purified they stay what they are.
     embedder = Embedder(loaded)
     torch.testing.assert_close(embedder.folded()(images), embedder(images), rtol=1e-4, atol=1e-5)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from golden_weights import fill
-from scripts import ROOT, TINY
+from golden_weights import filled
+from scripts import ROOT, SLIM, TINY
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,9 +66,7 @@ def test_forward_passes_are_the_known_good_ones(backbone, purification):
     """With scales 0 and 1 too, from the features that go into the unit: these do not depend on it."""
     pixels = np.random.RandomState(0).uniform(-1, 1, (4, 3, 112, 112)).astype(np.float32)
     images, inner = torch.from_numpy(pixels).double(), []
-    with torch.device("meta"):
-        model = IEFP(backbone, purification, 10)
-    model = fill(model.to_empty(device="cpu").double()).eval()
+    model = filled(backbone, purification, 10).eval()
     for branch in (model.backbone_id, model.backbone_ae):
         branch.features.register_forward_hook(lambda module, given, output: inner.append(output))
     with torch.no_grad():
@@ -76,7 +74,7 @@ def test_forward_passes_are_the_known_good_ones(backbone, purification):
         known_good(f"{backbone}/purification{purification}/", model, *outer)
         if backbone == "iresnet18":
             known_good("iresnet18/purification0/", model, *inner)
-            one = fill(IEFP(backbone, 1, 10).double()).eval()
+            one = filled(backbone, 1, 10).eval()
             outer = one.backbone_id.spu(inner[0]), one.backbone_ae.spu(inner[1])
             known_good("iresnet18/purification1/", one, *outer)
 
@@ -257,7 +255,8 @@ ARCHITECTURES = {
     "iresnet100": ((3, 13, 30, 3), 64),
     "iresnet200": ((6, 26, 60, 6), 64),
     "iresnet18_quarter": ((2, 2, 2, 2), 16),
-    TINY: ((1, 1, 1, 2), 4),
+    TINY: ((1, 1, 1, 2), 1),
+    SLIM: ((1, 1, 1, 2), 4),
 }
 
 
@@ -277,7 +276,7 @@ def test_every_backbone_has_its_blocks_names_and_shapes(backbone):
 
 def test_initial_weights_are_the_published_ones():
     torch.manual_seed(0)
-    model = IEFP(TINY, 1, 200)
+    model = IEFP(SLIM, 1, 200)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             weight = layer.weight.detach()
@@ -301,7 +300,7 @@ def test_initial_weights_are_the_published_ones():
 
 
 def test_features_are_float32_also_where_autocast_computes_in_bfloat16():
-    encoder = IResNet(TINY, 1).eval()
+    encoder = IResNet(SLIM, 1).eval()
     inner = []
     encoder.layer4.register_forward_hook(lambda module, arguments, output: inner.append(output.dtype))
     with torch.no_grad():
@@ -314,7 +313,7 @@ def test_features_are_float32_also_where_autocast_computes_in_bfloat16():
 
 
 def test_in_eval_mode_a_row_knows_neither_its_batch_nor_the_layout_of_memory():
-    encoder, images = IResNet(TINY, 1).double().eval(), faces(3, torch.float64)
+    encoder, images = IResNet(SLIM, 1).double().eval(), faces(3, torch.float64)
     with torch.no_grad():
         expected = encoder(images)
         alone = torch.cat([encoder(image[None]) for image in images])

@@ -322,7 +322,7 @@ WRONG_FILES = {
     "a key too many": (lambda t: t | {"backbone_id.attention.weight": torch.zeros(3)},
                        r"1 keys unexpected \(backbone_id\.attention\.weight\)"),
     "another shape": (lambda t: t | {"backbone_id.fc.weight": torch.zeros(512, 128)},
-                      r"1 keys of another shape \(backbone_id\.fc\.weight \(512, 128\) for \(512, 1568\)\)"),
+                      r"1 keys of another shape \(backbone_id\.fc\.weight \(512, 128\) for \(512, 392\)\)"),
     "another width": (lambda t: t | {"backbone_id.conv1.weight": torch.zeros(24, 3, 3, 3)},
                       "a stem of 24 planes, which is none of iresnet18, "),
     "a number for a stem": (lambda t: t | {"backbone_id.conv1.weight": torch.zeros(())}, r"its keys: .*conv1\.weight"),

@@ -11,7 +11,7 @@ import torch
 from conftest import SMALL, identity_flags
 from PIL import Image
 from processes import in_processes
-from scripts import TINY, load_script
+from scripts import SLIM, TINY, load_script
 from test_train import same_weights, training_set
 
 from data.picture_grid import CAPTION_HEIGHT, MARGIN, TITLE_HEIGHT, draw_grid
@@ -38,10 +38,8 @@ def files(folder: Path) -> dict[str, bytes]:
 # -------------------------------------------------------------------------------------------------- it leaves no trace
 
 
-def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(
-    train_identity, plain_run, tiny_faces, tmp_path
-):
-    flags, folder = ("--epochs", 1, "--cache-folder", tmp_path / "cache"), tmp_path / "run"
+def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(train_identity, tiny_faces, tmp_path):
+    flags, folder = ("--epochs", 1, "--cache-folder", tmp_path / "cache", "--backbone", SLIM), tmp_path / "run"
     outcome = train_identity(folder, *flags, "--dry-run")
     assert outcome.status == 0 and outcome.err == "", outcome.err
     assert list(files(folder)) == ["dry_run.png"] and not list((tmp_path / "cache").glob("*age_features*"))
@@ -49,7 +47,8 @@ def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(
     data_are_counted(outcome.out, training_set(tiny_faces))
     parameters_are_counted(outcome.out)
     assert train_identity(folder, *flags).status == 0
-    assert same_weights(folder / "iefp.pth", plain_run / "iefp.pth")  # as without the dry run
+    assert train_identity(tmp_path / "plain", *flags).status == 0
+    assert same_weights(folder / "iefp.pth", tmp_path / "plain" / "iefp.pth")  # as without the dry run
     (path,) = (folder / "checkpoints").glob("*.pth")
     for what, written in ((r"checkpoint .* 3 x", path), (r"weights in the published layout +1 x", folder / "iefp.pth")):
         shown = re.search(rf"{what} +([\d.]+) MB", outcome.out)
@@ -65,7 +64,7 @@ def data_are_counted(out: str, folder: Path) -> None:
 
 
 def parameters_are_counted(out: str) -> None:
-    model = IEFP(TINY, 1, 6)
+    model = IEFP(SLIM, 1, 6, age_backbone=TINY)
     counts = {
         "encoder": sum(p.numel() for n, p in model.backbone_id.named_parameters() if "spu" not in n),
         "purification unit": sum(p.numel() for p in model.backbone_id.spu.parameters()),

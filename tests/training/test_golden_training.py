@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_weights import fill
+from golden_weights import filled
 from scripts import ROOT, load_script
 
-from models.iefp import IEFP
 from utils.distributed import DistInfo
 
 TRACE = json.loads((ROOT / "tests" / "golden" / "train_trace.json").read_text())
@@ -37,7 +36,7 @@ def trained(request, age_features):
     """The stage after four steps, its losses, and what they should be."""
     train = load_script("train")
     config = train.TrainConfig(learning_rate=0.01, precision="fp32")
-    model = fill(IEFP("iresnet18", 1, NUM_IDENTITIES, margin=request.param, margin_value=None).double())
+    model = filled("iresnet18", 1, NUM_IDENTITIES, margin=request.param, margin_value=None)
     stage = train.IdentityStage(config, model, DistInfo(0, 1, torch.device("cpu")))
     model.train()
     losses = []
@@ -69,7 +68,7 @@ def test_every_parameter_that_should_be_trained_is_in_the_trace_and_no_other_mov
     model, _, expected = trained
     trained_names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained_names == set(expected["parameters_after"])
-    untouched = fill(IEFP("iresnet18", 1, NUM_IDENTITIES).double()).state_dict()
+    untouched = filled("iresnet18", 1, NUM_IDENTITIES).state_dict()
     for key, value in model.state_dict().items():
         if key.startswith(("backbone_ae.", "age_estimator.")):
             assert torch.equal(value, untouched[key]), key
