@@ -112,8 +112,9 @@ class IResNet(nn.Module):
             x = self.attention(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))  # (N, 512 * 7 * 7)
         x = self.features(self.fc(x))  # (N, 512)
-        x = self.spu(x).to(self.fc.weight.dtype)
-        return x if self.erasure is None else self.erasure(x)
+        x = self.spu(x)
+        x = x if self.erasure is None else self.erasure(x)
+        return x.to(self.fc.weight.dtype)
 
 
 def _layer(in_planes: int, planes: int, num_blocks: int) -> nn.Sequential:

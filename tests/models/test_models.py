@@ -299,8 +299,10 @@ def test_initial_weights_are_the_published_ones():
     assert margin_weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
 
 
-def test_features_are_float32_also_where_autocast_computes_in_bfloat16():
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_features_are_float32_also_where_autocast_computes_in_bfloat16(is_erased):
     encoder = IResNet(SLIM, 1).eval()
+    encoder.set_erasure(is_erased)
     inner = []
     encoder.layer4.register_forward_hook(lambda module, arguments, output: inner.append(output.dtype))
     with torch.no_grad():
