@@ -177,28 +177,28 @@ def plot(runs: dict, path: Path) -> None:
 
     others = [name for name in runs if name != PLAIN]
     figure = Figure(figsize=(12, 2.6 + 0.5 * max(4, len(others))), layout="constrained")
-    panels = figure.subplots(2, len(FIGURES) // 2 + 1)
-    for axes, name in zip(panels.flat, FIGURES, strict=False):
+    columns = len(FIGURES) // 2 + 1
+    grid = figure.add_gridspec(2, columns)
+    for number, name in enumerate(FIGURES):
+        axes = figure.add_subplot(grid[divmod(number, columns)])
         plot_differences(axes, runs, others, name)
-    for unused in list(panels.flat)[len(FIGURES) : -1]:
-        unused.axis("off")
-    plot_gaps(panels.flat[-1], runs)
-    for row in panels[:, 1:]:
-        for axes in row[:-1]:
-            axes.tick_params(labelleft=False)
+        axes.tick_params(labelleft=number % columns == 0)
+    plot_gaps(figure.add_subplot(grid[1, len(FIGURES) - columns :]), runs)
     figure.suptitle("difference to plain CosFace: a dot a seed, bars are 95 % intervals of the mean", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
 def plot_differences(axes, runs: dict, others: list[str], name: str) -> None:
+    styles = styles_of(runs)
     for row, variant in enumerate(others):
+        color = styles[variant]["color"]
         values, plain = of_figure(runs[variant], name), of_figure(runs[PLAIN], name)
         if not values.keys() & plain.keys():
             continue
         entry = paired_difference(values, plain)
-        axes.errorbar(entry["mean"], row, xerr=entry["half_width"], color=f"C{row + 1}", marker="|", capsize=3)
+        axes.errorbar(entry["mean"], row, xerr=entry["half_width"], color=color, marker="|", capsize=3)
         for seed in values.keys() & plain.keys():
-            axes.plot(values[seed] - plain[seed], row - 0.25, ".", color=f"C{row + 1}", markersize=5)
+            axes.plot(values[seed] - plain[seed], row - 0.25, ".", color=color, markersize=5)
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(others)), others, fontsize=8)
     axes.set_ylim(len(others) - 0.4, -0.6)
@@ -208,14 +208,25 @@ def plot_differences(axes, runs: dict, others: list[str], name: str) -> None:
 
 def plot_gaps(axes, runs: dict) -> None:
     gaps = next(iter(next(iter(runs.values())).values()))["tar_by_gap_percent"]
-    for column, (variant, by_seed) in enumerate(runs.items()):
+    styles = styles_of(runs)
+    for variant, by_seed in runs.items():
         means = [[of["tar_by_gap_percent"][gap] for of in by_seed.values()] for gap in gaps]
         entry = [statistics.fmean(values) if None not in values else float("nan") for values in means]
-        axes.plot(list(gaps), entry, marker="o", markersize=3, color=f"C{column}", label=variant)
+        axes.plot(list(gaps), entry, marker="o", markersize=3, label=variant, **styles[variant])
     axes.set_title("TAR at FAR 1e-3, % by years between", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def styles_of(runs: dict) -> dict[str, dict[str, str]]:
+    """A colour for each variant that was trained, a dash for how age was erased from it."""
+    dashes, colors, styles = {"": "-", "erasure": "--", "erasure-others": ":"}, {}, {}
+    for name in runs:
+        trained, _, how = name.partition("+")
+        color = colors.setdefault(trained, f"C{len(colors)}")
+        styles[name] = {"color": color, "linestyle": dashes.get(how, "-")}
+    return styles
 
 
 def parse_flags() -> argparse.Namespace:
