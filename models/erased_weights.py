@@ -52,17 +52,24 @@ def erased_tensors(weights: WeightFile, erasure: Erasure) -> dict[str, Tensor]:
     Those of a critic, as CLUB is one, are left out: they know the features before.
     """
     tensors = {key: value for key, value in weights.tensors.items() if not key.startswith(("clubmi.", "critic."))}
-    projection, mean = torch.from_numpy(erasure.projection), torch.from_numpy(erasure.mean)
     if weights.identity_branch.purification == 0:
-        changed = _folded(tensors, projection, mean)
+        changed = folded(tensors, erasure)
     else:
-        changed = {ERASURE + "weight": projection, ERASURE + "bias": -projection @ mean}
+        weight, bias = as_layer(erasure)
+        changed = {ERASURE + "weight": weight, ERASURE + "bias": bias}
     tensors |= {key: value.to(torch.float32) for key, value in changed.items()}
     return {key.removeprefix("backbone_id.") if weights.is_bare else key: value for key, value in tensors.items()}
 
 
-def _folded(tensors: dict[str, Tensor], projection: Tensor, mean: Tensor) -> dict[str, Tensor]:
+def as_layer(erasure: Erasure) -> tuple[Tensor, Tensor]:
+    """Weight (D, D) and bias (D,) of the linear layer that does the same, in float64."""
+    projection = torch.from_numpy(erasure.projection)
+    return projection, -projection @ torch.from_numpy(erasure.mean)
+
+
+def folded(tensors: Mapping[str, Tensor], erasure: Erasure) -> dict[str, Tensor]:
     """Linear layer and BatchNorm that together give P (BN(W x + b) - mean): the BatchNorm does nothing. In float64."""
+    projection, mean = torch.from_numpy(erasure.projection), torch.from_numpy(erasure.mean)
     norm = {name: tensors[NORM + name].double() for name in ("weight", "bias", "running_mean", "running_var")}
     scale = norm["weight"] / (norm["running_var"] + BATCHNORM_EPSILON).sqrt()
     shift = norm["bias"] - scale * norm["running_mean"] - mean

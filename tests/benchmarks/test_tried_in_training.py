@@ -31,8 +31,9 @@ def run(tiny_faces, age_weights, tmp_path, monkeypatch):
     return train
 
 
-def test_the_features_of_a_run_that_erases_each_epoch_have_no_covariance_with_age(run, tiny_faces):
-    weights = run("--erase-each-epoch", 1, "--purification", 0) / "iefp.pth"
+@pytest.mark.parametrize("how", ["folded", "kept"])
+def test_the_features_of_a_run_that_erases_each_epoch_have_no_covariance_with_age(run, tiny_faces, how):
+    weights = run("--erase-each-epoch", how, "--purification", 0) / "iefp.pth"
     faces = tiny_faces / TRAINING_SETS["ms1mv3"].folder
     features = features_of(weights, faces, torch.device("cpu"), weights.with_name("features.npz"))
     both = np.concatenate([features.original, features.mirror]).astype(np.float64)
