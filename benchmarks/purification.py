@@ -4,9 +4,10 @@
     python benchmarks/purification.py --output runs/purification --variants plain iefp grl --seeds 0 1 2
     python benchmarks/purification.py --output runs/purification --add iefp-0.1="--mutual-information-weight 0.1"
 
-iefp is the published method, implicit and explicit are its halves; the others have no purification unit. Every variant
-is measured as it was trained and with age erased from its features (models/erasure.py): NAME+erasure fitted on the
-training pictures, NAME+erasure-others on as many pictures of as many other people, of which it sees only the ages.
+iefp is the published method, implicit and explicit are its halves, iefp-prior adds the age prior; the others have no
+purification unit. Every variant is measured as it was trained and with age erased from its features: NAME+erasure is
+fitted on the training pictures, NAME+erasure-others on as many pictures of as many other people, of which it sees only
+the ages.
 
 Every variant has the same backbone, recipe and budget, and with one seed the same people, pictures, age branch and
 order of batches; another seed draws other people too. A run takes about two minutes on one quiet thread, the default
@@ -67,7 +68,8 @@ ALL_FIGURES = {
 
 def run_train(flags: list[str], log_path: Path) -> None:
     """Runs train.py, or what knows a few flags more, in a process of its own; what it prints is kept."""
-    script = ROOT / ("benchmarks/tried_in_training.py" if TRIED & set(flags) else "train.py")
+    is_tried = any(flag.partition("=")[0] in TRIED for flag in flags)
+    script = ROOT / ("benchmarks/tried_in_training.py" if is_tried else "train.py")
     with log_path.open("a") as log:
         done = subprocess.run([sys.executable, str(script), *flags], stdout=log, stderr=log, cwd=ROOT)
     if done.returncode:
@@ -183,7 +185,7 @@ def plot(runs: dict, path: Path) -> None:
         axes = figure.add_subplot(grid[divmod(number, columns)])
         plot_differences(axes, runs, others, name)
         axes.tick_params(labelleft=number % columns == 0)
-    plot_gaps(figure.add_subplot(grid[1, len(FIGURES) - columns :]), runs)
+    plot_gaps(figure.add_subplot(grid[1, len(FIGURES) - columns :]), runs)  # what is left of the second row
     figure.suptitle("difference to plain CosFace: a dot a seed, bars are 95 % intervals of the mean", fontsize=10)
     figure.savefig(path, dpi=110)
 
@@ -202,7 +204,7 @@ def plot_differences(axes, runs: dict, others: list[str], name: str) -> None:
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(others)), others, fontsize=8)
     axes.set_ylim(len(others) - 0.4, -0.6)
-    axes.set_title(FIGURES[name][0], fontsize=9)
+    axes.set_title(FIGURES[name][0], fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
 
 
@@ -210,6 +212,8 @@ def plot_gaps(axes, runs: dict) -> None:
     gaps = next(iter(next(iter(runs.values())).values()))["tar_by_gap_percent"]
     styles = styles_of(runs)
     for variant, by_seed in runs.items():
+        if "+" in variant and not variant.startswith(PLAIN + "+"):  # all of them lie where plain's lie
+            continue
         means = [[of["tar_by_gap_percent"][gap] for of in by_seed.values()] for gap in gaps]
         entry = [statistics.fmean(values) if None not in values else float("nan") for values in means]
         axes.plot(list(gaps), entry, marker="o", markersize=3, label=variant, **styles[variant])
@@ -221,11 +225,11 @@ def plot_gaps(axes, runs: dict) -> None:
 
 def styles_of(runs: dict) -> dict[str, dict[str, str]]:
     """A colour for each variant that was trained, a dash for how age was erased from it."""
-    dashes, colors, styles = {"": "-", "erasure": "--", "erasure-others": ":"}, {}, {}
+    dashes, colors, styles = {"": "-", ERASED[1:]: "--", ERASED_BY_OTHERS[1:]: ":"}, {}, {}
     for name in runs:
         trained, _, how = name.partition("+")
         color = colors.setdefault(trained, f"C{len(colors)}")
-        styles[name] = {"color": color, "linestyle": dashes.get(how, "-")}
+        styles[name] = {"color": color, "linestyle": dashes[how]}
     return styles
 
 

@@ -9,6 +9,7 @@ One process only, and a set whose ages are all known.
 import argparse
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,16 +17,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
+from benchmarks.held_out import Features, fit_erasure
 from data.loaders import batches, evaluation_loader
 from data.transforms import to_network_input
 from evaluation.embeddings.extraction import extract
 from models.erased_weights import as_layer, folded
-from models.erasure import CHILDHOOD_KNOTS, Erasure, ErasureFitter, spline
+from models.erasure import Erasure
 from models.iresnet import IResNet
 from training.state import Run
 from utils.cli import parse_config, run_script
 
 
+@torch.no_grad()
 def set_erasure(encoder: IResNet, weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Applies x -> weight x + bias, (512, 512) and (512,), to the features; neither is trained."""
     encoder.set_erasure(True)
@@ -34,7 +37,6 @@ def set_erasure(encoder: IResNet, weight: torch.Tensor, bias: torch.Tensor) -> N
     encoder.erasure.bias.copy_(bias)
 
 
-@torch.no_grad()
 def fit_now(run: Run) -> Erasure:
     """Fits an erasure to both views of the training pictures, as the encoder now is."""
     model, faces = run.stage.model.eval(), run.index
@@ -42,44 +44,50 @@ def fit_now(run: Run) -> Erasure:
     views = extract(
         model, loader, len(faces), run.process, to_network_input, with_age=False, what=None, with_grey=False
     )
-    fitter = ErasureFitter(views.original.shape[1], basis=spline(CHILDHOOD_KNOTS))
-    for view in (views.original, views.mirror):
-        fitter.add(view, faces.ages)
-    return fitter.solve()
+    return fit_erasure(Features(views.original, views.mirror, None, faces.ages, faces.identities))
+
+
+def before_each_epoch_but_the_first(erase: Callable[[Run], None]) -> None:
+    """Makes train.py erase then, and before the last weights are written; a run that resumes does as well."""
+    train_epoch, finish = train.train_epoch, train.finish
+
+    def erase_and_train(run, start):
+        if start.epoch and not start.batch:
+            erase(run)
+        return train_epoch(run, start)
+
+    def erase_and_finish(run):
+        erase(run)
+        finish(run)
+
+    train.train_epoch, train.finish = erase_and_train, erase_and_finish
 
 
 def fold_each_epoch() -> None:
-    """Makes train.py erase age after each epoch from the weights with which the next one begins."""
-    train_epoch = train.train_epoch
+    """Makes train.py erase age from the weights with which an epoch begins."""
 
-    def then_fold(run, start):
-        state, status = train_epoch(run, start)
+    def erase(run):
         model = run.stage.model
         model.load_state_dict(folded(model.state_dict(), fit_now(run)), strict=False)
-        return state, status
 
-    train.train_epoch = then_fold
+    before_each_epoch_but_the_first(erase)
 
 
 def train_behind_an_erasure() -> None:
-    """Makes train.py train behind an erasure that is fitted anew after each epoch, the last one included."""
-    make_model, train_epoch = train.setup.make_model, train.train_epoch
+    """Makes train.py train behind an erasure that is fitted anew for each epoch."""
+    make_model = train.setup.make_model
 
-    @torch.no_grad()
     def with_identity(*given):
         model = make_model(*given)
         set_erasure(model.backbone_id, torch.eye(model.backbone_id.fc.out_features), torch.zeros(()))
         return model
 
-    def then_erase(run, start):
-        state, status = train_epoch(run, start)
-        encoder = run.stage.model.backbone_id
-        encoder.set_erasure(False)
-        with torch.no_grad():
-            set_erasure(encoder, *as_layer(fit_now(run)))
-        return state, status
+    def erase(run):
+        run.stage.model.backbone_id.set_erasure(False)
+        set_erasure(run.stage.model.backbone_id, *as_layer(fit_now(run)))
 
-    train.setup.make_model, train.train_epoch = with_identity, then_erase
+    train.setup.make_model = with_identity
+    before_each_epoch_but_the_first(erase)
 
 
 ERASING = {"folded": fold_each_epoch, "kept": train_behind_an_erasure}
@@ -90,6 +98,8 @@ def main() -> None:
     parser.add_argument("--erase-each-epoch", choices=ERASING, help="into the weights, or by a layer that stays behind")
     parser.add_argument("--prior-bandwidth", type=float, help="years; of --age-prior")
     tried, flags = parser.parse_known_args()
+    if tried.prior_bandwidth and "--age-prior" not in flags:
+        parser.error("--prior-bandwidth does nothing without --age-prior.")
     if tried.erase_each_epoch:
         ERASING[tried.erase_each_epoch]()
     if tried.prior_bandwidth:

@@ -25,6 +25,7 @@ def filled(*given: Any, **named: Any) -> IEFP:
     with torch.device("meta"):
         model = IEFP(*given, **named)
     model = model.double().to_empty(device="cpu")
+    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()  # any other would stay undefined
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.num_batches_tracked.zero_()

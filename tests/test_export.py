@@ -280,8 +280,10 @@ def test_train_and_test_take_safetensors_and_before_is_what_test_py_reports(
     }
     for column in ("before_percent", "after_percent"):
         assert {name: figures[column] for name, figures in measured.items()} == reported
-    trained = train_identity(tmp_path / "run", "--age-weights", path, "--init-from", path, "--epochs", 1)
+    trained = train_identity(tmp_path / "run", "--age-weights", path, "--init-from", path, "--epochs", 1,
+                             "--backbone", SLIM)  # fmt: skip
     assert trained.status == 0, trained.err
+    assert "start new (margin_fc." in trained.out, trained.out
 
 
 def test_the_sign_of_a_purification_unit_goes_along(tmp_path, run_main):

@@ -16,7 +16,7 @@ import torch
 from golden_weights import fill
 from PIL import Image
 from processes import in_processes
-from scripts import load_script
+from scripts import SLIM, load_script
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -29,7 +29,6 @@ from meta import AGE_GROUP_MIDDLES
 from models.erasure import ErasureFitter, spline
 from models.export_files import read_onnx
 from models.iefp import IEFP
-from models.iresnet import BACKBONES, Architecture
 from models.others.onnx_network import OnnxNetwork
 from models.weights import iefp_file_tensors, load_for_embedding
 from utils.cli import parse_config, run_script
@@ -40,14 +39,6 @@ pytest.importorskip("onnxruntime")
 NUM_PICTURES = 60
 PROCESS = DistInfo(0, 1, torch.device("cpu"))
 SMALL = ("--workers", "0", "--device", "cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A backbone whose forward pass costs little."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "tiny", Architecture((1, 1, 1, 1), width=2))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +129,7 @@ class Purified(NamedTuple):
 @pytest.fixture(scope="module", params=[0, 1], ids=["InsightFace", "IEFP"])
 def purified(request, few, tmp_path_factory) -> Purified:
     """A backbone of InsightFace, and a model with a purification unit; more pictures would only take more time."""
-    folder, model = tmp_path_factory.mktemp("purified"), fill(IEFP("tiny", request.param, None))
+    folder, model = tmp_path_factory.mktemp("purified"), fill(IEFP(SLIM, request.param, None))
     before, after = folder / "before.pth", folder / "after.pth"
     torch.save(iefp_file_tensors(model) if request.param else model.backbone_id.state_dict(), before)
     flags = ["--weights", before, "--data", few, "-o", after, "--cache-folder", folder / "cache",

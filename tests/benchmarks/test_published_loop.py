@@ -2,7 +2,7 @@
 
 import torch
 from golden_weights import fill
-from scripts import TINY, load_script
+from scripts import SLIM, load_script
 
 from benchmarks.published import InsightFaceLoop, PublishedLoop, published_logits
 from models.iefp import IEFP
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def make_model() -> IEFP:
-    return fill(IEFP(TINY, 1, 7).double())
+    return fill(IEFP(SLIM, 1, 7).double())
 
 
 def make_batch(step: int):

@@ -40,6 +40,16 @@ def test_standardising_looks_at_the_first_half_only():
     assert reply.tolist() == [[-1, 0], [1, 0], [8, 0]]
 
 
+@pytest.mark.parametrize("name, script", [("prior", "train.py"), ("prior-bandwidth-8", "tried_in_training.py")])
+def test_flags_that_train_py_lacks_go_to_the_script_that_knows_them(name, script, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(purification.subprocess, "run", lambda command, **_: asked.append(command) or SimpleNamespace(
+        returncode=0))  # fmt: skip
+    flags = purification.VARIANTS[name].split()
+    purification.run_train(flags, tmp_path / "log")
+    assert [command[1].rpartition("/")[2] for command in asked] == [script] and asked[0][2:] == flags
+
+
 def test_variants_differ_in_purification_alone():
     assert set(purification.VARIANTS) >= {"plain", "implicit", "explicit", "iefp"}
     for flags in purification.VARIANTS.values():

@@ -11,17 +11,18 @@ from benchmarks import tried_in_training
 from benchmarks.held_out import features_of
 from meta import TRAINING_SETS
 from models.erasure import CHILDHOOD_KNOTS, spline
+from models.margin import AgePrior
 
 
 @pytest.fixture
 def run(tiny_faces, age_weights, tmp_path, monkeypatch):
-    """Trains three steps with its flags; returns the run folder."""
+    """Trains two epochs of three steps with its flags; returns the run folder."""
     for owner, name in ((tried_in_training.train.setup, "make_model"), (tried_in_training.train.setup, "AgePrior"),
-                        (tried_in_training.train, "train_epoch")):  # fmt: skip
+                        (tried_in_training.train, "train_epoch"), (tried_in_training.train, "finish")):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))  # restored afterwards
 
     def train(*flags):
-        words = [*flags, *identity_flags(tiny_faces, age_weights), "--run-folder", tmp_path / "run", "--epochs", "1"]
+        words = [*flags, *identity_flags(tiny_faces, age_weights), "--run-folder", tmp_path / "run", "--epochs", "2"]
         monkeypatch.setattr(sys, "argv", ["tried_in_training.py", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             tried_in_training.main()
@@ -44,6 +45,12 @@ def test_the_features_of_a_run_that_erases_each_epoch_have_no_covariance_with_ag
 
 def test_the_prior_gets_the_bandwidth(run):
     given = []
-    tried_in_training.train.setup.AgePrior = lambda *_, **flags: given.append(flags["bandwidth"])
+
+    class Watched(AgePrior):
+        def __init__(self, *data, bandwidth, **how):
+            given.append(bandwidth)
+            super().__init__(*data, bandwidth=bandwidth, **how)
+
+    tried_in_training.train.setup.AgePrior = Watched
     run("--prior-bandwidth", 8, "--age-prior", 1)
     assert given == [8.0]

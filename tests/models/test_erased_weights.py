@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from golden_weights import fill
+from scripts import SLIM
 
 from evaluation.embeddings.erasures import describe_erasure, erasure_in_onnx
 from meta import UserError
@@ -12,7 +13,6 @@ from models.erasure import ErasureFitter
 from models.export import Embedder, example_images
 from models.export_files import run_embedder
 from models.iefp import IEFP
-from models.iresnet import BACKBONES, Architecture
 from models.weights import (
     ERASURE,
     describe_branches,
@@ -24,14 +24,6 @@ from models.weights import (
 )
 
 NUM_IDENTITIES = 7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A backbone whose forward pass costs nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "tiny", Architecture((1, 1, 1, 1), width=2))
-        yield
 
 
 def erasure_of(size: int):
@@ -61,7 +53,7 @@ def files(request, tmp_path_factory, erasure):
     """A model, its weight file, and that with the erasure."""
     purification, change = FORMS[request.param]
     tmp_path = tmp_path_factory.mktemp("files")
-    model = fill(IEFP("tiny", purification, NUM_IDENTITIES)).eval()
+    model = fill(IEFP(SLIM, purification, NUM_IDENTITIES)).eval()
     before, after = tmp_path / "before.pth", tmp_path / "after.pth"
     torch.save(change(iefp_file_tensors(model)), before)
     for path in (before, after):
@@ -81,7 +73,7 @@ def test_the_erased_file_gives_the_erased_features(files, erasure):
     model, before, after = files
     expected = erasure(features_of(model))
     loaded, _ = load_for_embedding(after)
-    into = IEFP("tiny", model.backbone_id.purification, None)
+    into = IEFP(SLIM, model.backbone_id.purification, None)
     load_identity_branch(into, after)
     for one in (loaded, into):
         assert np.abs(features_of(one) - expected).max() < 1e-5 * np.abs(expected).max()
@@ -118,7 +110,7 @@ def test_what_is_exported_holds_the_erasure(files):
 
 def test_training_starts_before_an_erasure_that_is_a_layer_and_says_so(files):
     model, before, after = files
-    new = IEFP("tiny", model.backbone_id.purification, NUM_IDENTITIES)
+    new = IEFP(SLIM, model.backbone_id.purification, NUM_IDENTITIES)
     sentence = load_what_fits(new, after, ("backbone_id.",))
     has_layer = model.backbone_id.purification != 0
     assert ("training starts before the erasure of age" in sentence) == has_layer
@@ -128,7 +120,7 @@ def test_training_starts_before_an_erasure_that_is_a_layer_and_says_so(files):
 
 @pytest.mark.parametrize("keys", [{"weight": (512, 512)}, {"weight": (512, 9), "bias": (512,)}])
 def test_half_an_erasure_is_refused_whole(tmp_path, keys):
-    model = IEFP("tiny", 1, None)
+    model = IEFP(SLIM, 1, None)
     tensors = iefp_file_tensors(model) | {ERASURE + name: torch.zeros(shape) for name, shape in keys.items()}
     torch.save(tensors, tmp_path / "half.pth")
     with pytest.raises(UserError, match="does not fit the identity branch"):

@@ -39,6 +39,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(train_identity, tiny_faces, tmp_path):
+    # Of TINY's weights the file's own tables are more than 1 %.
     flags, folder = ("--epochs", 1, "--cache-folder", tmp_path / "cache", "--backbone", SLIM), tmp_path / "run"
     outcome = train_identity(folder, *flags, "--dry-run")
     assert outcome.status == 0 and outcome.err == "", outcome.err
@@ -47,7 +48,7 @@ def test_a_dry_run_counts_data_parameters_and_files_and_leaves_a_picture_alone(t
     data_are_counted(outcome.out, training_set(tiny_faces))
     parameters_are_counted(outcome.out)
     assert train_identity(folder, *flags).status == 0
-    assert train_identity(tmp_path / "plain", *flags).status == 0
+    assert train_identity(tmp_path / "plain", "--epochs", 1, "--backbone", SLIM).status == 0
     assert same_weights(folder / "iefp.pth", tmp_path / "plain" / "iefp.pth")  # as without the dry run
     (path,) = (folder / "checkpoints").glob("*.pth")
     for what, written in ((r"checkpoint .* 3 x", path), (r"weights in the published layout +1 x", folder / "iefp.pth")):

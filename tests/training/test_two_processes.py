@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_weights import fill
 from processes import assert_equal_everywhere, in_processes, run_program
-from scripts import TINY, load_script
+from scripts import SLIM, load_script
 
 from models.iefp import IEFP
 from training.partial_fc import own_identities, whole_weight
@@ -46,8 +46,8 @@ def take_steps(process: DistInfo, **settings) -> dict:
     config = train.TrainConfig(learning_rate=0.01, clip_norm=LEAST_NORM, **settings)
     held = own_identities(IDENTITIES, process) if config.sharded_classes else None
     of_head = {"margin": config.margin, "margin_value": None}
-    model = IEFP(TINY, 1, IDENTITIES, **of_head, own_identities=held)
-    whole = fill(IEFP(TINY, 1, IDENTITIES, **of_head)).state_dict()
+    model = IEFP(SLIM, 1, IDENTITIES, **of_head, own_identities=held)
+    whole = fill(IEFP(SLIM, 1, IDENTITIES, **of_head)).state_dict()
     if config.sharded_classes:
         whole["margin_fc.weight"] = whole["margin_fc.weight"][model.margin_fc.own.start : model.margin_fc.own.stop]
     model.load_state_dict(whole)
