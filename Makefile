@@ -38,7 +38,8 @@ demo: $(VENV)/installed | $(DEMO)/face_dataset
 	$(RUN) purify.py @recipes/demo-purify.args
 	$(RUN) test.py @recipes/demo-test.args
 
-# With mmap glibc gets the memory of each large tensor anew, page by page: a third of a convolution's time in float64.
+# With mmap, or where it gives memory back, glibc gets that of each large tensor anew, page by page: a third of a
+# convolution's time in float64.
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

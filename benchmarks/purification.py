@@ -33,6 +33,7 @@ from evaluation.groups.seeds import of_figure, paired_difference, summarise
 from utils.distributed import choose_device
 from utils.files import write_json
 
+MOST_CURVES = 9  # in a plot; of more the erased ones are left out, but for plain's
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "plain"
 PUBLISHED_LAMBDA = "0.001"
@@ -67,7 +68,7 @@ ALL_FIGURES = {
 
 
 def run_train(flags: list[str], log_path: Path) -> None:
-    """Runs train.py, or what knows a few flags more, in a process of its own; what it prints is kept."""
+    """Runs train.py, or tried_in_training.py where a flag asks for it, in a process of its own; its output is kept."""
     is_tried = any(flag.partition("=")[0] in TRIED for flag in flags)
     script = ROOT / ("benchmarks/tried_in_training.py" if is_tried else "train.py")
     with log_path.open("a") as log:
@@ -212,7 +213,7 @@ def plot_gaps(axes, runs: dict) -> None:
     gaps = next(iter(next(iter(runs.values())).values()))["tar_by_gap_percent"]
     styles = styles_of(runs)
     for variant, by_seed in runs.items():
-        if "+" in variant and not variant.startswith(PLAIN + "+"):  # all of them lie where plain's lie
+        if len(runs) > MOST_CURVES and "+" in variant and not variant.startswith(PLAIN + "+"):
             continue
         means = [[of["tar_by_gap_percent"][gap] for of in by_seed.values()] for gap in gaps]
         entry = [statistics.fmean(values) if None not in values else float("nan") for values in means]

@@ -3,7 +3,7 @@
     python benchmarks/tried_in_training.py --erase-each-epoch folded --purification 0 ... (train.py's flags)
     python benchmarks/tried_in_training.py --prior-bandwidth 8 --age-prior 1 ... (train.py's flags)
 
-One process only, and a set whose ages are all known.
+Stage identity in one process, and a set whose ages are all known.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--erase-each-epoch", choices=ERASING, help="into the weights, or by a layer that stays behind")
     parser.add_argument("--prior-bandwidth", type=float, help="years; of --age-prior")
     tried, flags = parser.parse_known_args()
-    if tried.prior_bandwidth and "--age-prior" not in flags:
+    if tried.prior_bandwidth and "--age-prior" not in {flag.partition("=")[0] for flag in flags}:
         parser.error("--prior-bandwidth does nothing without --age-prior.")
     if tried.erase_each_epoch:
         ERASING[tried.erase_each_epoch]()

@@ -334,8 +334,10 @@ def _colours(path: Path, described: dict) -> str | None:
 def read_description(path: Path, beside: Path) -> dict[str, Any]:
     """What the JSON file `beside` says of a weight file; empty where there is none.
 
+    NAME.json beside NAME.pth may be about something else, and then says nothing; NAME.onnx.json is about NAME.onnx.
+
     Raises:
-        UserError: it is no JSON.
+        UserError: it is no JSON, or one with the weight file's whole name is no object.
     """
     if not os.path.isfile(beside):
         return {}
@@ -345,10 +347,14 @@ def read_description(path: Path, beside: Path) -> dict[str, Any]:
         if len(text) > MAX_DESCRIPTION:
             raise ValueError(f"more than {MAX_DESCRIPTION} characters")
         description = json.loads(text)
-        return description if isinstance(description, dict) else {}
+        if isinstance(description, dict):
+            return description
+        if beside.name == f"{path.name}.json":
+            raise ValueError("no object")
+        return {}
     except (ValueError, OSError, RecursionError):  # the last for brackets in brackets in brackets
         raise UserError(
-            f"{beside}, which describes {path.name}, can't be read as JSON: restore or remove it."
+            f"{beside}, which describes {path.name}, can't be read as a JSON object: restore or remove it."
         ) from None
 
 

@@ -112,8 +112,9 @@ def test_a_model_of_mobilefacenets_convention_gets_its_own_columns_one_at_a_time
     assert f"({path}.json)" in by_file.remarks[0] and by_file.fingerprint != by_flag.fingerprint
     np.testing.assert_allclose(features(path, images, "rgb scale=127.5"), plain, atol=1e-5)  # the flag goes before
     refused(open_network, path, PROCESS, "160x160", match=r"shape \(1, 3, 112, 96\) and not of 160x160.*leave the size")
-    beside.write_text("[1")
-    refused(open_network, path, PROCESS, match="can't be read as JSON")
+    for text in ("[1", "[1]", '"rgb"'):  # the last two are JSON and say nothing: not to be passed over
+        beside.write_text(text)
+        refused(open_network, path, PROCESS, match="can't be read as a JSON object")
 
 
 def test_pixels_of_models_that_normalise_them_inside_go_in_as_bytes(images, tmp_path):
